@@ -1,0 +1,15 @@
+from torch import nn
+
+
+def c2_msra_fill(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
+    """Fill with Caffe2's MSRAFill: normal with variance 2 / fan_out, bias 0 (arXiv:1502.01852)."""
+    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def c2_xavier_fill(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
+    """Fill with Caffe2's XavierFill: uniform within sqrt(3 / fan_in), bias 0."""
+    nn.init.kaiming_uniform_(module.weight, a=1)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,75 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ConvTranspose2d = nn.ConvTranspose2d
+BatchNorm2d = nn.BatchNorm2d
+Linear = nn.Linear
+interpolate = F.interpolate
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution, then an optional norm, then an optional activation.
+
+    The norm is the child `norm`, as in the official state dicts (`conv1.norm.weight`).
+
+    Args:
+        args: positional arguments of `torch.nn.Conv2d`.
+        norm: a module applied to the result; pass `bias=not norm` along with it.
+        activation: a function or module applied last.
+        kwargs: keyword arguments of `torch.nn.Conv2d`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H', W'); B may be 0."""
+        output = super().forward(input)
+        if self.norm is not None:
+            output = self.norm(output)
+        if self.activation is not None:
+            output = self.activation(output)
+        return output
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """`torch.cat`, which copies nothing when there is one tensor."""
+    if len(tensors) == 1:
+        return tensors[0]
+    return torch.cat(list(tensors), dim)
+
+
+def cross_entropy(
+    input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any
+) -> Tensor:
+    """`F.cross_entropy` whose mean over no rows is zero and still connected to `input`.
+
+    Args:
+        input: (N, K) logits, or (N, K, H, W).
+        target: (N,) int64 classes, or (N, H, W).
+        reduction: "mean", "sum" or "none".
+        kwargs: further arguments of `F.cross_entropy`.
+
+    Returns:
+        Scalar, or the losses one by one for "none".
+    """
+    if target.numel() == 0 and reduction == "mean":
+        return input.sum() * 0.0
+    return F.cross_entropy(input, target, reduction=reduction, **kwargs)
+
+
+def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
+    """The indices of the nonzero elements, one (N,) int64 tensor per dimension."""
+    return x.nonzero(as_tuple=True)
