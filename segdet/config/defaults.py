@@ -1,0 +1,147 @@
+"""The default config: detectron2's complete key tree, gathered from the sections that own the keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from segdet.config.compat import VERSION
+from segdet.config.node import CfgNode
+from segdet.config.reader import defaults_of
+from segdet.data.build import DataLoaderConfig, DatasetsConfig
+from segdet.data.mapper import InputConfig
+from segdet.evaluation.testing import TestConfig
+from segdet.modeling.meta_arch import SYSTEMS
+from segdet.solver.build import SolverConfig
+
+SECTIONS: dict[str, type[Any]] = {
+    "INPUT": InputConfig,
+    "DATASETS": DatasetsConfig,
+    "DATALOADER": DataLoaderConfig,
+    "SOLVER": SolverConfig,
+    "TEST": TestConfig,
+}
+
+# Keys that no part's section owns.
+COMMON: dict[str, Any] = {
+    "VERSION": VERSION,
+    "OUTPUT_DIR": "./output",
+    "SEED": -1,
+    "CUDNN_BENCHMARK": False,
+    "FLOAT32_PRECISION": "",
+    "VIS_PERIOD": 0,
+    "GLOBAL": {"HACK": 1.0},
+    "MODEL": {
+        "LOAD_PROPOSALS": False,
+        "KEYPOINT_ON": False,
+        "DEVICE": "cuda",
+        "META_ARCHITECTURE": "GeneralizedRCNN",
+        "WEIGHTS": "",
+    },
+}
+
+# Keys of detectron2's parts that are not built yet, so that its files load. A part that arrives
+# takes its keys out of here and into its section.
+NOT_BUILT_YET: dict[str, Any] = {
+    "MODEL": {
+        "ROI_BOX_CASCADE_HEAD": {
+            "BBOX_REG_WEIGHTS": (
+                (10.0, 10.0, 5.0, 5.0),
+                (20.0, 20.0, 10.0, 10.0),
+                (30.0, 30.0, 15.0, 15.0),
+            ),
+            "IOUS": (0.5, 0.6, 0.7),
+        },
+        "ROI_KEYPOINT_HEAD": {
+            "NAME": "KRCNNConvDeconvUpsampleHead",
+            "POOLER_RESOLUTION": 14,
+            "POOLER_SAMPLING_RATIO": 0,
+            "CONV_DIMS": (512,) * 8,
+            "NUM_KEYPOINTS": 17,
+            "MIN_KEYPOINTS_PER_IMAGE": 1,
+            "NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": True,
+            "LOSS_WEIGHT": 1.0,
+            "POOLER_TYPE": "ROIAlignV2",
+        },
+        "SEM_SEG_HEAD": {
+            "NAME": "SemSegFPNHead",
+            "IN_FEATURES": ("p2", "p3", "p4", "p5"),
+            "IGNORE_VALUE": 255,
+            "NUM_CLASSES": 54,
+            "CONVS_DIM": 128,
+            "COMMON_STRIDE": 4,
+            "NORM": "GN",
+            "LOSS_WEIGHT": 1.0,
+        },
+        "PANOPTIC_FPN": {
+            "INSTANCE_LOSS_WEIGHT": 1.0,
+            "COMBINE": {
+                "ENABLED": True,
+                "OVERLAP_THRESH": 0.5,
+                "STUFF_AREA_LIMIT": 4096,
+                "INSTANCES_CONFIDENCE_THRESH": 0.5,
+            },
+        },
+        "RETINANET": {
+            "NUM_CLASSES": 80,
+            "IN_FEATURES": ("p3", "p4", "p5", "p6", "p7"),
+            "NUM_CONVS": 4,
+            "IOU_THRESHOLDS": (0.4, 0.5),
+            "IOU_LABELS": (0, -1, 1),
+            "PRIOR_PROB": 0.01,
+            "SCORE_THRESH_TEST": 0.05,
+            "TOPK_CANDIDATES_TEST": 1000,
+            "NMS_THRESH_TEST": 0.5,
+            "BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+            "FOCAL_LOSS_GAMMA": 2.0,
+            "FOCAL_LOSS_ALPHA": 0.25,
+            "SMOOTH_L1_LOSS_BETA": 0.1,
+            "BBOX_REG_LOSS_TYPE": "smooth_l1",
+            "NORM": "",
+        },
+    },
+}
+
+# Sections hold tuples; detectron2 has lists here, which users' scripts extend and compare.
+LISTS = frozenset(
+    """
+    MODEL.PIXEL_MEAN MODEL.PIXEL_STD MODEL.FPN.IN_FEATURES
+    MODEL.ANCHOR_GENERATOR.SIZES MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS MODEL.ANCHOR_GENERATOR.ANGLES
+    MODEL.RPN.IN_FEATURES MODEL.RPN.IOU_THRESHOLDS MODEL.RPN.IOU_LABELS MODEL.RPN.CONV_DIMS
+    MODEL.ROI_HEADS.IN_FEATURES MODEL.ROI_HEADS.IOU_THRESHOLDS MODEL.ROI_HEADS.IOU_LABELS
+    MODEL.SEM_SEG_HEAD.IN_FEATURES
+    MODEL.RETINANET.IN_FEATURES MODEL.RETINANET.IOU_THRESHOLDS MODEL.RETINANET.IOU_LABELS
+    MODEL.RESNETS.OUT_FEATURES MODEL.RESNETS.DEFORM_ON_PER_STAGE
+    INPUT.CROP.SIZE TEST.EXPECTED_RESULTS TEST.KEYPOINT_OKS_SIGMAS
+    """.split()
+)
+
+
+def get_cfg() -> CfgNode:
+    """The default config, with detectron2's keys and values."""
+    trees = [CfgNode(COMMON), CfgNode(NOT_BUILT_YET)]
+    trees += [CfgNode({"MODEL": defaults_of(section)}) for section in SYSTEMS.values()]
+    trees += [CfgNode({key: defaults_of(section)}) for key, section in SECTIONS.items()]
+    return gather(trees)
+
+
+def gather(trees: list[CfgNode]) -> CfgNode:
+    """One tree of several that may share keys.
+
+    Raises:
+        RuntimeError: two of them have different defaults for a key.
+    """
+    gathered: dict[str, Any] = {}
+    for tree in trees:
+        for path, value, _ in tree.leaves():
+            *sections, key = path.split(".")
+            node = gathered
+            for name in sections:
+                node = node.setdefault(name, {})
+            value = _as_lists(value) if path in LISTS else value
+            if node.setdefault(key, value) != value:
+                raise RuntimeError(f"{path} has two defaults: {node[key]!r} and {value!r}")
+    return CfgNode(gathered)
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(one) for one in value] if isinstance(value, tuple) else value

@@ -1,0 +1,302 @@
+"""CfgNode: the tree of settings under detectron2's keys, and where each value came from."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import yaml
+
+from segdet.config.compat import upgrade
+from segdet.config.yaml_files import BASE_KEY, yaml_layers
+from segdet.errors import ConfigError
+
+DEFAULT = "default"
+CODE = "code"
+COMMAND_LINE = "command line"
+
+_LEAF_TYPES = (str, int, float, bool, type(None), list, tuple)
+
+
+class CfgNode(dict[str, Any]):
+    """A section of the config: `cfg.MODEL.MASK_ON` or `cfg["MODEL"]["MASK_ON"]`.
+
+    The calls are detectron2's. Assigning by attribute may add keys (that is how a project declares
+    its own); merging may not. A frozen tree refuses writing with AttributeError.
+    """
+
+    __slots__ = ("_frozen", "_sources")
+    _frozen: bool
+    _sources: dict[str, str]  # of the values here that are no longer the default
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        """Nested mappings become nodes; their values count as defaults."""
+        super().__init__({key: _as_node(value) for key, value in (values or {}).items()})
+        object.__setattr__(self, "_frozen", False)
+        object.__setattr__(self, "_sources", {})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"the config has no {name} here{did_you_mean(name, list(self))}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        del self[name]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._put(key, _as_node(value), CODE)
+
+    def __delitem__(self, key: str) -> None:
+        self._refuse_if_frozen(key)
+        super().__delitem__(key)
+        self._sources.pop(key, None)
+
+    # dict's own versions would not pass through the two methods above.
+    update = MutableMapping.update
+    setdefault = MutableMapping.setdefault
+    pop = MutableMapping.pop
+    popitem = MutableMapping.popitem
+    clear = MutableMapping.clear
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), dict(self), self._frozen, self._sources)
+
+    def __str__(self) -> str:
+        return self.dump()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({super().__repr__()})"
+
+    # --- where values come from ---------------------------------------------------------------
+
+    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+        """(key path, value, where it was set) of every value, in the tree's order."""
+        for key, value in self.items():
+            if isinstance(value, CfgNode):
+                yield from value.leaves(f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value, self._sources.get(key, DEFAULT)
+
+    def source_of(self, path: str) -> str:
+        """What set a value last: a file's path, "command line", "code" or "default".
+
+        Args:
+            path: as "MODEL.ROI_HEADS.NUM_CLASSES".
+        """
+        node, key = self._find(path, source="source_of")
+        if isinstance(node[key], CfgNode):
+            raise ConfigError(f"{path} is a section; each of its keys has its own source")
+        return node._sources.get(key, DEFAULT)
+
+    # --- merging ------------------------------------------------------------------------------
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str) -> CfgNode:
+        """A YAML file merged over the files its `_BASE_` names, before any defaults."""
+        tree = cls()
+        for file, mapping in yaml_layers(str(filename)):
+            tree._overlay(mapping, file, prefix="")
+        return tree
+
+    def merge_from_file(self, cfg_filename: str) -> None:
+        """Take over the values of a YAML file and its `_BASE_` files.
+
+        Raises:
+            ConfigError: a file that cannot be read, an unknown key, a value of a wrong type.
+        """
+        leaves = list(self.load_yaml_with_base(cfg_filename).leaves())
+        if "VERSION" in self:
+            leaves = upgrade(leaves, str(cfg_filename))
+        for path, value, source in leaves:
+            self._assign(path, value, source)
+
+    def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
+        """Take over the values of another tree, and what set them."""
+        for path, value, source in cfg_other.leaves():
+            node, key = self._find(path, source)
+            if source != DEFAULT:
+                self._assign(path, value, source)
+            elif node[key] != value:
+                self._assign(path, value, CODE)
+
+    def merge_from_list(self, cfg_list: list[Any]) -> None:
+        """Take over [KEY, VALUE, KEY, VALUE, ...], as given behind a command.
+
+        Values may be text of Python literals: "0.01", "(1, 2)", "True", "None".
+        """
+        if len(cfg_list) % 2:
+            raise ConfigError(
+                f"options are pairs of KEY VALUE; {cfg_list[-1]!r} stands alone in {cfg_list}"
+            )
+        for path, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+            if path.split(".")[-1] == BASE_KEY:
+                raise ConfigError(f"{BASE_KEY} belongs into a config file, not on the command line")
+            self._assign(path, value, COMMAND_LINE)
+
+    def _overlay(self, mapping: Mapping[str, Any], file: str, prefix: str) -> None:
+        """Merge one file of a `_BASE_` chain; new keys are welcome, changed shapes are not."""
+        for key, value in mapping.items():
+            present = self.get(key)
+            if isinstance(value, Mapping):
+                if key not in self:
+                    present = CfgNode()
+                    self._put(key, present, file)
+                if not isinstance(present, CfgNode):
+                    raise _not_a_section(f"{prefix}{key}", present, file)
+                present._overlay(value, file, f"{prefix}{key}.")
+            elif isinstance(present, CfgNode):
+                raise _is_a_section(f"{prefix}{key}", value, file)
+            else:
+                self._put(key, value, file)
+
+    def _assign(self, path: str, value: Any, source: str) -> None:
+        node, key = self._find(path, source)
+        present = node[key]
+        value = _decode(value, present)
+        if isinstance(value, Mapping) and isinstance(present, CfgNode):
+            for name, part in value.items():
+                self._assign(f"{path}.{name}", part, source)
+        elif isinstance(present, CfgNode):
+            raise _is_a_section(path, value, source)
+        else:
+            node._put(key, copy.deepcopy(_fit(value, present, path, source)), source)
+
+    def _find(self, path: str, source: str) -> tuple[CfgNode, str]:
+        """The node that holds the last key of `path`, and that key."""
+        node = self
+        *sections, last = path.split(".")
+        for depth, name in enumerate(sections):
+            child = node.get(name, CfgNode())
+            if not isinstance(child, CfgNode):
+                raise _not_a_section(".".join(sections[: depth + 1]), child, source)
+            node = child
+        if last not in node:
+            known = [leaf for leaf, _, _ in self.leaves()]
+            raise ConfigError(f"{source}: unknown key {path}{did_you_mean(path, known)}")
+        return node, last
+
+    def _put(self, key: str, value: Any, source: str) -> None:
+        self._refuse_if_frozen(key)
+        super().__setitem__(key, value)
+        if isinstance(value, CfgNode):
+            self._sources.pop(key, None)
+        else:
+            self._sources[key] = source
+
+    # --- freezing, copying, writing -----------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Refuse writing from now on, here and below."""
+        self._set_frozen(True)
+
+    def defrost(self) -> None:
+        """Allow writing again."""
+        self._set_frozen(False)
+
+    def is_frozen(self) -> bool:
+        """Whether writing is refused."""
+        return self._frozen
+
+    def _set_frozen(self, frozen: bool) -> None:
+        object.__setattr__(self, "_frozen", frozen)
+        for value in self.values():
+            if isinstance(value, CfgNode):
+                value._set_frozen(frozen)
+
+    def _refuse_if_frozen(self, key: str) -> None:
+        if self._frozen:
+            raise AttributeError(f"the config is frozen: {key} cannot be set; defrost() it first")
+
+    def clone(self) -> CfgNode:
+        """An independent copy."""
+        return copy.deepcopy(self)
+
+    def dump(self, **kwargs: Any) -> str:
+        """The tree as YAML, which `merge_from_file` reads back.
+
+        Args:
+            kwargs: of `yaml.safe_dump`.
+        """
+        for path, value, _ in self.leaves():
+            if not isinstance(value, _LEAF_TYPES):
+                raise ConfigError(f"{path} holds a {type(value).__name__}, which YAML cannot write")
+        return yaml.safe_dump(_plain(self), **kwargs)
+
+
+def _restore(
+    cls: type[CfgNode], values: dict[str, Any], frozen: bool, sources: dict[str, str]
+) -> CfgNode:
+    node = cls(values)
+    node._sources.update(sources)
+    object.__setattr__(node, "_frozen", frozen)
+    return node
+
+
+def _as_node(value: Any) -> Any:
+    is_plain = isinstance(value, Mapping) and not isinstance(value, CfgNode)
+    return CfgNode(value) if is_plain else value
+
+
+def _plain(value: Any) -> Any:
+    """The same value of dicts, lists and scalars."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _decode(value: Any, present: Any) -> Any:
+    """Text of a Python literal becomes its value; text for a text key stays as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        decoded = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+    keeps_text = isinstance(present, str) and not isinstance(decoded, (str, type(None)))
+    return value if keeps_text else decoded
+
+
+def _fit(value: Any, present: Any, path: str, source: str) -> Any:
+    """`value` as the type of the value that it replaces, by detectron2's rules.
+
+    Lists and tuples stand for each other, None for anything, and (looser than the original) an
+    int for a float.
+    """
+    if value is None or present is None or type(value) is type(present):
+        return value
+    if isinstance(present, (list, tuple)) and isinstance(value, (list, tuple)):
+        return type(present)(value)
+    if type(present) is float and type(value) is int:
+        return float(value)
+    raise ConfigError(
+        f"{source}: {path} must be {_type_name(present)} (as {present!r}),"
+        f" is {_type_name(value)} {value!r}"
+    )
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__name__
+
+
+def _not_a_section(path: str, present: Any, source: str) -> ConfigError:
+    return ConfigError(
+        f"{source}: {path} is a value ({present!r}), not a section: no keys can stand below it"
+    )
+
+
+def _is_a_section(path: str, value: Any, source: str) -> ConfigError:
+    return ConfigError(
+        f"{source}: {path} is a section of keys and cannot become {value!r}; set keys below it"
+    )
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """The end of a message about an unknown name: "; did you mean ...?", or nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,117 @@
+"""Between the config tree and sections: frozen dataclasses that hold a part's settings.
+
+A field `num_conv` is the key NUM_CONV; a field whose type is a section is a section below. A field
+with `metadata={"key": "TEST.DETECTIONS_PER_IMAGE"}` reads a key that another section owns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, TypeVar
+
+from segdet.config.node import DEFAULT, CfgNode
+from segdet.errors import ConfigError
+
+Section = TypeVar("Section")
+
+
+def defaults_of(section: Any) -> CfgNode:
+    """The keys that a section owns.
+
+    Args:
+        section: a section class, for its defaults; or an instance, for its values.
+    """
+    instance = section() if isinstance(section, type) else section
+    keys: dict[str, Any] = {}
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if "key" not in field.metadata:
+            is_section = dataclasses.is_dataclass(value)
+            keys[field.name.upper()] = defaults_of(value) if is_section else value
+    return CfgNode(keys)
+
+
+def read_section(section: type[Section], cfg: CfgNode, at: str = "") -> Section:
+    """Fill a section from the config.
+
+    Args:
+        section: the dataclass.
+        cfg: the whole tree.
+        at: where the section's keys stand in it, as "MODEL.RPN"; "" is the top.
+
+    Raises:
+        ConfigError: a value of a wrong type, or one that the section itself refuses; the message
+            names the key, the value and what set it.
+    """
+    hints = typing.get_type_hints(section)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(typing.cast(Any, section)):
+        path = field.metadata.get("key") or (f"{at}." if at else "") + field.name.upper()
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            values[field.name] = read_section(typing.cast(type[Any], hint), cfg, path)
+        else:
+            values[field.name] = _read_value(cfg, path, hint)
+    try:
+        return section(**values)
+    except ConfigError as error:
+        where = f"{at}: " if at else ""
+        raise ConfigError(f"{where}{error}{_set_by(cfg, at)}") from None
+
+
+def _read_value(cfg: CfgNode, path: str, hint: Any) -> Any:
+    value: Any = cfg
+    for name in path.split("."):
+        value = value[name]
+    try:
+        return _as_type(value, hint)
+    except _Misfit:
+        raise ConfigError(
+            f"{path} must be {_describe(hint)}, is {value!r} (set by {cfg.source_of(path)})"
+        ) from None
+
+
+class _Misfit(Exception):
+    """A value that is not of the type asked for."""
+
+
+def _as_type(value: Any, hint: Any) -> Any:
+    """`value` as a field's type: an int stands for a float, a list for a tuple; nothing else."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _as_first_that_fits(value, args)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        items: list[Any] = list(typing.cast("list[Any]", value))
+        item_types = (args[0],) * len(items) if args[-1] is Ellipsis else args
+        if len(item_types) == len(items):
+            return tuple(_as_type(one, kind) for one, kind in zip(items, item_types, strict=True))
+    elif hint is float and type(value) is int:
+        return float(value)
+    elif origin is None and type(value) is (type(None) if hint is None else hint):
+        return value
+    raise _Misfit
+
+
+def _as_first_that_fits(value: Any, hints: tuple[Any, ...]) -> Any:
+    for hint in hints:
+        try:
+            return _as_type(value, hint)
+        except _Misfit:
+            continue
+    raise _Misfit
+
+
+def _describe(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _set_by(cfg: CfgNode, at: str) -> str:
+    """Which of a section's own keys are no defaults, and what set them."""
+    node = cfg
+    for name in at.split(".") if at else ():
+        node = node[name]
+    own = [(key, source) for key, _, source in node.leaves() if "." not in key]
+    told = [f"{key} set by {source}" for key, source in own if source != DEFAULT]
+    return f" ({', '.join(told)})" if told else ""

@@ -1,0 +1,83 @@
+"""Reading config files: plain YAML, and the chain of files that `_BASE_` names."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import yaml
+
+from segdet.errors import ConfigError
+
+BASE_KEY = "_BASE_"
+
+
+def yaml_layers(file: str, chain: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """A config file behind everything its `_BASE_` names, in merging order (later overrides).
+
+    Args:
+        file: a local path; `~` is the home folder.
+        chain: the files that led here, outermost first.
+
+    Returns:
+        Pairs of file and its mapping without `_BASE_`. A base is looked for beside the file that
+        names it.
+
+    Raises:
+        ConfigError: a file that is missing, no local path, no plain YAML or no mapping, a cycle.
+    """
+    named_by = f" (named by {BASE_KEY} in {chain[-1]})" if chain else ""
+    if "://" in file:
+        raise ConfigError(
+            f"{file}: configs are read from local files only; download it first{named_by}"
+        )
+    file = os.path.normpath(os.path.expanduser(file))
+    if file in chain:
+        raise ConfigError(f"{BASE_KEY} runs in a circle: {' -> '.join((*chain, file))}")
+    mapping = _read_mapping(file, named_by)
+    bases = mapping.pop(BASE_KEY, [])
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for base in [bases] if isinstance(bases, str) else bases:
+        if not isinstance(base, str):
+            raise ConfigError(f"{file}: {BASE_KEY} must be a path or a list of paths, is {bases!r}")
+        beside = base if "://" in base else _beside(file, base)
+        layers += yaml_layers(beside, (*chain, file))
+    return [*layers, (file, mapping)]
+
+
+def _beside(file: str, base: str) -> str:
+    return os.path.join(os.path.dirname(file), os.path.expanduser(base))
+
+
+def _read_mapping(file: str, named_by: str) -> dict[str, Any]:
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = yaml.safe_load(stream)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read{named_by}: {error}") from None
+    except yaml.constructor.ConstructorError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(
+            f"{file}, line {line}: {error.problem}; configs are plain YAML and never build"
+            " Python objects: write numbers, strings and lists"
+        ) from None
+    except yaml.YAMLError as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        what = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
+        raise ConfigError(f"{file}{where}: not YAML: {what}") from None
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{file}: a config is a mapping of keys to values; found {found}")
+    _check_keys(content, file)
+    return content
+
+
+def _check_keys(mapping: dict[Any, Any], file: str) -> None:
+    for key, value in mapping.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{file}: keys are words, found {key!r}")
+        if "." in key:
+            raise ConfigError(f"{file}: {key} must be nested, one mapping per dot")
+        if isinstance(value, dict):
+            _check_keys(value, file)
