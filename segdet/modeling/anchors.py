@@ -1,0 +1,119 @@
+"""Anchors: boxes of fixed sizes and shapes, tiled over every cell of a feature map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segdet.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorGeneratorConfig:
+    """MODEL.ANCHOR_GENERATOR; one entry of `sizes` and `aspect_ratios` serves every level."""
+
+    name: str = "DefaultAnchorGenerator"
+    sizes: tuple[tuple[float, ...], ...] = ((32, 64, 128, 256, 512),)
+    aspect_ratios: tuple[tuple[float, ...], ...] = ((0.5, 1.0, 2.0),)
+    angles: tuple[tuple[float, ...], ...] = ((-90, 0, 90),)
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name != "DefaultAnchorGenerator":
+            raise ConfigError(f"NAME {self.name!r} is unknown; known here: DefaultAnchorGenerator")
+
+    def build(self, strides: Sequence[int]) -> DefaultAnchorGenerator:
+        """The generator for levels of these strides."""
+        return DefaultAnchorGenerator(
+            sizes=self.sizes, aspect_ratios=self.aspect_ratios, strides=strides, offset=self.offset
+        )
+
+
+class DefaultAnchorGenerator(nn.Module):
+    """Anchors centred on `(offset + index) * stride` of every cell.
+
+    Source: Faster R-CNN (arXiv:1506.01497), section 3.1.1. With detectron2's default offset 0 the
+    first anchor is centred on the image corner (0, 0), not in the middle of its cell.
+
+    Args:
+        sizes: per level (or once for all), anchor sides in pixels of the network input.
+        aspect_ratios: per level (or once for all), height / width.
+        strides: one per level.
+        offset: in cells, within [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[Sequence[float]],
+        strides: Sequence[int],
+        offset: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= offset < 1.0:
+            raise ConfigError(f"OFFSET must be in [0, 1), is {offset}")
+        self.strides = tuple(strides)
+        self.offset = offset
+        self.num_anchors = []
+        levels = zip(
+            _per_level(sizes, len(strides), "SIZES"),
+            _per_level(aspect_ratios, len(strides), "ASPECT_RATIOS"),
+            strict=True,
+        )
+        for level, (level_sizes, level_ratios) in enumerate(levels):
+            cell = cell_anchors(level_sizes, level_ratios)  # (A, 4)
+            self.register_buffer(f"cell_anchors_{level}", cell, persistent=False)
+            self.num_anchors.append(len(cell))
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Anchors of every level.
+
+        Args:
+            features: one (B, C, H, W) map per level.
+
+        Returns:
+            One (H * W * A, 4) per level, XYXY in pixels of the padded network input; cells run
+            row by row, and the A anchors of a cell are adjacent (sizes outer, ratios inner).
+        """
+        return [
+            self._grid(getattr(self, f"cell_anchors_{level}"), feature.shape[-2:], stride)
+            for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True))
+        ]
+
+    def _grid(self, cell: Tensor, size: Sequence[int], stride: int) -> Tensor:
+        ys, xs = (
+            (torch.arange(n, dtype=cell.dtype, device=cell.device) + self.offset) * stride
+            for n in size
+        )
+        y, x = torch.meshgrid(ys, xs, indexing="ij")
+        shifts = torch.stack((x, y, x, y), dim=-1)  # (H, W, 4)
+        return (shifts[:, :, None] + cell).reshape(-1, 4)
+
+
+def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
+    """(A, 4) float32 XYXY boxes centred on (0, 0); sizes outer, ratios inner."""
+    boxes = []
+    for size in sizes:
+        for ratio in aspect_ratios:
+            width = math.sqrt(size**2 / ratio)
+            height = ratio * width
+            boxes.append((-width / 2, -height / 2, width / 2, height / 2))
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+
+
+def _per_level(
+    values: Sequence[Sequence[float]], levels: int, key: str
+) -> Sequence[Sequence[float]]:
+    if len(values) == 1:
+        return list(values) * levels
+    if len(values) != levels:
+        raise ConfigError(
+            f"ANCHOR_GENERATOR.{key} has {len(values)} entries for {levels} feature levels; "
+            f"give 1 or {levels}"
+        )
+    return values

@@ -1,0 +1,103 @@
+"""Box regression: encoding a box relative to a reference box, and the losses on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from segdet.errors import ConfigError
+from segdet.layers import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
+
+# An exp() of a larger dw, dh would blow a 16-pixel anchor up past 1000 pixels (detectron2).
+SCALE_CLAMP = math.log(1000.0 / 16)
+BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+
+
+class Box2BoxTransform:
+    """Encodes a target box as (dx, dy, dw, dh) relative to a source box, and back.
+
+    Source: R-CNN (arXiv:1311.2524), appendix C.
+
+    Args:
+        weights: factors of (dx, dy, dw, dh); (10, 10, 5, 5) in box heads, ones in the RPN.
+    """
+
+    def __init__(self, weights: Sequence[float], scale_clamp: float = SCALE_CLAMP) -> None:
+        self.weights = tuple(weights)
+        self.scale_clamp = scale_clamp
+
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """(N, 4) deltas that turn `src_boxes` into `target_boxes`, both (N, 4) XYXY.
+
+        Raises:
+            ValueError: a source box has no extent.
+        """
+        src_size, src_center = _size_center(src_boxes)
+        target_size, target_center = _size_center(target_boxes)
+        if not bool((src_size > 0).all()):
+            raise ValueError("box regression needs source boxes of positive width and height")
+        shift = (target_center - src_center) / src_size
+        scale = torch.log(target_size / src_size)
+        return torch.cat((shift, scale), dim=1) * src_boxes.new_tensor(self.weights)
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Boxes moved by their deltas, not clipped to the image.
+
+        Args:
+            deltas: (N, 4 * k), k sets of deltas a box (one a class); computed in `boxes`' dtype,
+                so that half precision deltas lose nothing more.
+            boxes: (N, 4) XYXY.
+
+        Returns:
+            (N, 4 * k) XYXY in `boxes`' dtype.
+        """
+        size, center = (t[:, None] for t in _size_center(boxes))  # (N, 1, 2)
+        deltas = deltas.to(boxes.dtype).reshape(len(boxes), -1, 4)  # (N, k, 4)
+        deltas = deltas / boxes.new_tensor(self.weights)
+        new_center = deltas[..., :2] * size + center
+        new_size = torch.exp(deltas[..., 2:].clamp(max=self.scale_clamp)) * size
+        moved = torch.cat((new_center - 0.5 * new_size, new_center + 0.5 * new_size), dim=-1)
+        return moved.reshape(len(boxes), -1)
+
+
+def box_regression_loss(
+    coder: Box2BoxTransform,
+    deltas: Tensor,
+    src_boxes: Tensor,
+    gt_boxes: Tensor,
+    *,
+    loss_type: str,
+    smooth_l1_beta: float,
+) -> Tensor:
+    """Sum of the regression loss over boxes (and over the four coordinates, for smooth L1).
+
+    Args:
+        deltas: (N, 4) predictions for `src_boxes`.
+        src_boxes: (N, 4) XYXY, anchors or proposals.
+        gt_boxes: (N, 4) XYXY, the box that each should become.
+        loss_type: one of `BOX_LOSSES`; the IoU losses compare decoded boxes.
+
+    Returns:
+        Scalar; zero and still connected to `deltas` when N == 0.
+    """
+    if len(deltas) == 0:
+        return deltas.sum() * 0
+    if loss_type == "smooth_l1":
+        target = coder.get_deltas(src_boxes, gt_boxes)
+        return smooth_l1_loss(deltas, target, beta=smooth_l1_beta, reduction="sum")
+    iou_loss = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}[loss_type]
+    return iou_loss(coder.apply_deltas(deltas, src_boxes), gt_boxes, reduction="sum")
+
+
+def check_box_loss(loss_type: str) -> None:
+    """Refuses an unknown BBOX_REG_LOSS_TYPE."""
+    if loss_type not in BOX_LOSSES:
+        raise ConfigError(f"BBOX_REG_LOSS_TYPE {loss_type!r} is unknown; known: {BOX_LOSSES}")
+
+
+def _size_center(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    size = boxes[:, 2:] - boxes[:, :2]  # (N, 2): width, height
+    return size, boxes[:, :2] + 0.5 * size

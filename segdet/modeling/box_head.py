@@ -1,0 +1,288 @@
+"""Fast R-CNN box head: classify each proposal and refine its box (arXiv:1504.08083)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segdet.errors import ConfigError
+from segdet.layers import Conv2d, Losses, batched_nms, c2_msra_fill, c2_xavier_fill, get_norm
+from segdet.modeling.box_coder import Box2BoxTransform, box_regression_loss, check_box_loss
+from segdet.modeling.roi_pooler import ROIPooler
+from segdet.structures import Boxes, Detections, Proposals, clip_boxes
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxHeadConfig:
+    """MODEL.ROI_BOX_HEAD; defaults are detectron2's."""
+
+    name: str = ""
+    bbox_reg_loss_type: str = "smooth_l1"
+    bbox_reg_loss_weight: float = 1.0
+    bbox_reg_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
+    smooth_l1_beta: float = 0.0
+    pooler_resolution: int = 14
+    pooler_sampling_ratio: int = 0
+    pooler_type: str = "ROIAlignV2"
+    num_fc: int = 0
+    fc_dim: int = 1024
+    num_conv: int = 0
+    conv_dim: int = 256
+    norm: str = ""
+    cls_agnostic_bbox_reg: bool = False
+    train_on_pred_boxes: bool = False
+    use_fed_loss: bool = False
+    use_sigmoid_ce: bool = False
+    fed_loss_freq_weight_power: float = 0.5
+    fed_loss_num_classes: int = 50
+
+    def __post_init__(self) -> None:
+        if self.use_fed_loss:
+            raise ConfigError("USE_FED_LOSS is not supported yet (LVIS); set it to False")
+        check_box_loss(self.bbox_reg_loss_type)
+
+    def build_pooler(self, strides: Sequence[int]) -> ROIPooler:
+        """The pooler for levels of these strides."""
+        return ROIPooler(
+            self.pooler_resolution,
+            strides=strides,
+            sampling_ratio=self.pooler_sampling_ratio,
+            pooler_type=self.pooler_type,
+        )
+
+    def build(self, in_channels: int) -> FastRCNNConvFCHead:
+        """The head for pooled maps of `in_channels` channels."""
+        if self.name != "FastRCNNConvFCHead":
+            raise ConfigError(f"NAME {self.name!r} is unknown; known: FastRCNNConvFCHead")
+        return FastRCNNConvFCHead(
+            in_channels,
+            resolution=self.pooler_resolution,
+            conv_dims=[self.conv_dim] * self.num_conv,
+            fc_dims=[self.fc_dim] * self.num_fc,
+            norm=self.norm,
+        )
+
+    def build_predictor(
+        self,
+        in_features: int,
+        *,
+        num_classes: int,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_image: int,
+    ) -> FastRCNNOutputLayers:
+        """The output layers for vectors of length `in_features`."""
+        return FastRCNNOutputLayers(
+            in_features,
+            num_classes=num_classes,
+            settings=self,
+            score_thresh=score_thresh,
+            nms_thresh=nms_thresh,
+            detections_per_image=detections_per_image,
+        )
+
+
+class FastRCNNConvFCHead(nn.Module):
+    """Convolutions, then fully connected layers, on pooled features.
+
+    Args:
+        in_channels: of the pooled features.
+        resolution: cells per side of the pooled features.
+        conv_dims: output channels of each 3x3 convolution.
+        fc_dims: output size of each fully connected layer.
+        norm: of the convolutions.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        resolution: int,
+        conv_dims: Sequence[int] = (),
+        fc_dims: Sequence[int] = (),
+        norm: str = "",
+    ) -> None:
+        super().__init__()
+        if not fc_dims:
+            raise ConfigError("ROI_BOX_HEAD needs a fully connected layer: NUM_FC is 0")
+        self.convs: list[nn.Module] = []
+        channels = in_channels
+        for k, dim in enumerate(conv_dims, start=1):
+            conv = Conv2d(
+                channels,
+                dim,
+                kernel_size=3,
+                padding=1,
+                bias=not norm,
+                norm=get_norm(norm, dim),
+                activation=nn.ReLU(),
+            )
+            c2_msra_fill(conv)
+            self.add_module(f"conv{k}", conv)
+            self.convs.append(conv)
+            channels = dim
+        self.fcs: list[nn.Linear] = []
+        size = channels * resolution**2
+        for k, dim in enumerate(fc_dims, start=1):
+            fc = nn.Linear(size, dim)
+            c2_xavier_fill(fc)
+            self.add_module(f"fc{k}", fc)
+            self.fcs.append(fc)
+            size = dim
+        self.out_features = size
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, C, resolution, resolution) -> (R, out_features)."""
+        x = pooled
+        for conv in self.convs:
+            x = conv(x)
+        x = x.flatten(1)  # C, H, W order, as released weights need
+        for fc in self.fcs:
+            x = F.relu(fc(x))
+        return x
+
+
+class FastRCNNOutputLayers(nn.Module):
+    """Class scores and box deltas, their losses, and the final detections.
+
+    Args:
+        in_features: length of the input vectors.
+        num_classes: foreground classes K; the background is column K.
+        settings: loss kinds and weights.
+        score_thresh: detections need a score above it.
+        nms_thresh: IoU above which the lower of two detections of one class goes.
+        detections_per_image: the best this many are kept.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        num_classes: int,
+        settings: BoxHeadConfig,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_image: int,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ConfigError(f"ROI_HEADS.NUM_CLASSES must be >= 1, is {num_classes}")
+        self.num_classes = num_classes
+        self.settings = settings
+        self.box_transform = Box2BoxTransform(settings.bbox_reg_weights)
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.detections_per_image = detections_per_image
+        num_boxes = 1 if settings.cls_agnostic_bbox_reg else num_classes
+        self.cls_score = nn.Linear(in_features, num_classes + 1)
+        self.bbox_pred = nn.Linear(in_features, num_boxes * 4)
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, in_features) -> logits (R, K + 1) and deltas (R, K * 4), or (R, 4) if agnostic."""
+        return self.cls_score(x), self.bbox_pred(x)
+
+    def losses(self, logits: Tensor, deltas: Tensor, proposals: Sequence[Proposals]) -> Losses:
+        """`loss_cls` and `loss_box_reg` of the sampled proposals.
+
+        Args:
+            logits: (R, K + 1); deltas: (R, K * 4) or (R, 4); rows in the order of `proposals`.
+            proposals: with `gt_classes` in [0, K], and `gt_boxes` where the image has objects.
+        """
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        # An image without objects has no gt_boxes; its rows are background and never read.
+        gt_boxes = torch.cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        )
+        fg = torch.nonzero((gt_classes >= 0) & (gt_classes < self.num_classes)).squeeze(1)
+        box_loss = box_regression_loss(
+            self.box_transform,
+            self._deltas_of_class(deltas[fg], gt_classes[fg]),
+            boxes[fg],
+            gt_boxes[fg],
+            loss_type=self.settings.bbox_reg_loss_type,
+            smooth_l1_beta=self.settings.smooth_l1_beta,
+        )
+        # All sampled proposals, foreground or not, share the normaliser (detectron2).
+        box_loss = box_loss / max(len(gt_classes), 1) * self.settings.bbox_reg_loss_weight
+        return Losses(
+            {"loss_cls": self._cls_loss(logits, gt_classes), "loss_box_reg": box_loss},
+            classification_metrics(logits.detach(), gt_classes),
+        )
+
+    def _cls_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
+        if len(gt_classes) == 0:
+            return logits.sum() * 0
+        if not self.settings.use_sigmoid_ce:
+            return F.cross_entropy(logits, gt_classes)
+        one_hot = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits[:, :-1], one_hot, reduction="sum")
+        return loss / len(gt_classes)
+
+    def _deltas_of_class(self, deltas: Tensor, classes: Tensor) -> Tensor:
+        """(N, 4): the deltas of each row's class; the only ones when class-agnostic."""
+        if self.settings.cls_agnostic_bbox_reg:
+            return deltas
+        rows = torch.arange(len(deltas), device=deltas.device)
+        return deltas.unflatten(1, (-1, 4))[rows, classes]
+
+    @torch.no_grad()
+    def boxes_of_gt_class(self, deltas: Tensor, proposals: Sequence[Proposals]) -> list[Tensor]:
+        """Per image, each proposal moved by its ground truth class's deltas (not clipped)."""
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        own = self._deltas_of_class(deltas, gt_classes.clamp(0, self.num_classes - 1))
+        moved = self.box_transform.apply_deltas(own, boxes)
+        return list(moved.split([len(p) for p in proposals]))
+
+    def predict(
+        self, logits: Tensor, deltas: Tensor, proposals: Sequence[Proposals]
+    ) -> list[Detections]:
+        """Per image, the detections above the score threshold after per-class NMS, best first."""
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        moved = self.box_transform.apply_deltas(deltas, boxes)  # (R, K * 4) or (R, 4)
+        scores = logits.sigmoid() if self.settings.use_sigmoid_ce else logits.softmax(dim=-1)
+        counts = [len(p) for p in proposals]
+        return [
+            self._select(image_boxes, image_scores, p.image_size)
+            for image_boxes, image_scores, p in zip(
+                moved.split(counts), scores.split(counts), proposals, strict=True
+            )
+        ]
+
+    def _select(self, boxes: Tensor, scores: Tensor, image_size: tuple[int, int]) -> Detections:
+        finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+        boxes, scores = boxes[finite], scores[finite, : self.num_classes]
+        boxes = clip_boxes(boxes.reshape(-1, 4), image_size).reshape(len(boxes), -1, 4)
+        rows, classes = torch.nonzero(scores > self.score_thresh, as_tuple=True)
+        scores = scores[rows, classes].to(boxes.dtype)
+        boxes = boxes[rows, classes if boxes.shape[1] > 1 else torch.zeros_like(classes)]
+        keep = batched_nms(boxes, scores, classes, self.nms_thresh)[: self.detections_per_image]
+        return Detections(
+            image_size,
+            pred_boxes=Boxes(boxes[keep]),
+            scores=scores[keep],
+            pred_classes=classes[keep],
+        )
+
+
+@torch.no_grad()
+def classification_metrics(logits: Tensor, gt_classes: Tensor) -> dict[str, Tensor]:
+    """Accuracy over all sampled proposals and over foreground ones; `logits` (R, K + 1)."""
+    if len(gt_classes) == 0:
+        return {}
+    background = logits.shape[1] - 1
+    pred = logits.argmax(dim=1)
+    fg = gt_classes < background
+    metrics = {"fast_rcnn/cls_accuracy": (pred == gt_classes).float().mean()}
+    if bool(fg.any()):
+        metrics["fast_rcnn/fg_cls_accuracy"] = (pred == gt_classes)[fg].float().mean()
+        metrics["fast_rcnn/false_negative"] = (pred == background)[fg].float().mean()
+    return metrics

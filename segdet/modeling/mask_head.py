@@ -1,0 +1,162 @@
+"""Mask head of Mask R-CNN (arXiv:1703.06870, section 3): a small mask per box and class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segdet.errors import ConfigError
+from segdet.layers import Conv2d, Losses, c2_msra_fill, get_norm
+from segdet.modeling.roi_pooler import ROIPooler
+from segdet.structures import Proposals, Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskHeadConfig:
+    """MODEL.ROI_MASK_HEAD; defaults are detectron2's."""
+
+    name: str = "MaskRCNNConvUpsampleHead"
+    pooler_resolution: int = 14  # cells per side, before the 2x deconvolution
+    pooler_sampling_ratio: int = 0
+    num_conv: int = 0
+    conv_dim: int = 256
+    norm: str = ""
+    cls_agnostic_mask: bool = False
+    pooler_type: str = "ROIAlignV2"
+
+    def __post_init__(self) -> None:
+        if self.pooler_resolution < 1:
+            raise ConfigError(f"POOLER_RESOLUTION must be >= 1, is {self.pooler_resolution}")
+        if self.name not in MASK_HEADS:
+            raise ConfigError(f"NAME {self.name!r} is unknown; known: {', '.join(MASK_HEADS)}")
+
+    def build_pooler(self, strides: Sequence[int]) -> ROIPooler:
+        """The pooler for levels of these strides."""
+        return ROIPooler(
+            self.pooler_resolution,
+            strides=strides,
+            sampling_ratio=self.pooler_sampling_ratio,
+            pooler_type=self.pooler_type,
+        )
+
+    def build(self, in_channels: int, num_classes: int) -> MaskRCNNConvUpsampleHead:
+        """The head for pooled maps of `in_channels` channels."""
+        masks = 1 if self.cls_agnostic_mask else num_classes
+        return MASK_HEADS[self.name](
+            in_channels, masks, conv_dim=self.conv_dim, num_conv=self.num_conv, norm=self.norm
+        )
+
+
+class MaskRCNNConvUpsampleHead(nn.Module):
+    """3x3 convolutions, a 2x deconvolution, and one mask channel per class.
+
+    Args:
+        in_channels: of the pooled features.
+        num_masks: output channels; the number of classes, or 1 when class-agnostic.
+        conv_dim: channels inside.
+        num_conv: 3x3 convolutions before the deconvolution.
+        norm: of those convolutions.
+    """
+
+    def __init__(
+        self, in_channels: int, num_masks: int, *, conv_dim: int, num_conv: int, norm: str = ""
+    ) -> None:
+        super().__init__()
+        self.convs: list[nn.Module] = []
+        channels = in_channels
+        for k in range(1, num_conv + 1):
+            conv = Conv2d(
+                channels,
+                conv_dim,
+                kernel_size=3,
+                padding=1,
+                bias=not norm,
+                norm=get_norm(norm, conv_dim),
+                activation=nn.ReLU(),
+            )
+            c2_msra_fill(conv)
+            self.add_module(f"mask_fcn{k}", conv)
+            self.convs.append(conv)
+            channels = conv_dim
+        self.deconv = nn.ConvTranspose2d(channels, conv_dim, kernel_size=2, stride=2)
+        c2_msra_fill(self.deconv)
+        self.predictor = nn.Conv2d(conv_dim, num_masks, kernel_size=1)
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        nn.init.zeros_(self.predictor.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, C, M / 2, M / 2) -> mask logits (R, num_masks, M, M)."""
+        x = pooled
+        for conv in self.convs:
+            x = conv(x)
+        return self.predictor(F.relu(self.deconv(x)))
+
+
+# MODEL.ROI_MASK_HEAD.NAME -> class
+MASK_HEADS = {"MaskRCNNConvUpsampleHead": MaskRCNNConvUpsampleHead}
+
+
+def mask_loss(logits: Tensor, gt_masks: Tensor, gt_classes: Tensor) -> Losses:
+    """`loss_mask`: mean binary cross-entropy over the mask channel of each ROI's own class.
+
+    Source: Mask R-CNN (arXiv:1703.06870), section 3, "L_mask".
+
+    Args:
+        logits: (R, K, M, M); K is num_classes, or 1 when class-agnostic.
+        gt_masks: (R, M, M) bool, the ground truth cropped to each ROI.
+        gt_classes: (R,) int64 in [0, num_classes).
+
+    Returns:
+        One term. When R == 0 it is zero but still connected to `logits`, so a batch without
+        objects trains and every worker reduces the same parameters.
+
+    Raises:
+        ValueError: mask sizes differ.
+    """
+    if logits.shape[-2:] != gt_masks.shape[-2:]:
+        raise ValueError(f"mask sizes differ: {logits.shape=}, {gt_masks.shape=}")
+    if len(logits) == 0:
+        return Losses({"loss_mask": logits.sum() * 0})
+    own = masks_of_class(logits, gt_classes)  # (R, M, M)
+    loss = F.binary_cross_entropy_with_logits(own, gt_masks.to(own.dtype))
+    return Losses({"loss_mask": loss}, mask_metrics(own.detach(), gt_masks))
+
+
+def masks_of_class(logits: Tensor, classes: Tensor) -> Tensor:
+    """(R, M, M): each row's channel of `logits` (R, K, M, M); the only one when K == 1."""
+    channel = classes if logits.shape[1] > 1 else torch.zeros_like(classes)
+    return logits[torch.arange(len(logits), device=logits.device), channel]
+
+
+def mask_targets(proposals: Sequence[Proposals], targets: Sequence[Targets], side: int) -> Tensor:
+    """(R, side, side) bool: each foreground proposal's object, cropped to the proposal's box.
+
+    Args:
+        proposals: foreground only, with `gt_index`, the row of the image's targets.
+        targets: with `gt_masks`.
+    """
+    return torch.cat(
+        [
+            target.gt_masks[p.gt_index].crop_and_resize(p.proposal_boxes.tensor, side)
+            if len(p)
+            else torch.zeros(0, side, side, dtype=torch.bool, device=p.gt_classes.device)
+            for p, target in zip(proposals, targets, strict=True)
+        ]
+    )
+
+
+@torch.no_grad()
+def mask_metrics(logits: Tensor, gt_masks: Tensor) -> dict[str, Tensor]:
+    """Pixel accuracy, false positives and false negatives of (R, M, M) logits, decided at 0."""
+    pred, gt = logits > 0, gt_masks.bool()
+    num_positive = gt.sum().clamp(min=1)
+    num_negative = (~gt).sum().clamp(min=1)
+    return {
+        "mask_rcnn/accuracy": (pred == gt).float().mean(),
+        "mask_rcnn/false_positive": (pred & ~gt).sum() / num_negative,
+        "mask_rcnn/false_negative": (~pred & gt).sum() / num_positive,
+    }

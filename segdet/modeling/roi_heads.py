@@ -1,0 +1,228 @@
+"""ROI heads: what happens to each proposal, in training and in prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segdet.layers import Losses
+from segdet.modeling.box_head import FastRCNNConvFCHead, FastRCNNOutputLayers
+from segdet.modeling.mask_head import (
+    MaskRCNNConvUpsampleHead,
+    mask_loss,
+    mask_targets,
+    masks_of_class,
+)
+from segdet.modeling.matching import Matcher
+from segdet.modeling.roi_pooler import ROIPooler
+from segdet.modeling.sampling import subsample_labels
+from segdet.structures import Boxes, Detections, Proposals, Targets, box_iou
+
+# The logit of probability 1 - 1e-10: ground truth boxes join the proposals as certain objects.
+GT_OBJECTNESS_LOGIT = 23.025850929840455
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROIHeadsConfig:
+    """MODEL.ROI_HEADS; defaults are detectron2's."""
+
+    name: str = "Res5ROIHeads"
+    num_classes: int = 80
+    in_features: tuple[str, ...] = ("res4",)
+    iou_thresholds: tuple[float, ...] = (0.5,)
+    iou_labels: tuple[int, ...] = (0, 1)
+    batch_size_per_image: int = 512
+    positive_fraction: float = 0.25
+    score_thresh_test: float = 0.05
+    nms_thresh_test: float = 0.5
+    proposal_append_gt: bool = True
+
+    def build_sampler(self) -> ProposalSampler:
+        """The sampler of training proposals."""
+        return ProposalSampler(
+            Matcher(self.iou_thresholds, self.iou_labels),
+            num_classes=self.num_classes,
+            batch_size_per_image=self.batch_size_per_image,
+            positive_fraction=self.positive_fraction,
+            append_gt=self.proposal_append_gt,
+        )
+
+
+class ProposalSampler:
+    """Chooses the proposals that a training step uses, and their ground truth.
+
+    Args:
+        matcher: assigns proposals to objects.
+        num_classes: K; background proposals get class K.
+        batch_size_per_image: at most this many are drawn.
+        positive_fraction: at most this share of them overlaps an object.
+        append_gt: ground truth boxes join the proposals first.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        *,
+        num_classes: int,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        append_gt: bool,
+    ) -> None:
+        self.matcher = matcher
+        self.num_classes = num_classes
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.append_gt = append_gt
+
+    @torch.no_grad()
+    def __call__(
+        self, proposals: Sequence[Proposals], targets: Sequence[Targets]
+    ) -> tuple[list[Proposals], dict[str, float]]:
+        """Sampled proposals, foreground first, and how many of each kind an image has.
+
+        They carry `gt_classes` in [0, K], and where the image has objects `gt_boxes` and
+        `gt_index`, the row of each one's best object (arbitrary for background).
+        """
+        sampled, num_fg = [], 0
+        for p, target in zip(proposals, targets, strict=True):
+            one, fg = self._sample_image(p, target)
+            sampled.append(one)
+            num_fg += fg
+        total = sum(len(p) for p in sampled)
+        return sampled, {
+            "roi_head/num_fg_samples": num_fg / len(sampled),
+            "roi_head/num_bg_samples": (total - num_fg) / len(sampled),
+        }
+
+    def _sample_image(self, proposals: Proposals, target: Targets) -> tuple[Proposals, int]:
+        boxes, logits = proposals.proposal_boxes.tensor, proposals.objectness_logits
+        gt_boxes = target.gt_boxes.tensor
+        if self.append_gt:
+            boxes = torch.cat((boxes, gt_boxes.to(boxes.dtype)))
+            certain = logits.new_full((len(gt_boxes),), GT_OBJECTNESS_LOGIT)
+            logits = torch.cat((logits, certain))
+        matches, labels = self.matcher(box_iou(gt_boxes, boxes))
+        classes = torch.full_like(matches, self.num_classes)
+        if len(gt_boxes):
+            classes = torch.where(labels == 1, target.gt_classes[matches], classes)
+            classes[labels == -1] = -1
+        fg, bg = subsample_labels(
+            classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
+        )
+        rows = torch.cat((fg, bg))
+        sampled = Proposals(
+            proposals.image_size,
+            proposal_boxes=Boxes(boxes[rows]),
+            objectness_logits=logits[rows],
+            gt_classes=classes[rows],
+        )
+        if len(gt_boxes):
+            sampled.gt_boxes = Boxes(gt_boxes[matches[rows]])
+            sampled.gt_index = matches[rows]
+        return sampled, len(fg)
+
+
+def select_foreground(proposals: Sequence[Proposals], num_classes: int) -> list[Proposals]:
+    """Per image, the proposals whose `gt_classes` is an object class."""
+    return [p[(p.gt_classes >= 0) & (p.gt_classes < num_classes)] for p in proposals]
+
+
+class StandardROIHeads(nn.Module):
+    """A box head and, if given, a mask head, each with its own pooler on shared features.
+
+    Args:
+        in_features: names of the pooled feature maps.
+        sampler: chooses training proposals.
+        box_pooler: its output is the box head's input; likewise `mask_pooler`.
+        box_head: features of a proposal.
+        box_predictor: their scores, deltas, losses and detections.
+        train_on_pred_boxes: the mask head trains on refined boxes instead of proposals.
+        mask_pooler: None without masks.
+        mask_head: None without masks.
+    """
+
+    def __init__(
+        self,
+        in_features: Sequence[str],
+        *,
+        sampler: ProposalSampler,
+        box_pooler: ROIPooler,
+        box_head: FastRCNNConvFCHead,
+        box_predictor: FastRCNNOutputLayers,
+        train_on_pred_boxes: bool = False,
+        mask_pooler: ROIPooler | None = None,
+        mask_head: MaskRCNNConvUpsampleHead | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = tuple(in_features)
+        self.sampler = sampler
+        self.box_pooler = box_pooler
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.train_on_pred_boxes = train_on_pred_boxes
+        self.mask_pooler = mask_pooler
+        self.mask_head = mask_head
+
+    def losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Proposals],
+        targets: Sequence[Targets],
+    ) -> Losses:
+        """`loss_cls`, `loss_box_reg` and, with a mask head, `loss_mask`."""
+        sampled, metrics = self.sampler(proposals, targets)
+        maps = [features[name] for name in self.in_features]
+        pooled = self.box_pooler(maps, [p.proposal_boxes.tensor for p in sampled])
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        losses = Losses({}, metrics) | self.box_predictor.losses(logits, deltas, sampled)
+        if self.train_on_pred_boxes:
+            refined = self.box_predictor.boxes_of_gt_class(deltas, sampled)
+            for p, boxes in zip(sampled, refined, strict=True):
+                p.proposal_boxes = Boxes(boxes)
+        if self.mask_head is None:
+            return losses
+        return losses | self._mask_losses(maps, sampled, targets)
+
+    def _mask_losses(
+        self,
+        maps: Sequence[Tensor],
+        sampled: Sequence[Proposals],
+        targets: Sequence[Targets],
+    ) -> Losses:
+        fg = select_foreground(sampled, self.sampler.num_classes)
+        logits = self.mask_head(self.mask_pooler(maps, [p.proposal_boxes.tensor for p in fg]))
+        gt_masks = mask_targets(fg, targets, logits.shape[-1])
+        return mask_loss(logits, gt_masks, torch.cat([p.gt_classes for p in fg]))
+
+    def predict(
+        self, features: dict[str, Tensor], proposals: Sequence[Proposals]
+    ) -> list[Detections]:
+        """Per image, detections in network input pixels; masks are (N, 1, M, M) probabilities."""
+        maps = [features[name] for name in self.in_features]
+        pooled = self.box_pooler(maps, [p.proposal_boxes.tensor for p in proposals])
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        detections = self.box_predictor.predict(logits, deltas, proposals)
+        return self.predict_masks(features, detections)
+
+    def predict_masks(
+        self, features: dict[str, Tensor], detections: list[Detections]
+    ) -> list[Detections]:
+        """The detections with `pred_masks` added; unchanged where there is no mask head."""
+        if self.mask_head is None:
+            return detections
+        maps = [features[name] for name in self.in_features]
+        pooled = self.mask_pooler(maps, [d.pred_boxes.tensor for d in detections])
+        return attach_masks(self.mask_head(pooled), detections)
+
+
+def attach_masks(logits: Tensor, detections: list[Detections]) -> list[Detections]:
+    """Sets `pred_masks` (N, 1, M, M) probabilities, from (sum N, K, M, M) logits."""
+    classes = torch.cat([d.pred_classes for d in detections])
+    probabilities = masks_of_class(logits, classes).sigmoid()[:, None]
+    counts = [len(d) for d in detections]
+    for d, masks in zip(detections, probabilities.split(counts), strict=True):
+        d.pred_masks = masks
+    return detections

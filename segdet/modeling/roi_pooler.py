@@ -1,0 +1,84 @@
+"""Fixed-size features of boxes, each from the pyramid level that fits its size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from segdet.errors import ConfigError
+from segdet.layers import ROIAlign
+
+POOLERS = ("ROIAlignV2", "ROIAlign")
+
+
+class ROIPooler(nn.Module):
+    """ROIAlign over the levels of a feature pyramid.
+
+    Source: FPN (arXiv:1612.03144), equation 1: a box of side 224 belongs to level 4.
+
+    Args:
+        output_size: cells per side.
+        strides: of the levels, ascending powers of two.
+        sampling_ratio: samples per cell and axis; 0 adapts them to the box.
+        pooler_type: ROIAlignV2 (aligned) or ROIAlign (legacy half-pixel offset).
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        *,
+        strides: Sequence[int],
+        sampling_ratio: int = 0,
+        pooler_type: str = "ROIAlignV2",
+    ) -> None:
+        super().__init__()
+        if pooler_type not in POOLERS:
+            raise ConfigError(f"POOLER_TYPE {pooler_type!r} is unknown; known: {POOLERS}")
+        self.output_size = output_size
+        self.min_level = int(strides[0]).bit_length() - 1
+        self.max_level = self.min_level + len(strides) - 1
+        expected = [2**level for level in range(self.min_level, self.max_level + 1)]
+        if list(strides) != expected:
+            raise ConfigError(f"pooled levels must have strides {expected}, have {list(strides)}")
+        self.level_poolers = nn.ModuleList(
+            ROIAlign(output_size, 1 / s, sampling_ratio, aligned=pooler_type == "ROIAlignV2")
+            for s in strides
+        )
+
+    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Pools the boxes of every image.
+
+        Args:
+            features: one (B, C, H, W) map per level.
+            boxes: per image, (N_i, 4) XYXY in pixels of the network input.
+
+        Returns:
+            (sum N_i, C, output_size, output_size), rows in the order of `boxes`.
+        """
+        rois = to_rois(boxes)
+        if len(self.level_poolers) == 1:
+            return self.level_poolers[0](features[0], rois)
+        levels = assign_levels(rois[:, 1:], self.min_level, self.max_level) - self.min_level
+        shape = (len(rois), features[0].shape[1], self.output_size, self.output_size)
+        pooled = features[0].new_zeros(shape)
+        for level, (feature, pooler) in enumerate(zip(features, self.level_poolers, strict=True)):
+            rows = torch.nonzero(levels == level).squeeze(1)
+            pooled = pooled.index_put((rows,), pooler(feature, rois[rows]).to(pooled.dtype))
+        return pooled
+
+
+def assign_levels(boxes: Tensor, min_level: int, max_level: int) -> Tensor:
+    """(N,) int64 pyramid level of (N, 4) XYXY boxes: log2 of the level's stride."""
+    size = boxes[:, 2:] - boxes[:, :2]
+    side = size.prod(dim=1).sqrt()
+    # 1e-8 keeps log2 finite on empty boxes and is detectron2's, so level borders agree.
+    level = torch.floor(4 + torch.log2(side / 224 + 1e-8))
+    return level.clamp(min_level, max_level).to(torch.int64)
+
+
+def to_rois(boxes: Sequence[Tensor]) -> Tensor:
+    """(sum N_i, 5) rows of batch index and XYXY box, from per-image (N_i, 4) boxes."""
+    index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
+    return torch.cat((index, torch.cat(list(boxes))), dim=1)

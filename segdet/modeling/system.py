@@ -1,0 +1,119 @@
+"""What every system shares: reading images in, giving losses or results out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from segdet.errors import ConfigError
+from segdet.layers import Losses
+from segdet.modeling.backbones import Backbone, BackboneSections
+from segdet.modeling.postprocessing import detector_postprocess
+from segdet.structures import Detections, ImageList, Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemConfig(BackboneSections, ABC):
+    """The MODEL keys of every system; a system's section subclasses it."""
+
+    pixel_mean: tuple[float, ...] = (103.53, 116.28, 123.675)  # in the order of INPUT.FORMAT
+    pixel_std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if len(self.pixel_mean) != len(self.pixel_std):
+            raise ConfigError(
+                f"PIXEL_MEAN and PIXEL_STD must have one value a channel, have "
+                f"{len(self.pixel_mean)} and {len(self.pixel_std)}"
+            )
+
+    @abstractmethod
+    def build(self) -> System:
+        """The model."""
+
+
+class System(nn.Module, ABC):
+    """A model: images in, losses or detections out.
+
+    Args:
+        backbone: its `size_divisibility` decides how batches are padded.
+        pixel_mean: one value a channel, subtracted from the images.
+        pixel_std: one value a channel, divides them after that.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).reshape(-1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images go."""
+        return self.pixel_mean.device
+
+    @abstractmethod
+    def losses(self, images: ImageList, targets: list[Targets]) -> Losses:
+        """The training losses; needs targets, not `.training`."""
+
+    @abstractmethod
+    def predict(self, images: ImageList) -> list[Detections]:
+        """Per image, detections in network input pixels."""
+
+    def forward(self, batched_inputs: list[dict]) -> Losses | list[dict]:
+        """Losses when training, results otherwise.
+
+        Args:
+            batched_inputs: per image, `image` (C, H, W) in the config's channel order; for losses
+                `instances` (Targets in the image's pixels); for results optionally `height` and
+                `width`, the size that results are scaled to (the image's own by default).
+
+        Returns:
+            In training a dict of named scalars, with `.metrics` beside; otherwise a list of
+            {"instances": Detections}.
+        """
+        images = self.preprocess_image(batched_inputs)
+        if self.training:
+            return self.losses(images, self.read_targets(batched_inputs))
+        return self.postprocess(self.predict(images), batched_inputs)
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalised images, padded right and bottom with zeros to one size."""
+        images = [
+            (x["image"].to(self.device, self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+            for x in batched_inputs
+        ]
+        return ImageList.from_tensors(
+            images,
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def read_targets(self, batched_inputs: list[dict]) -> list[Targets]:
+        """The ground truth of the batch, on the model's device."""
+        missing = [
+            x.get("image_id", i) for i, x in enumerate(batched_inputs) if "instances" not in x
+        ]
+        if missing:
+            raise ValueError(
+                f"training needs `instances`; the inputs of images {missing} have none"
+            )
+        return [x["instances"].to(self.device) for x in batched_inputs]
+
+    def postprocess(
+        self, detections: list[Detections], batched_inputs: list[dict]
+    ) -> list[dict[str, Detections]]:
+        """Results at the size that each input asks for."""
+        return [
+            {
+                "instances": detector_postprocess(
+                    d, x.get("height", d.image_size[0]), x.get("width", d.image_size[1])
+                )
+            }
+            for d, x in zip(detections, batched_inputs, strict=True)
+        ]

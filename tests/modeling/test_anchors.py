@@ -1,0 +1,44 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from segdet.errors import ConfigError
+from segdet.modeling.anchors import AnchorGeneratorConfig, cell_anchors
+
+
+def test_cell_anchors_of_size_32():
+    expected = [
+        [-22.6274, -11.3137, 22.6274, 11.3137],
+        [-16, -16, 16, 16],
+        [-11.3137, -22.6274, 11.3137, 22.6274],
+    ]
+    torch.testing.assert_close(
+        cell_anchors([32], [0.5, 1, 2]), torch.tensor(expected), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_grid_matches_definition(offset):
+    generator = AnchorGeneratorConfig(
+        sizes=((8, 16),), aspect_ratios=((1.0, 2.0),), offset=offset
+    ).build([4, 8])
+    levels = generator([torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 2)])
+    assert [len(level) for level in levels] == [2 * 3 * 4, 1 * 2 * 4]
+    expected = []
+    for y, x in itertools.product(range(2), range(3)):
+        for size, ratio in itertools.product((8, 16), (1.0, 2.0)):
+            w = math.sqrt(size**2 / ratio)
+            cx, cy = (x + offset) * 4, (y + offset) * 4
+            expected.append([cx - w / 2, cy - ratio * w / 2, cx + w / 2, cy + ratio * w / 2])
+    torch.testing.assert_close(levels[0], torch.tensor(expected))
+
+
+def test_cell_anchors_are_not_saved():
+    assert not AnchorGeneratorConfig().build([16]).state_dict()
+
+
+def test_rejects_sizes_that_fit_no_level():
+    with pytest.raises(ConfigError, match=r"SIZES has 2 entries for 3 feature levels; give 1 or 3"):
+        AnchorGeneratorConfig(sizes=((8,), (16,))).build([4, 8, 16])

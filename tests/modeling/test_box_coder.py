@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+
+from segdet.errors import ConfigError
+from segdet.modeling.box_coder import (
+    SCALE_CLAMP,
+    Box2BoxTransform,
+    box_regression_loss,
+    check_box_loss,
+)
+
+SRC = torch.tensor([[10.0, 10, 30, 50]])
+TARGET = torch.tensor([[12.0, 8, 40, 44]])
+
+
+def test_golden_deltas():
+    deltas = Box2BoxTransform((10, 10, 5, 5)).get_deltas(SRC, TARGET)
+    torch.testing.assert_close(
+        deltas, torch.tensor([[3.0, -1.0, 1.6824, -0.5268]]), atol=1e-4, rtol=0
+    )
+
+
+def test_decoding_undoes_encoding():
+    coder = Box2BoxTransform((10, 10, 5, 5))
+    corners = torch.rand(50, 2, 2).sort(dim=1).values * 100
+    src, target = corners.flatten(1) + torch.tensor([0, 0, 1.0, 1]), SRC.expand(50, 4) + 3
+    torch.testing.assert_close(
+        coder.apply_deltas(coder.get_deltas(src, target), src), target, atol=1e-3, rtol=1e-4
+    )
+
+
+def test_several_classes_share_the_source_box():
+    coder = Box2BoxTransform((1, 1, 1, 1))
+    deltas = torch.tensor([[0, 0, 0, 0, 0.5, 0, 0, math.log(2)]])
+    expected = torch.tensor([[10.0, 10, 30, 50, 20, -10, 40, 70]])
+    torch.testing.assert_close(coder.apply_deltas(deltas, SRC), expected)
+
+
+def test_growth_is_clamped_above_only():
+    coder = Box2BoxTransform((1, 1, 1, 1))
+    moved = coder.apply_deltas(torch.tensor([[0, 0, 100.0, -100.0]]), SRC)
+    width, height = (moved[:, 2:] - moved[:, :2])[0]
+    assert width == pytest.approx(20 * math.exp(SCALE_CLAMP), rel=1e-5)
+    assert height == 0
+
+
+def test_half_precision_deltas_are_decoded_in_the_boxes_dtype():
+    assert (
+        Box2BoxTransform((1, 1, 1, 1)).apply_deltas(torch.zeros(1, 4).half(), SRC).dtype
+        == SRC.dtype
+    )
+
+
+def test_encoding_needs_extent():
+    with pytest.raises(ValueError, match="positive width and height"):
+        Box2BoxTransform((1, 1, 1, 1)).get_deltas(torch.zeros(1, 4), TARGET)
+
+
+@pytest.mark.parametrize("loss_type", ["smooth_l1", "giou", "diou", "ciou"])
+def test_perfect_deltas_cost_nothing(loss_type):
+    coder = Box2BoxTransform((10, 10, 5, 5))
+    deltas = coder.get_deltas(SRC, TARGET).requires_grad_()
+    loss = box_regression_loss(coder, deltas, SRC, TARGET, loss_type=loss_type, smooth_l1_beta=0.0)
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    worse = box_regression_loss(
+        coder, deltas + 0.3, SRC, TARGET, loss_type=loss_type, smooth_l1_beta=0.0
+    )
+    assert worse > loss
+
+
+def test_no_boxes_stay_connected():
+    deltas = torch.zeros(0, 4, requires_grad=True)
+    empty = torch.zeros(0, 4)
+    loss = box_regression_loss(
+        Box2BoxTransform((1, 1, 1, 1)), deltas, empty, empty, loss_type="giou", smooth_l1_beta=0.0
+    )
+    loss.backward()
+    assert loss.item() == 0 and deltas.grad is not None
+
+
+def test_unknown_loss_is_refused():
+    with pytest.raises(ConfigError, match="BBOX_REG_LOSS_TYPE 'l3' is unknown"):
+        check_box_loss("l3")

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from segdet.errors import ConfigError
+from segdet.modeling.mask_head import MaskHeadConfig, mask_loss, masks_of_class
+
+
+def test_names_and_shapes():
+    head = MaskHeadConfig(num_conv=2, conv_dim=8).build(in_channels=4, num_classes=3)
+    assert {n: list(p.shape) for n, p in head.named_parameters()} == {
+        "mask_fcn1.weight": [8, 4, 3, 3],
+        "mask_fcn1.bias": [8],
+        "mask_fcn2.weight": [8, 8, 3, 3],
+        "mask_fcn2.bias": [8],
+        "deconv.weight": [8, 8, 2, 2],
+        "deconv.bias": [8],
+        "predictor.weight": [3, 8, 1, 1],
+        "predictor.bias": [3],
+    }
+    assert head(torch.rand(5, 4, 14, 14)).shape == (5, 3, 28, 28)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_loss_matches_definition(agnostic):
+    masks = 1 if agnostic else 3
+    logits, gt = torch.randn(4, masks, 6, 6), torch.rand(4, 6, 6) > 0.5
+    classes = torch.tensor([2, 0, 1, 2])
+    expected = 0.0
+    for r in range(4):
+        p = logits[r, 0 if agnostic else classes[r]].sigmoid()
+        expected += -torch.where(gt[r], p.log(), (1 - p).log()).mean() / 4
+    torch.testing.assert_close(mask_loss(logits, gt, classes)["loss_mask"], expected)
+
+
+def test_no_foreground_is_zero_and_connected():
+    logits = torch.zeros(0, 3, 28, 28, requires_grad=True)
+    losses = mask_loss(logits, torch.zeros(0, 28, 28, dtype=torch.bool), torch.zeros(0).long())
+    losses.total().backward()
+    assert losses["loss_mask"].item() == 0 and logits.grad is not None
+
+
+def test_metrics_count_pixels():
+    logits = torch.tensor([[[[1.0, -1.0], [1.0, -1.0]]]])
+    gt = torch.tensor([[[True, True], [False, False]]])
+    metrics = mask_loss(logits, gt, torch.tensor([0])).metrics
+    assert {k: float(v) for k, v in metrics.items()} == {
+        "mask_rcnn/accuracy": 0.5,
+        "mask_rcnn/false_positive": 0.5,
+        "mask_rcnn/false_negative": 0.5,
+    }
+
+
+def test_own_channel_is_chosen():
+    logits = torch.arange(6.0).reshape(2, 3, 1, 1)
+    assert masks_of_class(logits, torch.tensor([2, 0])).flatten().tolist() == [2, 3]
+
+
+def test_sizes_must_agree():
+    with pytest.raises(ValueError, match="mask sizes differ"):
+        mask_loss(torch.zeros(1, 1, 28, 28), torch.zeros(1, 14, 14), torch.zeros(1).long())
+
+
+def test_bad_settings_name_the_key():
+    with pytest.raises(ConfigError, match="POOLER_RESOLUTION must be >= 1, is 0"):
+        MaskHeadConfig(pooler_resolution=0)
+    with pytest.raises(
+        ConfigError, match="NAME 'Nope' is unknown; known: MaskRCNNConvUpsampleHead"
+    ):
+        MaskHeadConfig(name="Nope")

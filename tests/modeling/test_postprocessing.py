@@ -1,0 +1,34 @@
+import torch
+
+from segdet.modeling.postprocessing import detector_postprocess
+from segdet.structures import Boxes, Detections
+
+
+def detections(**extra):
+    return Detections(
+        (50, 100),
+        pred_boxes=Boxes(torch.tensor([[10.0, 10, 30, 30], [120, 10, 130, 20], [-5, 0, 50, 60]])),
+        scores=torch.tensor([0.9, 0.8, 0.7]),
+        pred_classes=torch.tensor([0, 1, 2]),
+        **extra,
+    )
+
+
+def test_boxes_are_scaled_then_clipped_and_empties_go():
+    before = detections()
+    result = detector_postprocess(before, 100, 300)
+    assert result.image_size == (100, 300)
+    assert result.pred_boxes.tensor.tolist() == [[30, 20, 90, 60], [0, 0, 150, 100]]
+    assert result.pred_classes.tolist() == [0, 2]
+    assert before.pred_boxes.tensor[0].tolist() == [10, 10, 30, 30]
+
+
+def test_masks_are_pasted_into_the_clipped_boxes():
+    result = detector_postprocess(detections(pred_masks=torch.ones(3, 1, 4, 4)), 50, 100)
+    assert result.pred_masks.shape == (2, 50, 100) and result.pred_masks.dtype == torch.bool
+    assert result.pred_masks[0].sum() == 400 and result.pred_masks[0, 10:30, 10:30].all()
+
+
+def test_no_detections():
+    result = detector_postprocess(detections(pred_masks=torch.ones(3, 1, 4, 4))[:0], 20, 30)
+    assert len(result) == 0 and result.pred_masks.shape == (0, 20, 30)

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from segdet.errors import ConfigError
+from segdet.layers import ROIAlign
+from segdet.modeling.roi_pooler import ROIPooler, assign_levels
+
+
+@pytest.mark.parametrize(
+    "side, level",
+    [
+        (0, 2),
+        (10, 2),
+        (111, 2),
+        (112, 3),
+        (113, 3),
+        (223.999, 3),
+        (224, 4),
+        (447, 4),
+        (448, 5),
+        (2000, 5),
+    ],
+)
+def test_level_of_a_square(side, level):
+    boxes = torch.tensor([[5.0, 5, 5 + side, 5 + side]])
+    assert assign_levels(boxes, 2, 5).item() == level
+
+
+def test_rows_keep_the_order_of_the_boxes():
+    maps = [torch.rand(2, 3, 64 // 2**i, 64 // 2**i) for i in range(4)]
+    boxes = [
+        torch.tensor([[0.0, 0, 200, 200], [3, 4, 40, 50]]),
+        torch.tensor([[0.0, 0, 250, 250], [1, 1, 9, 9], [0, 0, 120, 120]]),
+    ]
+    pooled = ROIPooler(7, strides=[4, 8, 16, 32])(maps, boxes)
+    row = 0
+    for image, image_boxes in enumerate(boxes):
+        for box in image_boxes:
+            level = assign_levels(box[None], 2, 5).item()
+            roi = torch.cat((torch.tensor([float(image)]), box))[None]
+            alone = ROIAlign(7, 1 / 2**level, 0, aligned=True)(maps[level - 2], roi)
+            torch.testing.assert_close(pooled[row], alone[0])
+            row += 1
+    assert row == len(pooled)
+
+
+@pytest.mark.parametrize("strides", [[16], [4, 8]])
+def test_no_boxes(strides):
+    maps = [torch.rand(1, 3, 8, 8) for _ in strides]
+    assert ROIPooler(7, strides=strides)(maps, [torch.zeros(0, 4)]).shape == (0, 3, 7, 7)
+
+
+def test_gradient_reaches_every_level():
+    maps = [torch.rand(1, 2, 64 // 2**i, 64 // 2**i, requires_grad=True) for i in range(2)]
+    boxes = [torch.tensor([[0.0, 0, 20, 20], [0, 0, 150, 150]])]
+    ROIPooler(2, strides=[4, 8])(maps, boxes).sum().backward()
+    assert all(m.grad.abs().sum() > 0 for m in maps)
+
+
+def test_strides_must_be_consecutive():
+    with pytest.raises(ConfigError, match=r"must have strides \[4, 8\], have \[4, 16\]"):
+        ROIPooler(7, strides=[4, 16])
