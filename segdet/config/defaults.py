@@ -1,4 +1,4 @@
-"""The default config: detectron2's complete key tree, gathered from the sections that own the keys."""
+"""The default config: detectron2's complete key tree, gathered from the sections that own it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ NOT_BUILT_YET: dict[str, Any] = {
         },
         "SEM_SEG_HEAD": {
             "NAME": "SemSegFPNHead",
-            "IN_FEATURES": ("p2", "p3", "p4", "p5"),
+            "IN_FEATURES": ["p2", "p3", "p4", "p5"],
             "IGNORE_VALUE": 255,
             "NUM_CLASSES": 54,
             "CONVS_DIM": 128,
@@ -83,10 +83,10 @@ NOT_BUILT_YET: dict[str, Any] = {
         },
         "RETINANET": {
             "NUM_CLASSES": 80,
-            "IN_FEATURES": ("p3", "p4", "p5", "p6", "p7"),
+            "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
             "NUM_CONVS": 4,
-            "IOU_THRESHOLDS": (0.4, 0.5),
-            "IOU_LABELS": (0, -1, 1),
+            "IOU_THRESHOLDS": [0.4, 0.5],
+            "IOU_LABELS": [0, -1, 1],
             "PRIOR_PROB": 0.01,
             "SCORE_THRESH_TEST": 0.05,
             "TOPK_CANDIDATES_TEST": 1000,
@@ -102,18 +102,26 @@ NOT_BUILT_YET: dict[str, Any] = {
 }
 
 # Sections hold tuples; detectron2 has lists here, which users' scripts extend and compare.
-LISTS = frozenset(
-    """
-    MODEL.PIXEL_MEAN MODEL.PIXEL_STD MODEL.FPN.IN_FEATURES
-    MODEL.ANCHOR_GENERATOR.SIZES MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS MODEL.ANCHOR_GENERATOR.ANGLES
-    MODEL.RPN.IN_FEATURES MODEL.RPN.IOU_THRESHOLDS MODEL.RPN.IOU_LABELS MODEL.RPN.CONV_DIMS
-    MODEL.ROI_HEADS.IN_FEATURES MODEL.ROI_HEADS.IOU_THRESHOLDS MODEL.ROI_HEADS.IOU_LABELS
-    MODEL.SEM_SEG_HEAD.IN_FEATURES
-    MODEL.RETINANET.IN_FEATURES MODEL.RETINANET.IOU_THRESHOLDS MODEL.RETINANET.IOU_LABELS
-    MODEL.RESNETS.OUT_FEATURES MODEL.RESNETS.DEFORM_ON_PER_STAGE
-    INPUT.CROP.SIZE TEST.EXPECTED_RESULTS TEST.KEYPOINT_OKS_SIGMAS
-    """.split()
-)
+LISTS = {
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.FPN.IN_FEATURES",
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+    "MODEL.ANCHOR_GENERATOR.ANGLES",
+    "MODEL.RPN.IN_FEATURES",
+    "MODEL.RPN.IOU_THRESHOLDS",
+    "MODEL.RPN.IOU_LABELS",
+    "MODEL.RPN.CONV_DIMS",
+    "MODEL.ROI_HEADS.IN_FEATURES",
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS",
+    "MODEL.ROI_HEADS.IOU_LABELS",
+    "MODEL.RESNETS.OUT_FEATURES",
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+    "INPUT.CROP.SIZE",
+    "TEST.EXPECTED_RESULTS",
+    "TEST.KEYPOINT_OKS_SIGMAS",
+}
 
 
 def get_cfg() -> CfgNode:

@@ -119,11 +119,10 @@ class CfgNode(dict[str, Any]):
     def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
         """Take over the values of another tree, and what set them."""
         for path, value, source in cfg_other.leaves():
-            node, key = self._find(path, source)
-            if source != DEFAULT:
-                self._assign(path, value, source)
-            elif node[key] != value:
-                self._assign(path, value, CODE)
+            origin = CODE if source == DEFAULT else source
+            node, key = self._find(path, origin)
+            if source != DEFAULT or node[key] != value:
+                self._assign(path, value, origin)
 
     def merge_from_list(self, cfg_list: list[Any]) -> None:
         """Take over [KEY, VALUE, KEY, VALUE, ...], as given behind a command.

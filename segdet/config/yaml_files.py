@@ -37,7 +37,7 @@ def yaml_layers(file: str, chain: tuple[str, ...] = ()) -> list[tuple[str, dict[
     mapping = _read_mapping(file, named_by)
     bases = mapping.pop(BASE_KEY, [])
     layers: list[tuple[str, dict[str, Any]]] = []
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise ConfigError(f"{file}: {BASE_KEY} must be a path or a list of paths, is {bases!r}")
         beside = base if "://" in base else _beside(file, base)
