@@ -4,6 +4,17 @@ from segdet.layers.batch_norm import (
     NaiveSyncBatchNorm,
     get_norm,
 )
+from segdet.layers.losses import (
+    Losses,
+    ciou_loss,
+    diou_loss,
+    giou_loss,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
+from segdet.layers.mask_ops import paste_masks_in_image
+from segdet.layers.nms import batched_nms, nms
+from segdet.layers.roi_align import ROIAlign
 from segdet.layers.shape_spec import ShapeSpec
 from segdet.layers.weight_init import c2_msra_fill, c2_xavier_fill
 from segdet.layers.wrappers import (
@@ -24,13 +35,23 @@ __all__ = [
     "FrozenBatchNorm2d",
     "LayerNorm",
     "Linear",
+    "Losses",
     "NaiveSyncBatchNorm",
+    "ROIAlign",
     "ShapeSpec",
+    "batched_nms",
     "c2_msra_fill",
     "c2_xavier_fill",
     "cat",
+    "ciou_loss",
     "cross_entropy",
+    "diou_loss",
     "get_norm",
+    "giou_loss",
     "interpolate",
+    "nms",
     "nonzero_tuple",
+    "paste_masks_in_image",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
 ]

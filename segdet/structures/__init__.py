@@ -10,14 +10,23 @@ from segdet.structures.boxes import (
 )
 from segdet.structures.image_list import ImageList
 from segdet.structures.instances import Detections, Instances, Proposals, Targets
+from segdet.structures.keypoints import Keypoints
+from segdet.structures.masks import BitMasks, PolygonMasks, ROIMasks
+from segdet.structures.polygons import polygons_to_bitmask, rasterize_polygons_within_box
+from segdet.structures.rotated_boxes import RotatedBoxes
 
 __all__ = [
+    "BitMasks",
     "BoxMode",
     "Boxes",
     "Detections",
     "ImageList",
     "Instances",
+    "Keypoints",
+    "PolygonMasks",
     "Proposals",
+    "ROIMasks",
+    "RotatedBoxes",
     "Targets",
     "matched_boxlist_iou",
     "matched_pairwise_iou",
@@ -25,4 +34,6 @@ __all__ = [
     "pairwise_ioa",
     "pairwise_iou",
     "pairwise_point_box_distance",
+    "polygons_to_bitmask",
+    "rasterize_polygons_within_box",
 ]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Polygon = NDArray[np.float64]  # x0, y0, x1, y1, ...
+
+# pycocotools walks an outline in steps of 1/5 pixel and allocates every step as it goes: beyond
+# this length (pixels) what lies off the canvas is cut away first. Below it results are its own.
+_LONGEST_OUTLINE = 1 << 20
+
+
+def polygon_area(polygon: Polygon) -> float:
+    """Area of a simple polygon in square pixels, by the shoelace formula."""
+    x, y = polygon[0::2], polygon[1::2]
+    return float(0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+
+
+def polygons_to_bitmask(polygons: Sequence[Polygon], height: int, width: int) -> NDArray[np.bool_]:
+    """Rasterise the union of polygons as COCO's own tools do.
+
+    Source: pycocotools' polygon-to-RLE conversion, which it calls.
+
+    Args:
+        polygons: flat x, y coordinates in pixels; they may leave the canvas. None gives an
+            empty mask.
+        height: rows of the canvas.
+        width: columns.
+
+    Returns:
+        (height, width) bool.
+
+    Raises:
+        ValueError: a polygon is not at least 3 finite points.
+    """
+    outlines = [_outline(polygon, height, width) for polygon in polygons]
+    outlines = [outline for outline in outlines if len(outline) >= 6]
+    if not outlines or height == 0 or width == 0:
+        return np.zeros((height, width), np.bool_)
+    rles: Any = mask_util.frPyObjects(outlines, height, width)
+    return mask_util.decode(mask_util.merge(rles)).astype(np.bool_)
+
+
+def rasterize_polygons_within_box(
+    polygons: Sequence[Polygon], box: NDArray[np.floating[Any]], mask_size: int
+) -> Tensor:
+    """The part of an object inside a box, stretched to a square mask.
+
+    Source: the mask targets of detectron2, which follow Mask R-CNN (arXiv:1703.06870).
+
+    Args:
+        polygons: flat x, y coordinates in the frame of the box.
+        box: (4,) XYXY; sides below 0.1 pixel count as 0.1.
+        mask_size: M, the side of the result.
+
+    Returns:
+        (M, M) bool.
+    """
+    scale = mask_size / np.maximum(box[2:] - box[:2], 0.1)  # in the box's own precision
+    moved = [((polygon.reshape(-1, 2) - box[:2]) * scale).reshape(-1) for polygon in polygons]
+    return torch.from_numpy(polygons_to_bitmask(moved, mask_size, mask_size))
+
+
+def _outline(polygon: Polygon, height: int, width: int) -> Polygon:
+    """Check one polygon, which pycocotools does not, and cut it down where it is vast."""
+    if polygon.ndim != 1 or polygon.size < 6 or polygon.size % 2:
+        raise ValueError(
+            f"a polygon is a flat list of at least 3 points x, y; got shape {polygon.shape}"
+        )
+    if not np.isfinite(polygon).all():
+        raise ValueError(f"a polygon has infinite or NaN coordinates: {polygon.tolist()}")
+    points = np.clip(polygon, -1e9, 1e9).reshape(-1, 2)
+    if np.abs(points - np.roll(points, 1, 0)).max(1).sum() <= _LONGEST_OUTLINE:
+        return polygon
+    for axis, limit in ((0, width + 1), (1, height + 1)):
+        points = _cut(points, points[:, axis] + 1)
+        points = _cut(points, limit - points[:, axis])
+    return points.reshape(-1)
+
+
+def _cut(points: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keep the part of a polygon on one side of a line (Sutherland and Hodgman 1974).
+
+    Args:
+        points: (V, 2).
+        depth: (V,) distance of each point to the line, negative on the side to drop.
+    """
+    following, inside = np.roll(depth, -1), depth >= 0
+    crosses = inside != np.roll(inside, -1)
+    share = np.where(crosses, depth / np.where(crosses, depth - following, 1), 0)[:, None]
+    crossings = points + share * (np.roll(points, -1, 0) - points)
+    return np.stack([points, crossings], 1)[np.stack([inside, crosses], 1)]

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segdet.structures.boxes import BoxMode, Index, clip_boxes
+
+
+class RotatedBoxes:
+    """(N, 5) rotated boxes: centre x, centre y, width, height, angle.
+
+    Absolute pixels; the angle is in degrees, counter-clockwise on the screen (y points down).
+    float32, except that a float64 tensor stays float64.
+
+    Attributes:
+        tensor: (N, 5).
+    """
+
+    tensor: Tensor
+
+    def __init__(self, tensor: Tensor | np.ndarray[Any, Any] | Sequence[Any]) -> None:
+        if not isinstance(tensor, Tensor):
+            tensor = torch.as_tensor(np.asarray(tensor, np.float32))
+        elif tensor.dtype != torch.float64:
+            tensor = tensor.to(torch.float32)
+        if tensor.numel() == 0:
+            tensor = tensor.reshape(0, 5)
+        if tensor.ndim != 2 or tensor.shape[-1] != 5:
+            raise ValueError(f"RotatedBoxes takes an (N, 5) tensor, got {tuple(tensor.shape)}")
+        self.tensor = tensor
+
+    def clone(self) -> RotatedBoxes:
+        """A copy that shares no memory."""
+        return RotatedBoxes(self.tensor.clone())
+
+    def to(self, device: torch.device | str) -> RotatedBoxes:
+        """The boxes on `device`."""
+        return RotatedBoxes(self.tensor.to(device=device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where `tensor` is."""
+        return self.tensor.device
+
+    def area(self) -> Tensor:
+        """(N,) areas in square pixels."""
+        return self.tensor[:, 2] * self.tensor[:, 3]
+
+    def normalize_angles(self) -> None:
+        """Bring the angles into [-180, 180) degrees, in place."""
+        angle = (self.tensor[:, 4] + 180) % 360 - 180
+        self.tensor = torch.cat([self.tensor[:, :4], angle[:, None]], 1)
+
+    def clip(self, box_size: tuple[int, int], clip_angle_threshold: float = 1.0) -> None:
+        """Clip the boxes that are nearly upright to the image, in place; leave the others.
+
+        A box cut at an angle is no rotated box any more, hence the restriction. Angles are
+        brought into [-180, 180).
+
+        Args:
+            box_size: (height, width).
+            clip_angle_threshold: a box within this many degrees of 0 counts as upright.
+        """
+        self.normalize_angles()
+        upright = self.tensor[:, 4].abs() <= clip_angle_threshold
+        centre, size = self.tensor[upright, :2], self.tensor[upright, 2:4]
+        clipped = clip_boxes(torch.cat([centre - size / 2, centre + size / 2], 1), box_size)
+        new = BoxMode.convert(clipped, BoxMode.XYXY_ABS, BoxMode.XYWHA_ABS)
+        self.tensor = self.tensor.clone()
+        self.tensor[upright, :4] = new[:, :4]
+
+    def nonempty(self, threshold: float = 0.0) -> Tensor:
+        """(N,) bool: both width and height are greater than `threshold` pixels."""
+        return (self.tensor[:, 2:4] > threshold).all(-1)
+
+    def __getitem__(self, item: Index) -> RotatedBoxes:
+        """The boxes at an int (as one box), a slice, a list, or an int64 or bool tensor."""
+        if isinstance(item, int):
+            return RotatedBoxes(self.tensor[item][None])
+        rows = self.tensor[item]
+        if rows.ndim != 2:
+            raise IndexError(f"indexing RotatedBoxes with {item!r} gives {tuple(rows.shape)}")
+        return RotatedBoxes(rows)
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """One (5,) tensor per box."""
+        yield from self.tensor
+
+    def __repr__(self) -> str:
+        return f"RotatedBoxes({self.tensor})"
+
+    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
+        """(N,) bool: no corner crosses the image border by more than a margin.
+
+        Args:
+            box_size: (height, width).
+            boundary_threshold: the margin in pixels.
+        """
+        h, w = box_size
+        around = BoxMode.convert(self.tensor, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+        limit = self.tensor.new_tensor([w, h]) + boundary_threshold
+        return ((around[:, :2] >= -boundary_threshold) & (around[:, 2:] < limit)).all(-1)
+
+    def get_centers(self) -> Tensor:
+        """(N, 2) centres, x and y."""
+        return self.tensor[:, :2]
+
+    def scale(self, scale_x: float, scale_y: float) -> None:
+        """Stretch the image under the boxes, in place.
+
+        Where the factors differ a rotated box would become a parallelogram; the result keeps
+        the lengths of its sides and the direction of its height.
+        """
+        x, y, w, h, angle = self.tensor.unbind(-1)
+        radians = angle * (math.pi / 180)
+        cos, sin = radians.cos(), radians.sin()
+        w = w * torch.hypot(scale_x * cos, scale_y * sin)
+        h = h * torch.hypot(scale_x * sin, scale_y * cos)
+        angle = torch.atan2(scale_x * sin, scale_y * cos) * (180 / math.pi)
+        self.tensor = torch.stack([x * scale_x, y * scale_y, w, h, angle], -1)
+
+    @staticmethod
+    def cat(boxes_list: Sequence[RotatedBoxes]) -> RotatedBoxes:
+        """One RotatedBoxes of all, in order; (0, 5) for an empty list."""
+        if len(boxes_list) == 0:
+            return RotatedBoxes(torch.empty(0, 5))
+        return RotatedBoxes(torch.cat([boxes.tensor for boxes in boxes_list]))
