@@ -1,0 +1,45 @@
+"""What every backbone offers: images in, named feature maps out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from segdet.layers import FrozenBatchNorm2d, ShapeSpec
+
+
+class Backbone(nn.Module, ABC):
+    """A network from images to feature maps."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature maps by name.
+
+        Args:
+            images: (B, 3, H, W) float, normalised.
+
+        Returns:
+            Each map is (B, C, H / stride, W / stride) with C and stride as `output_shape` says.
+        """
+
+    @abstractmethod
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each map that `forward` returns."""
+
+    @property
+    def size_divisibility(self) -> int:
+        """Image height and width must be multiples of it; 0 accepts any size."""
+        return 0
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """Further wishes, as `ImageList.from_tensors` takes them."""
+        return {}
+
+
+def freeze(module: nn.Module) -> None:
+    """Stop training of `module`, in place: no gradients, batch norms become FrozenBatchNorm2d."""
+    for parameter in module.parameters():
+        parameter.requires_grad = False
+    FrozenBatchNorm2d.convert_frozen_batchnorm(module)

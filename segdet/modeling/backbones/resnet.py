@@ -1,0 +1,295 @@
+"""ResNet (He et al. 2015, arXiv:1512.03385) and ResNeXt (Xie et al. 2016, arXiv:1611.05431)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segdet.errors import ConfigError
+from segdet.layers import Conv2d, ShapeSpec, c2_msra_fill, get_norm
+from segdet.modeling.backbones.backbone import Backbone, freeze
+
+BLOCKS_PER_STAGE = {  # res2 to res5; table 1 of arXiv:1512.03385
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+FEATURES = ("stem", "res2", "res3", "res4", "res5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """MODEL.RESNETS; defaults are detectron2's."""
+
+    depth: int = 50
+    out_features: tuple[str, ...] = ("res4",)  # the last one is where the network ends
+    num_groups: int = 1  # 32 for ResNeXt 32x8d
+    norm: str = "FrozenBN"
+    width_per_group: int = 64
+    stride_in_1x1: bool = True  # True: the MSRA weights; False: torchvision, FAIR's GN and ResNeXt
+    res5_dilation: int = 1  # 2 keeps res5 at stride 16
+    res2_out_channels: int = 256  # 64 for depths 18 and 34
+    stem_out_channels: int = 64
+    deform_on_per_stage: tuple[bool, ...] = (False, False, False, False)
+    deform_modulated: bool = False
+    deform_num_groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.depth not in BLOCKS_PER_STAGE:
+            known = ", ".join(map(str, BLOCKS_PER_STAGE))
+            raise ConfigError(f"DEPTH must be one of {known}, is {self.depth}")
+        if not self.out_features or not set(self.out_features) <= set(FEATURES):
+            raise ConfigError(
+                f"OUT_FEATURES must name some of {', '.join(FEATURES)}, is {self.out_features}"
+            )
+        if self.res5_dilation not in (1, 2):
+            raise ConfigError(f"RES5_DILATION must be 1 or 2, is {self.res5_dilation}")
+        if any(self.deform_on_per_stage):
+            raise ConfigError("DEFORM_ON_PER_STAGE: deformable stages are not built yet")
+        if self.depth < 50:
+            self._check_basic()
+
+    def _check_basic(self) -> None:
+        wanted = {
+            "RES2_OUT_CHANNELS": (self.res2_out_channels, 64),
+            "RES5_DILATION": (self.res5_dilation, 1),
+            "NUM_GROUPS": (self.num_groups, 1),
+        }
+        for key, (value, needed) in wanted.items():
+            if value != needed:
+                raise ConfigError(f"DEPTH {self.depth} needs {key} = {needed}, it is {value}")
+
+    def build(self, *, freeze_at: int, input_channels: int = 3) -> ResNet:
+        """The network with random weights.
+
+        Args:
+            freeze_at: 0 trains everything, 1 freezes the stem, k >= 2 the stem and res2 to res{k}.
+            input_channels: of the images.
+        """
+        last = max(FEATURES.index(name) for name in self.out_features) + 1
+        channels = self.stem_out_channels
+        stages = []
+        for level in range(2, last + 1):
+            dilation = self.res5_dilation if level == 5 else 1
+            stride = 1 if level == 2 or dilation > 1 else 2
+            stages.append(self._build_stage(level, channels, stride=stride, dilation=dilation))
+            channels = stages[-1][-1].out_channels
+        return ResNet(
+            BasicStem(input_channels, self.stem_out_channels, norm=self.norm),
+            stages,
+            out_features=self.out_features,
+            freeze_at=freeze_at,
+        )
+
+    def build_res5(self, in_channels: int) -> nn.Sequential:
+        """The last stage alone, stride 2 and trained, as C4 heads apply it to pooled regions."""
+        return self._build_stage(5, in_channels, stride=2, dilation=1)
+
+    def _build_stage(
+        self, level: int, in_channels: int, *, stride: int, dilation: int
+    ) -> nn.Sequential:
+        scale = 2 ** (level - 2)
+        block: type[BasicBlock | BottleneckBlock] = BasicBlock
+        settings: dict[str, Any] = {"norm": self.norm}
+        if self.depth >= 50:
+            block = BottleneckBlock
+            settings |= {
+                "bottleneck_channels": self.num_groups * self.width_per_group * scale,
+                "num_groups": self.num_groups,
+                "stride_in_1x1": self.stride_in_1x1,
+                "dilation": dilation,
+            }
+        return make_stage(
+            block,
+            BLOCKS_PER_STAGE[self.depth][level - 2],
+            in_channels=in_channels,
+            out_channels=self.res2_out_channels * scale,
+            stride=stride,
+            **settings,
+        )
+
+
+class ResNet(Backbone):
+    """A stem and up to four stages, the attributes `stem` and `res2` to `res5`.
+
+    Args:
+        stem: brings images to stride 4.
+        stages: res2 onwards, as `make_stage` builds them.
+        out_features: names of the maps to return: "stem", "res2" ... "res5".
+        freeze_at: 0 trains everything, 1 freezes the stem, k >= 2 the stem and res2 to res{k}.
+    """
+
+    def __init__(
+        self,
+        stem: BasicStem,
+        stages: Sequence[nn.Sequential],
+        *,
+        out_features: Sequence[str],
+        freeze_at: int = 0,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self._shapes = {"stem": ShapeSpec(channels=stem.out_channels, stride=stem.stride)}
+        stride = stem.stride
+        for level, stage in enumerate(stages, start=2):
+            self.add_module(f"res{level}", stage)
+            stride *= stage[0].stride
+            self._shapes[f"res{level}"] = ShapeSpec(channels=stage[-1].out_channels, stride=stride)
+        unknown = set(out_features) - set(self._shapes)
+        if unknown:
+            raise ValueError(f"out_features {sorted(unknown)} are not in {list(self._shapes)}")
+        self.out_features = tuple(out_features)
+        for part in list(self._shapes)[: max(freeze_at, 0)]:
+            freeze(self.get_submodule(part))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        features = {}
+        x = images
+        for name in self._shapes:
+            x = self.get_submodule(name)(x)
+            if name in self.out_features:
+                features[name] = x
+        return features
+
+    def output_shape(self) -> dict[str, ShapeSpec]:  # noqa: D102
+        return {name: self._shapes[name] for name in self._shapes if name in self.out_features}
+
+
+class BasicStem(nn.Module):
+    """7x7 convolution and 3x3 max pooling, stride 2 each."""
+
+    stride = 4
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm: str) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.conv1 = _conv(in_channels, out_channels, 7, norm, F.relu_, stride=2, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, out_channels, ceil(H / 4), ceil(W / 4))."""
+        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str) -> None:
+        super().__init__()
+        self.out_channels, self.stride = out_channels, stride
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
+        self.conv1 = _conv(in_channels, out_channels, 3, norm, F.relu_, stride=stride, padding=1)
+        self.conv2 = _conv(out_channels, out_channels, 3, norm, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        out = self.conv2(self.conv1(x))
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        bottleneck_channels: of the 3x3 convolution, all groups together.
+        stride: of the block.
+        norm: a name that `get_norm` knows.
+        num_groups: of the 3x3 convolution.
+        stride_in_1x1: the first convolution has the stride, otherwise the 3x3 one.
+        dilation: of the 3x3 convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int,
+        norm: str,
+        num_groups: int = 1,
+        stride_in_1x1: bool = False,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        self.out_channels, self.stride = out_channels, stride
+        width = bottleneck_channels
+        stride1, stride2 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
+        self.conv1 = _conv(in_channels, width, 1, norm, F.relu_, stride=stride1)
+        self.conv2 = _conv(
+            width,
+            width,
+            3,
+            norm,
+            F.relu_,
+            stride=stride2,
+            padding=dilation,
+            dilation=dilation,
+            groups=num_groups,
+        )
+        self.conv3 = _conv(width, out_channels, 1, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        out = self.conv3(self.conv2(self.conv1(x)))
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
+
+
+def make_stage(
+    block: type[BasicBlock | BottleneckBlock],
+    num_blocks: int,
+    *,
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    **settings: Any,
+) -> nn.Sequential:
+    """Blocks one after the other; the first has the stride and the change of width.
+
+    Args:
+        block: BasicBlock or BottleneckBlock.
+        num_blocks: how many.
+        in_channels: of the stage's input.
+        out_channels: of every block's output.
+        stride: of the stage.
+        settings: further arguments of every block.
+    """
+    blocks = []
+    for index in range(num_blocks):
+        blocks.append(
+            block(in_channels, out_channels, stride=stride if index == 0 else 1, **settings)
+        )
+        in_channels = out_channels
+    return nn.Sequential(*blocks)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> Conv2d | None:
+    if in_channels == out_channels:
+        return None
+    return _conv(in_channels, out_channels, 1, norm, stride=stride)
+
+
+def _conv(
+    in_channels: int, out_channels: int, size: int, norm: str, activation: Any = None, **kwargs: int
+) -> Conv2d:
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        size,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=activation,
+        **kwargs,
+    )
+    c2_msra_fill(conv)
+    return conv

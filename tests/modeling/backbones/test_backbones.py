@@ -1,0 +1,124 @@
+"""The names and shapes of every official backbone, and the table that builds them."""
+
+import gzip
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from segdet.errors import ConfigError
+from segdet.modeling.backbones import (
+    BACKBONES,
+    BackboneConfig,
+    BackboneSections,
+    FPNConfig,
+    LastLevelP6P7,
+    ResNetConfig,
+)
+
+OFFICIAL = ("build_resnet_backbone", "build_resnet_fpn_backbone")
+
+
+def read_table(folder, family: str) -> dict[str, dict[str, Any]]:
+    with gzip.open(folder / f"{family}.json.gz") as file:
+        return json.load(file)
+
+
+def sections_of(overrides: dict[str, Any]) -> BackboneSections:
+    def read(section, at):
+        values = {
+            key.removeprefix(f"MODEL.{at}.").lower(): tuple(v) if isinstance(v, list) else v
+            for key, v in overrides.items()
+            if key.startswith(f"MODEL.{at}.")
+        }
+        return section(**values)
+
+    return BackboneSections(
+        backbone=read(BackboneConfig, "BACKBONE"),
+        resnets=read(ResNetConfig, "RESNETS"),
+        fpn=read(FPNConfig, "FPN"),
+    )
+
+
+def names_and_shapes(module, prefix: str) -> list[tuple[str, list[int]]]:
+    return [(prefix + name, list(value.shape)) for name, value in module.state_dict().items()]
+
+
+def part(entry, prefix: str) -> list[tuple[str, list[int]]]:
+    return [(name, shape) for name, shape in entry["state_dict"] if name.startswith(prefix)]
+
+
+def without_counters(rows: list[tuple[str, list[int]]]) -> list[tuple[str, list[int]]]:
+    """The originals keep the batch counter of a SyncBN that they froze; ours drops it."""
+    return [row for row in rows if not row[0].endswith(".num_batches_tracked")]
+
+
+def test_official_resnets_have_official_names_shapes_and_frozen_parts(shared_configs):
+    seen, checked = {}, 0
+    for path, entry in read_table(shared_configs, "detectron2").items():
+        overrides = entry["overrides"]
+        is_ours = overrides.get("MODEL.BACKBONE.NAME", OFFICIAL[0]) in OFFICIAL
+        if not is_ours or any(overrides.get("MODEL.RESNETS.DEFORM_ON_PER_STAGE", ())):
+            continue
+        sections = sections_of(overrides)
+        if sections not in seen:
+            with torch.device("meta"):
+                seen[sections] = sections.build_backbone()
+        backbone = seen[sections]
+        ours = names_and_shapes(backbone, "backbone.")
+        assert without_counters(ours) == without_counters(part(entry, "backbone.")), path
+        frozen = sum(p.numel() for p in backbone.parameters() if not p.requires_grad)
+        assert frozen == entry["num_params"] - entry["num_trainable"], path
+        checked += 1
+    assert checked > 70
+    assert len(seen) >= 9
+
+
+def test_mobilenetv2_has_centermask_names(shared_configs):
+    entry = read_table(shared_configs, "centermask2")[
+        "centermask/centermask_lite_Mv2_FPN_ms_4x.yaml"
+    ]
+    sections = sections_of(entry["overrides"])
+    with torch.device("meta"):
+        bottom_up = BACKBONES["build_mobilenetv2_backbone"](sections)
+        fpn = sections.fpn.build(bottom_up, LastLevelP6P7(128, 128, "p5"))
+    assert names_and_shapes(fpn, "backbone.") == part(entry, "backbone.")
+
+
+def test_retinanet_pyramid_has_official_names(shared_configs):
+    entry = read_table(shared_configs, "detectron2")["COCO-Detection/retinanet_R_50_FPN_1x.yaml"]
+    sections = sections_of(entry["overrides"])
+    with torch.device("meta"):
+        fpn = sections.fpn.build(sections.resnets.build(freeze_at=2), LastLevelP6P7(2048, 256))
+    assert names_and_shapes(fpn, "backbone.") == part(entry, "backbone.")
+
+
+def test_c4_res5_has_official_names(shared_configs):
+    entry = read_table(shared_configs, "detectron2")[
+        "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml"
+    ]
+    with torch.device("meta"):
+        res5 = ResNetConfig().build_res5(1024)
+    assert names_and_shapes(res5, "roi_heads.res5.") == part(entry, "roi_heads.res5.")
+    assert all(p.requires_grad for p in res5.parameters())
+
+
+def test_unknown_name_suggests_the_nearest():
+    sections = BackboneSections(backbone=BackboneConfig(name="build_resnet_fpn_backbon"))
+    with pytest.raises(ConfigError, match="did you mean build_resnet_fpn_backbone"):
+        sections.build_backbone()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_images_have_one_channel_per_pixel_mean(name):
+    outputs = ("res2", "res3", "res4", "res5")
+    sections = BackboneSections(
+        pixel_mean=(0.5,),
+        backbone=BackboneConfig(name=name),
+        resnets=ResNetConfig(out_features=outputs),
+        fpn=FPNConfig(in_features=outputs),
+    )
+    with torch.device("meta"):
+        features = sections.build_backbone()(torch.zeros(2, 1, 64, 96))
+    assert all(len(f) == 2 for f in features.values())
