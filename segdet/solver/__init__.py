@@ -1,1 +1,31 @@
-"""."""
+"""Optimizers and learning-rate schedules."""
+
+from segdet.solver.build import (
+    AMPConfig,
+    ClipGradientsConfig,
+    SolverConfig,
+    build_lr_scheduler,
+    build_optimizer,
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+)
+from segdet.solver.lr_scheduler import (
+    CosineParamScheduler,
+    LRMultiplier,
+    MultiStepParamScheduler,
+    WarmupParamScheduler,
+)
+
+__all__ = [
+    "AMPConfig",
+    "ClipGradientsConfig",
+    "CosineParamScheduler",
+    "LRMultiplier",
+    "MultiStepParamScheduler",
+    "SolverConfig",
+    "WarmupParamScheduler",
+    "build_lr_scheduler",
+    "build_optimizer",
+    "get_default_optimizer_params",
+    "maybe_add_gradient_clipping",
+]

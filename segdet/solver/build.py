@@ -1,0 +1,275 @@
+"""SOLVER: the optimizer, its parameter groups, gradient clipping and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from segdet.config.reader import read_section
+from segdet.errors import ConfigError
+from segdet.solver.lr_scheduler import (
+    CosineParamScheduler,
+    LRMultiplier,
+    MultiStepParamScheduler,
+    Schedule,
+    WarmupParamScheduler,
+)
+
+_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipGradientsConfig:
+    """SOLVER.CLIP_GRADIENTS; defaults are detectron2's."""
+
+    enabled: bool = False
+    clip_type: str = "value"  # or "norm": of each parameter by itself
+    clip_value: float = 1.0
+    norm_type: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.clip_type not in ("value", "norm"):
+            raise ConfigError(f'CLIP_TYPE must be "value" or "norm", is "{self.clip_type}"')
+        if self.clip_value <= 0:
+            raise ConfigError(f"CLIP_VALUE must be > 0, is {self.clip_value}")
+
+    def clip(self, parameters: list[nn.Parameter]) -> None:
+        """Clip the gradients of `parameters` in place."""
+        if self.clip_type == "value":
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
+        else:
+            for parameter in parameters:
+                nn.utils.clip_grad_norm_(parameter, self.clip_value, norm_type=self.norm_type)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AMPConfig:
+    """SOLVER.AMP; defaults are detectron2's."""
+
+    enabled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverConfig:
+    """SOLVER; defaults are detectron2's."""
+
+    lr_scheduler_name: str = "WarmupMultiStepLR"
+    max_iter: int = 40000
+    base_lr: float = 0.001
+    base_lr_end: float = 0.0  # of WarmupCosineLR
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0001
+    weight_decay_norm: float = 0.0
+    weight_decay_bias: float | None = None  # None: as any other parameter
+    bias_lr_factor: float = 1.0
+    gamma: float = 0.1
+    steps: tuple[int, ...] = (30000,)
+    num_decays: int = 3  # of WarmupStepWithFixedGammaLR
+    warmup_factor: float = 0.001
+    warmup_iters: int = 1000
+    warmup_method: str = "linear"
+    rescale_interval: bool = False
+    checkpoint_period: int = 5000
+    ims_per_batch: int = 16  # over all processes
+    reference_world_size: int = 0  # 0: never scale the recipe to the number of processes
+    clip_gradients: ClipGradientsConfig = field(default_factory=ClipGradientsConfig)
+    amp: AMPConfig = field(default_factory=AMPConfig)
+
+    def __post_init__(self) -> None:
+        if self.lr_scheduler_name not in LR_SCHEDULES:
+            raise ConfigError(
+                f"LR_SCHEDULER_NAME must be one of {', '.join(LR_SCHEDULES)}, "
+                f'is "{self.lr_scheduler_name}"'
+            )
+        if self.warmup_method not in ("linear", "constant"):
+            raise ConfigError(
+                f'WARMUP_METHOD must be "linear" or "constant", is "{self.warmup_method}"'
+            )
+        for name in ("max_iter", "ims_per_batch", "checkpoint_period", "num_decays"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name.upper()} must be >= 1, is {getattr(self, name)}")
+        if self.base_lr <= 0:
+            raise ConfigError(f"BASE_LR must be > 0, is {self.base_lr}")
+        if not 0 <= self.base_lr_end <= self.base_lr:
+            raise ConfigError(
+                f"BASE_LR_END must be between 0 and BASE_LR = {self.base_lr}, is {self.base_lr_end}"
+            )
+        if list(self.steps) != sorted(set(self.steps)) or min(self.steps, default=1) < 1:
+            raise ConfigError(f"STEPS must be positive and ascending, are {self.steps}")
+
+    def build_optimizer(self, model: nn.Module) -> Optimizer:
+        """SGD over the trainable parameters of `model`, grouped by their weight decay and lr."""
+        groups = get_default_optimizer_params(
+            model,
+            base_lr=self.base_lr,
+            weight_decay_norm=self.weight_decay_norm,
+            bias_lr_factor=self.bias_lr_factor,
+            weight_decay_bias=self.weight_decay_bias,
+        )
+        optimizer = torch.optim.SGD(
+            groups,
+            lr=self.base_lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            foreach=True,
+        )
+        return self.add_clipping(optimizer)
+
+    def add_clipping(self, optimizer: Optimizer) -> Optimizer:
+        """Clip inside `optimizer.step`: there AMP has already taken its scale off the gradients."""
+        if self.clip_gradients.enabled:
+
+            def clip(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+                for group in optimizer.param_groups:
+                    self.clip_gradients.clip(group["params"])
+
+            optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    def build_lr_scheduler(self, optimizer: Optimizer) -> LRMultiplier:
+        """The named schedule behind its warm-up."""
+        schedule = WarmupParamScheduler(
+            LR_SCHEDULES[self.lr_scheduler_name](self),
+            self.warmup_factor,
+            min(self.warmup_iters / self.max_iter, 1.0),
+            self.warmup_method,
+            self.rescale_interval,
+        )
+        return LRMultiplier(optimizer, schedule, self.max_iter)
+
+
+def _multi_step(solver: SolverConfig) -> Schedule:
+    steps = [step for step in solver.steps if step <= solver.max_iter]
+    if len(steps) < len(solver.steps):
+        logging.getLogger(__name__).warning(
+            "SOLVER.STEPS beyond SOLVER.MAX_ITER = %d are ignored: %s",
+            solver.max_iter,
+            [step for step in solver.steps if step > solver.max_iter],
+        )
+    values = [solver.gamma**k for k in range(len(steps) + 1)]
+    return MultiStepParamScheduler(values, solver.max_iter, steps)
+
+
+def _cosine(solver: SolverConfig) -> Schedule:
+    return CosineParamScheduler(1.0, solver.base_lr_end / solver.base_lr)
+
+
+def _fixed_gamma(solver: SolverConfig) -> Schedule:
+    """NUM_DECAYS drops that cut the run into equal parts."""
+    drops = range(1, solver.num_decays + 1)
+    values = [solver.gamma**k for k in (0, *drops)]
+    return MultiStepParamScheduler(values, solver.num_decays + 1, drops)
+
+
+LR_SCHEDULES: dict[str, Callable[[SolverConfig], Schedule]] = {
+    "WarmupMultiStepLR": _multi_step,
+    "WarmupCosineLR": _cosine,
+    "WarmupStepWithFixedGammaLR": _fixed_gamma,
+}
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
+    """The optimizer that SOLVER of the config tree `cfg` describes, over `model`'s parameters."""
+    return read_section(SolverConfig, cfg, at="SOLVER").build_optimizer(model)
+
+
+def build_lr_scheduler(cfg: Any, optimizer: Optimizer) -> LRMultiplier:
+    """The learning-rate schedule that SOLVER of the config tree `cfg` describes."""
+    return read_section(SolverConfig, cfg, at="SOLVER").build_lr_scheduler(optimizer)
+
+
+def maybe_add_gradient_clipping(
+    cfg: Any, optimizer: Optimizer | type[Optimizer]
+) -> Optimizer | Callable[..., Optimizer]:
+    """Clip as SOLVER.CLIP_GRADIENTS says, inside `step`; `optimizer` may be a class or an instance.
+
+    Returns:
+        The same instance, or for a class a callable with the class's arguments.
+    """
+    solver = read_section(SolverConfig, cfg, at="SOLVER")
+    if isinstance(optimizer, Optimizer):
+        return solver.add_clipping(optimizer)
+    return lambda *args, **kwargs: solver.add_clipping(optimizer(*args, **kwargs))
+
+
+def get_default_optimizer_params(
+    model: nn.Module,
+    base_lr: float | None = None,
+    weight_decay: float | None = None,
+    weight_decay_norm: float | None = None,
+    bias_lr_factor: float = 1.0,
+    weight_decay_bias: float | None = None,
+    lr_factor_func: Callable[[str], float] | None = None,
+    overrides: dict[str, dict[str, float]] | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer, one for each distinct set of hyper-parameters.
+
+    Frozen parameters are left out, shared ones appear once. What is None is left to the
+    optimizer's own default.
+
+    Args:
+        model: its trainable parameters are grouped, in the order of `named_modules`.
+        base_lr: learning rate of every group; needed for the two factors.
+        weight_decay: of every group.
+        weight_decay_norm: of the parameters of norm layers.
+        bias_lr_factor: multiplies the learning rate of parameters named `bias`.
+        weight_decay_bias: of parameters named `bias`; wins over `weight_decay_norm`.
+        lr_factor_func: from a parameter's full name to a multiplier of its learning rate.
+        overrides: parameter's own name (such as `bias`) -> hyper-parameters that win over all.
+
+    Returns:
+        Groups as every torch optimizer takes them: `params` and the hyper-parameters.
+
+    Raises:
+        ValueError: a factor without `base_lr`, or `bias` set in two ways.
+    """
+    if base_lr is None and (bias_lr_factor != 1.0 or lr_factor_func is not None):
+        raise ValueError("bias_lr_factor and lr_factor_func multiply base_lr: give base_lr too")
+    bias = _without_none(
+        lr=None if bias_lr_factor == 1.0 else base_lr * bias_lr_factor,
+        weight_decay=weight_decay_bias,
+    )
+    by_name = dict(overrides or {})
+    if bias and "bias" in by_name:
+        raise ValueError("`bias` is in overrides and set by bias_lr_factor or weight_decay_bias")
+    by_name.setdefault("bias", bias)
+
+    groups: dict[tuple[tuple[str, float], ...], dict[str, Any]] = {}
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            hyper = _without_none(lr=base_lr, weight_decay=weight_decay)
+            if isinstance(module, _NORMS) and weight_decay_norm is not None:
+                hyper["weight_decay"] = weight_decay_norm
+            if lr_factor_func is not None:
+                hyper["lr"] *= lr_factor_func(f"{module_name}.{name}".removeprefix("."))
+            hyper |= by_name.get(name, {})
+            group = groups.setdefault(tuple(sorted(hyper.items())), {"params": [], **hyper})
+            group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _without_none(**values: float | None) -> dict[str, float]:
+    return {key: value for key, value in values.items() if value is not None}
