@@ -243,7 +243,7 @@ def test_sources_survive_merging_cloning_and_pickling(cfg, write, monkeypatch, t
 def test_source_of_refuses_sections_and_unknown_keys(cfg):
     with pytest.raises(ConfigError, match="MODEL is a section"):
         cfg.source_of("MODEL")
-    with pytest.raises(ConfigError, match="unknown key MODEL.MASK"):
+    with pytest.raises(ConfigError, match=r"unknown key MODEL.MASK"):
         cfg.source_of("MODEL.MASK")
 
 
@@ -301,7 +301,7 @@ def test_a_dump_is_read_back(cfg, write):
 
 def test_what_yaml_cannot_write_is_named(cfg):
     cfg.MODEL.WEIGHTS = object()
-    with pytest.raises(ConfigError, match="MODEL.WEIGHTS holds a object"):
+    with pytest.raises(ConfigError, match=r"MODEL.WEIGHTS holds a object"):
         cfg.dump()
 
 
@@ -314,7 +314,7 @@ def test_old_names_are_read_only_in_old_files(cfg, write, caplog):
     assert cfg.MODEL.WEIGHTS == "a.pkl" and cfg.VERSION == 2
     assert "version 1" in caplog.text
     assert cfg.source_of("MODEL.WEIGHTS").endswith("old.yaml")
-    with pytest.raises(ConfigError, match="unknown key MODEL.WEIGHT"):
+    with pytest.raises(ConfigError, match=r"unknown key MODEL.WEIGHT"):
         cfg.merge_from_file(write("new.yaml", "VERSION: 2\nMODEL: {WEIGHT: a.pkl}"))
     with pytest.raises(ConfigError, match=r"VERSION is 3; this segdet reads up to 2"):
         cfg.merge_from_file(write("future.yaml", "VERSION: 3"))

@@ -1,0 +1,58 @@
+"""The files in configs/ have exactly the values that the originals' files of these names have."""
+
+import gzip
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from segdet.config import CfgNode, get_cfg
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FOLDERS = ["COCO-Detection", "COCO-InstanceSegmentation", "Misc", "Detectron1-Comparisons"]
+OURS = sorted(
+    str(file.relative_to(CONFIGS)) for folder in FOLDERS for file in (CONFIGS / folder).glob("*")
+)
+# Mask and Faster R-CNN, without deformable convolution and cascades, which are not built yet.
+BUILT = re.compile(rf"({'|'.join(FOLDERS)})/(scratch_)?(mask|faster)_rcnn_(?!.*dconv)")
+
+
+@pytest.fixture(scope="module")
+def originals(shared_configs: Path) -> dict[str, dict]:
+    return json.loads(gzip.decompress((shared_configs / "detectron2.json.gz").read_bytes()))
+
+
+def changes(cfg: CfgNode) -> dict[str, object]:
+    before = {path: value for path, value, _ in get_cfg().leaves()}
+    changed = {path: value for path, value, _ in cfg.leaves() if value != before[path]}
+    return json.loads(json.dumps(changed))  # tuples as lists
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_values_are_the_originals(originals, name):
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / name))
+    assert changes(cfg) == originals[name]["overrides"]
+
+
+def test_every_original_that_can_be_built_is_here(originals):
+    assert [name for name in originals if BUILT.match(name) and name not in OURS] == []
+
+
+def opening_comment(file: Path) -> str:
+    lines = file.read_text().splitlines()
+    return "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.name)
+def test_a_file_opens_with_its_source(file):
+    assert "Source:" in opening_comment(file)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_official_file_opens_with_what_one_needs_to_know(name):
+    comment = opening_comment(CONFIGS / name)
+    assert f"--config-file configs/{name}" in comment
+    assert "# Hardware and time: " in comment and "# Reaches: " in comment
