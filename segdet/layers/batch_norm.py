@@ -93,8 +93,8 @@ class _SumOverWorkers(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _SumOverWorkers.forward(ctx, grad)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return _SumOverWorkers.forward(ctx, grad_outputs[0])
 
 
 class NaiveSyncBatchNorm(nn.BatchNorm2d):
@@ -104,14 +104,17 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
     biased variance. Alone in its world it is `torch.nn.BatchNorm2d`.
 
     Args:
-        args: positional arguments of `torch.nn.BatchNorm2d`.
+        num_features: number of channels.
+        eps: added to the variance.
+        momentum: weight of the newest batch in the running statistics.
         stats_mode: "" counts every worker alike, whatever its batch size, and refuses an
             empty batch; "N" weights workers by batch size, which may be 0.
-        kwargs: keyword arguments of `torch.nn.BatchNorm2d`.
     """
 
-    def __init__(self, *args: Any, stats_mode: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, stats_mode: str = ""
+    ) -> None:
+        super().__init__(num_features, eps, momentum)
         if stats_mode not in ("", "N"):
             raise ValueError(f'stats_mode must be "" or "N", is {stats_mode!r}')
         self._stats_mode = stats_mode
@@ -143,6 +146,8 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
         return (x * scale[:, None, None] + bias[:, None, None]).to(input.dtype)
 
     def _update_running(self, mean: Tensor, var: Tensor, total: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None, "always tracked"
+        assert self.momentum is not None, "always a number"
         momentum = self.momentum * total.clamp(max=1)  # nothing seen anywhere: nothing learnt
         self.running_mean += momentum * (mean - self.running_mean)
         self.running_var += momentum * (var - self.running_var)

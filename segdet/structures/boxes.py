@@ -69,17 +69,16 @@ def _to_tensor(box: list[float] | tuple[float, ...] | Tensor | np.ndarray[Any, A
         return torch.tensor(box, dtype=torch.float64)
     if isinstance(box, Tensor):
         return box if box.is_floating_point() else box.float()
-    return torch.from_numpy(np.asarray(box, box.dtype if box.dtype.kind == "f" else np.float64))
+    return torch.as_tensor(box if box.dtype.kind == "f" else box.astype(np.float64))
 
 
 def _like(numbers: Tensor, box: RawBox) -> RawBox:
-    if isinstance(box, list):
-        return cast(RawBox, numbers.tolist())
-    if isinstance(box, tuple):
-        return cast(RawBox, tuple(numbers.tolist()))
     if isinstance(box, Tensor):
         return numbers
-    return cast(RawBox, numbers.numpy())
+    if isinstance(box, np.ndarray):
+        return cast(RawBox, numbers.numpy())
+    values = cast(list[float], numbers.tolist())
+    return cast(RawBox, values if isinstance(box, list) else tuple(values))
 
 
 def _xyxy_of_xywh(box: Tensor) -> Tensor:

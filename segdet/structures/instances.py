@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -125,7 +124,7 @@ class Instances:
             item = slice(item, None, len(self))
         chosen = type(self)(self._image_size)
         for name, value in self._fields.items():
-            chosen.set(name, _index_list(value, item) if isinstance(value, list) else value[item])
+            chosen.set(name, _index_field(value, item))
         return chosen
 
     def __len__(self) -> int:
@@ -166,20 +165,22 @@ class Instances:
         )
 
 
-def _index_list(values: list[Any], item: slice | Sequence[int] | Tensor) -> list[Any]:
-    if isinstance(item, slice):
-        return values[item]
+def _index_field(value: Any, item: slice | Sequence[int] | Tensor) -> Any:
+    if not isinstance(value, list) or isinstance(item, slice):
+        return value[item]
+    values = cast(list[Any], value)
     return [values[index] for index in torch.arange(len(values))[torch.as_tensor(item).cpu()]]
 
 
 def _cat_field(name: str, values: list[Any]) -> Any:
-    if isinstance(values[0], Tensor):
+    kind = cast(Any, type(values[0]))
+    if issubclass(kind, Tensor):
         return torch.cat(values)
-    if isinstance(values[0], list):
-        return list(itertools.chain(*values))
-    if hasattr(type(values[0]), "cat"):
-        return type(values[0]).cat(values)
-    raise ValueError(f"field {name} of type {type(values[0]).__name__} cannot be joined")
+    if issubclass(kind, list):
+        return [entry for value in values for entry in value]
+    if hasattr(kind, "cat"):
+        return kind.cat(values)
+    raise ValueError(f"field {name} of type {kind.__name__} cannot be joined")
 
 
 class Detections(Instances):

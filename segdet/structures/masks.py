@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,7 +164,7 @@ class PolygonMasks:
         chosen = torch.arange(len(self))[torch.as_tensor(item).cpu()]
         if chosen.ndim != 1:
             raise IndexError(f"indexing PolygonMasks needs one dimension, got {item!r}")
-        return self._of([self.polygons[index] for index in chosen.tolist()])
+        return self._of([self.polygons[index] for index in chosen])
 
     @staticmethod
     def _of(polygons: list[list[Polygon]]) -> PolygonMasks:
@@ -284,7 +284,7 @@ def _polygons_of_one_object(parts: Sequence[Polygon | Tensor | Sequence[float]])
     arrays: list[Polygon] = []
     for part in parts:
         numbers = part.cpu().numpy() if isinstance(part, Tensor) else part
-        array = cast(Polygon, np.asarray(numbers, np.float64))
+        array: Polygon = np.asarray(numbers, np.float64)
         if array.ndim != 1 or array.size < 6 or array.size % 2:
             raise ValueError(
                 f"a polygon is a flat list of at least 3 points x, y; got shape {array.shape}"

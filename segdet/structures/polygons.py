@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -43,7 +43,8 @@ def polygons_to_bitmask(polygons: Sequence[Polygon], height: int, width: int) ->
     outlines = [outline for outline in outlines if len(outline) >= 6]
     if not outlines or height == 0 or width == 0:
         return np.zeros((height, width), np.bool_)
-    rles: Any = mask_util.frPyObjects(outlines, height, width)
+    # The stubs know neither a list of arrays nor the list of RLEs that comes of it.
+    rles = cast(Any, mask_util.frPyObjects)(outlines, height, width)
     return mask_util.decode(mask_util.merge(rles)).astype(np.bool_)
 
 
@@ -64,7 +65,7 @@ def rasterize_polygons_within_box(
     """
     scale = mask_size / np.maximum(box[2:] - box[:2], 0.1)  # in the box's own precision
     moved = [((polygon.reshape(-1, 2) - box[:2]) * scale).reshape(-1) for polygon in polygons]
-    return torch.from_numpy(polygons_to_bitmask(moved, mask_size, mask_size))
+    return torch.as_tensor(polygons_to_bitmask(moved, mask_size, mask_size))
 
 
 def _outline(polygon: Polygon, height: int, width: int) -> Polygon:
