@@ -1,0 +1,127 @@
+"""Ground truth and predictions of COCO evaluation as columns.
+
+Ids stay at this border: inside, images and categories are counted from 0, so that ids in files may
+be text, huge or 0.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_api
+
+from segdet.data.readers.coco_json import read_coco_json
+from segdet.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundTruth:
+    """A data set's annotations, N of them."""
+
+    source: str  # the file, for messages
+    annotated: bool  # False for a test set, whose file holds images and categories alone
+    image_ids: list[Hashable]  # as the file writes them, ascending
+    image_sizes: np.ndarray  # (images, 2) int64, (height, width)
+    category_ids: list[int]  # ascending; the order of per-category results
+    category_names: list[str]
+    image: np.ndarray  # (N,) int64 index into image_ids
+    category: np.ndarray  # (N,) int64 index into category_ids
+    boxes: np.ndarray  # (N, 4) float64 XYWH
+    areas: np.ndarray  # (N,) float64, the file's "area": decides small, medium, large
+    crowd: np.ndarray  # (N,) bool, regions that may hold any number of objects
+    masks: list  # N polygon lists or compressed RLE dicts; None where only a box is known
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @cached_property
+    def image_index(self) -> dict[Hashable, int]:
+        """Image id -> its place in image_ids."""
+        return {key: i for i, key in enumerate(self.image_ids)}
+
+    @cached_property
+    def category_index(self) -> dict[int, int]:
+        """Category id -> its place in category_ids."""
+        return {key: i for i, key in enumerate(self.category_ids)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """A model's objects over a whole data set, N of them; ties in score keep this order."""
+
+    image: np.ndarray  # (N,) int64 index into GroundTruth.image_ids
+    category: np.ndarray  # (N,) int64 index into GroundTruth.category_ids
+    scores: np.ndarray  # (N,) float64
+    boxes: np.ndarray | None = None  # (N, 4) float64 XYWH
+    masks: list[dict] | None = None  # N compressed RLE dicts of the image's size
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def read_ground_truth(json_file: str | os.PathLike[str], image_root: str = "") -> GroundTruth:
+    """Read a COCO instances json by the same rules as training does (docs/data.md).
+
+    Args:
+        json_file: the annotations.
+        image_root: the images' folder; needed only where the file lacks image sizes.
+
+    Returns:
+        The annotations that reader keeps. An absent "area" is counted from the mask or the box.
+
+    Raises:
+        DataError: the file or a record in it is broken.
+    """
+    file = read_coco_json(json_file, image_root, extra_annotation_keys=("id", "area"))
+    categories = file.metadata["thing_dataset_id_to_contiguous_id"]
+    sizes = [(record["height"], record["width"]) for record in file.records]
+    rows = [
+        (i, annotation)
+        for i, record in enumerate(file.records)
+        for annotation in record.get("annotations", ())
+    ]
+    masks = [_compressed(a.get("segmentation"), *sizes[i]) for i, a in rows]
+    areas = [_area(a, mask, sizes[i], json_file) for (i, a), mask in zip(rows, masks, strict=True)]
+    return GroundTruth(
+        source=str(json_file),
+        annotated=any("annotations" in record for record in file.records),
+        image_ids=[record["image_id"] for record in file.records],
+        image_sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
+        category_ids=list(categories),
+        category_names=list(file.metadata["thing_classes"]),
+        image=np.array([i for i, _ in rows], dtype=np.int64),
+        category=np.array([a["category_id"] for _, a in rows], dtype=np.int64),
+        boxes=np.array([a["bbox"] for _, a in rows], dtype=np.float64).reshape(-1, 4),
+        areas=np.array(areas, dtype=np.float64),
+        crowd=np.array([a["iscrowd"] for _, a in rows], dtype=bool),
+        masks=masks,
+    )
+
+
+def _compressed(segmentation: Any, height: int, width: int) -> Any:
+    """Run lengths given as a list of numbers become COCO's string; the rest stays as it is."""
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        rle = mask_api.frPyObjects(segmentation, height, width)
+        return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+    return segmentation
+
+
+def _area(
+    annotation: dict[str, Any], mask: Any, size: tuple[int, int], file: str | os.PathLike[str]
+) -> float:
+    area = annotation.get("area")
+    if area is None:
+        if mask is None:
+            return annotation["bbox"][2] * annotation["bbox"][3]
+        parts = mask_api.frPyObjects(mask, *size) if isinstance(mask, list) else [mask]
+        return float(mask_api.area(mask_api.merge(parts)))
+    if type(area) not in (int, float) or not 0 <= area < math.inf:
+        where = f"{file}: annotation {annotation.get('id', 'without id')}"
+        raise DataError(f"{where}: area must be a finite number >= 0, is {area!r}")
+    return area

@@ -1,0 +1,136 @@
+"""COCO results files, read with every check.
+
+The evaluators are native code that trusts its input: a broken record ends here, in a DataError
+that names the file, the record and the field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_api
+
+from segdet.data.rle import rle_runs
+from segdet.errors import DataError
+from segdet.evaluation.coco_records import GroundTruth, Predictions
+from segdet.evaluation.rle import count_pixels
+
+_LARGEST = sys.float_info.max
+
+
+def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTruth) -> Predictions:
+    """Read a results file: a list of {image_id, category_id, score, bbox and/or segmentation}.
+
+    Args:
+        json_file: the results; all have a bbox or none, likewise a segmentation (RLE).
+        ground_truth: whose images and categories they refer to.
+
+    Returns:
+        The predictions, in the file's order.
+
+    Raises:
+        DataError: not such a file; a record whose ids the ground truth lacks, without a finite
+            score, with a box of negative size or a mask that does not fit its image.
+    """
+    rows = _read_list(json_file)
+    kinds = [key for key in ("bbox", "segmentation") if not rows or key in rows[0]]
+    checked = []
+    for number, row in enumerate(rows):
+        try:
+            checked.append(_check_row(row, kinds, ground_truth))
+        except DataError as error:
+            raise _in_record(error, json_file, number, row) from None
+    images, categories, scores, boxes, masks = zip(*checked, strict=True) if checked else [()] * 5
+    if "segmentation" in kinds:
+        counts = count_pixels([mask["counts"] for mask in masks])
+        pixels = ground_truth.image_sizes.prod(1)[list(images)]
+        for number in np.flatnonzero(counts != pixels):
+            try:
+                rle_runs(masks[number])
+            except DataError as error:
+                raise _in_record(error, json_file, number, rows[number]) from None
+    return Predictions(
+        image=np.array(images, dtype=np.int64),
+        category=np.array(categories, dtype=np.int64),
+        scores=np.array(scores, dtype=np.float64),
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4) if "bbox" in kinds else None,
+        masks=list(masks) if "segmentation" in kinds else None,
+    )
+
+
+def _read_list(json_file: str | os.PathLike[str]) -> list[Any]:
+    try:
+        rows = json.loads(Path(json_file).read_bytes())
+    except OSError as error:
+        raise DataError(f"{json_file}: cannot be read ({error.strerror or error})") from None
+    except RecursionError:
+        raise DataError(f"{json_file}: is nested too deeply for a results file") from None
+    except ValueError as error:  # JSONDecodeError says line and column; or a broken encoding
+        raise DataError(f"{json_file}: is not valid JSON ({error})") from None
+    if type(rows) is not list:
+        raise DataError(f"{json_file}: results must be a list, this is a {type(rows).__name__}")
+    return rows
+
+
+def _in_record(
+    error: DataError, json_file: str | os.PathLike[str], number: int, row: Any
+) -> DataError:
+    image = f" (image_id {row['image_id']!r})" if type(row) is dict and "image_id" in row else ""
+    return DataError(f"{json_file}: results[{number}]{image}: {error}")
+
+
+def _check_row(row: Any, kinds: list[str], ground_truth: GroundTruth) -> tuple:
+    """Image, category, score, box or None, mask or None."""
+    if type(row) is not dict:
+        raise DataError(f"must be an object, is {row!r:.80}")
+    image = _known(row, "image_id", ground_truth.image_index)
+    category = _known(row, "category_id", ground_truth.category_index)
+    for key in ("score", *kinds):
+        if key not in row:
+            raise DataError(f"has no {key}")
+    score = row["score"]
+    if not _is_finite(score):
+        raise DataError(f"score must be a finite number, is {score!r}")
+    box = _check_box(row["bbox"]) if "bbox" in kinds else None
+    if "segmentation" not in kinds:
+        return image, category, score, box, None
+    size = ground_truth.image_sizes[image].tolist()
+    return image, category, score, box, _check_rle(row["segmentation"], size)
+
+
+def _known(row: dict[str, Any], key: str, index: dict[Any, int]) -> int:
+    value = row.get(key)
+    if type(value) not in (int, float, str) or value not in index:
+        raise DataError(f"{key} {value!r} is not in the ground truth")
+    return index[value]
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
+
+
+def _check_box(box: Any) -> list[float]:
+    if type(box) is not list or len(box) != 4 or not all(map(_is_finite, box)):
+        raise DataError(f"bbox must be four finite numbers [x, y, width, height], is {box!r:.80}")
+    if box[2] < 0 or box[3] < 0:
+        raise DataError(f"bbox must have width and height >= 0, is {box!r:.80}")
+    return box
+
+
+def _check_rle(rle: Any, size: list[int]) -> dict[str, Any]:
+    if type(rle) is not dict or type(rle.get("counts")) not in (str, list):
+        raise DataError(f"segmentation must be an RLE with size and counts, is {rle!r:.80}")
+    if rle.get("size") != size:
+        raise DataError(
+            f"segmentation size [height, width] is {rle.get('size')}, the image's is {size}"
+        )
+    if type(rle["counts"]) is list:
+        rle_runs(rle)
+        counts = mask_api.frPyObjects(rle, *size)["counts"].decode("ascii")
+        return {"size": size, "counts": counts}
+    return rle
