@@ -33,7 +33,9 @@ class Losses(dict[str, Tensor]):
         super().__init__(terms or {})
         self.metrics = dict(metrics or {})
 
-    def __or__(self, other: Mapping[str, Tensor]) -> Losses:  # type: ignore[override]
+    def __or__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, other: Mapping[str, Tensor]
+    ) -> Losses:
         """Both; neither is changed.
 
         Raises:
@@ -45,7 +47,7 @@ class Losses(dict[str, Tensor]):
             raise ValueError(f"two parts of a model report {', '.join(sorted(clash))}")
         return Losses({**self, **other}, {**self.metrics, **more})
 
-    __ior__ = __or__  # type: ignore[assignment]
+    __ior__ = __or__  # pyright: ignore[reportAssignmentType]
 
     def total(self) -> Tensor:
         """Sum of the losses, a scalar.

@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -77,12 +76,8 @@ class ImageList:
         multiple = max(constraints.get("size_divisibility", size_divisibility), 1)
         height, width = -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
-        if len(tensors) == 1:
-            (h, w) = sizes[0]
-            batch = F.pad(tensors[0], (0, width - w, 0, height - h), value=pad_value)[None]
-        else:
-            shape = (len(tensors), *tensors[0].shape[:-2], height, width)
-            batch = tensors[0].new_full(shape, pad_value)
-            for padded, image, (h, w) in zip(batch, tensors, sizes, strict=True):
-                padded[..., :h, :w].copy_(image)
-        return ImageList(batch.contiguous(), sizes)
+        shape = (len(tensors), *tensors[0].shape[:-2], height, width)
+        batch = tensors[0].new_full(shape, pad_value)
+        for index, (h, w) in enumerate(sizes):
+            batch[index, ..., :h, :w] = tensors[index]
+        return ImageList(batch, sizes)

@@ -166,9 +166,11 @@ class Instances:
 
 
 def _index_field(value: Any, item: slice | Sequence[int] | Tensor) -> Any:
-    if not isinstance(value, list) or isinstance(item, slice):
+    if not isinstance(value, list):
         return value[item]
     values = cast(list[Any], value)
+    if isinstance(item, slice):
+        return values[item]
     return [values[index] for index in torch.arange(len(values))[torch.as_tensor(item).cpu()]]
 
 
