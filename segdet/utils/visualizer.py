@@ -1,0 +1,293 @@
+"""Draw instances, annotations and label maps on images, with detectron2's calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, unique
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from segdet.data.rle import decode_rle
+from segdet.structures import Boxes, BoxMode, Instances, PolygonMasks, polygons_to_bitmask
+from segdet.utils.canvas import VisImage, frame
+from segdet.utils.colormap import as_rgb, distinct_color
+
+__all__ = ["ColorMode", "VisImage", "Visualizer"]
+
+Color = str | Sequence[float]  # a name ("g", "orange", "#ff8800") or three numbers in [0, 1]
+
+
+@unique
+class ColorMode(Enum):
+    """How instances get their colours."""
+
+    IMAGE = 0  # each instance its own
+    SEGMENTATION = 1  # each class its own: metadata.thing_colors, or the palette
+    IMAGE_BW = 2  # as IMAGE, on a picture that is grey outside the masks
+
+
+class Visualizer:
+    """Draws on one image; every `draw_*` returns the picture so far."""
+
+    def __init__(
+        self,
+        img_rgb: np.ndarray,
+        metadata: Any = None,
+        scale: float = 1.0,
+        instance_mode: ColorMode = ColorMode.IMAGE,
+    ) -> None:
+        """Draw on a copy of the image.
+
+        Args:
+            img_rgb: (H, W, 3) RGB in [0, 255].
+            metadata: of the data set; of `thing_classes`, `thing_colors`, `stuff_classes` and
+                `stuff_colors` those are used that are set.
+            scale: factor on the size of the picture. Coordinates in the calls below are those
+                of the image before it.
+            instance_mode: how instances get their colours.
+        """
+        self.img = np.asarray(img_rgb)
+        self.metadata = metadata
+        self.output = VisImage(self.img, scale)
+        self._instance_mode = instance_mode
+
+    def draw_instance_predictions(self, predictions: Instances) -> VisImage:
+        """Draw what a model found: masks if it has them, boxes, names and scores in percent.
+
+        Args:
+            predictions: on any device, in the frame of the image, with any of `pred_boxes`,
+                `pred_masks` (N, H, W), `pred_classes`, `scores`.
+        """
+        found = predictions.to("cpu")
+        classes = found.pred_classes.tolist() if found.has("pred_classes") else None
+        scores = found.scores.tolist() if found.has("scores") else None
+        masks = _each(found.pred_masks) if found.has("pred_masks") else None
+        if self._instance_mode == ColorMode.IMAGE_BW:
+            inside = np.zeros(self.output.size[::-1], dtype=bool)
+            for mask in masks or ():
+                inside |= self._as_mask(mask)
+            self.output.fade_outside(inside)
+        return self.overlay_instances(
+            boxes=found.pred_boxes if found.has("pred_boxes") else None,
+            masks=masks,
+            labels=[self._label(classes, scores, i) for i in range(len(found))],
+            assigned_colors=self._palette(len(found), classes),
+        )
+
+    def draw_dataset_dict(self, dic: dict) -> VisImage:
+        """Draw the annotation of a data set's record, crowd regions marked as such."""
+        annotations = dic.get("annotations") or []
+        classes = [a["category_id"] for a in annotations]
+        labels = [
+            self._label(classes, None, i) + ("|crowd" if a.get("iscrowd") else "")
+            for i, a in enumerate(annotations)
+        ]
+        boxes = [
+            BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
+        ]
+        return self.overlay_instances(
+            boxes=np.array(boxes).reshape(-1, 4),
+            masks=[a.get("segmentation", []) for a in annotations],
+            labels=labels,
+            assigned_colors=self._palette(len(annotations), classes),
+        )
+
+    def overlay_instances(
+        self,
+        *,
+        boxes: Boxes | np.ndarray | torch.Tensor | None = None,
+        labels: Sequence[str] | None = None,
+        masks: Any = None,
+        assigned_colors: Sequence[Color] | None = None,
+        alpha: float = 0.45,
+    ) -> VisImage:
+        """Draw N instances, large ones first so that small ones stay visible.
+
+        Args:
+            boxes: (N, 4) XYXY.
+            labels: N texts; an empty one is not drawn.
+            masks: N of (H, W) arrays, polygon lists or RLE dicts; or BitMasks, PolygonMasks.
+            assigned_colors: N colours.
+            alpha: how opaque the masks are.
+
+        Raises:
+            ValueError: they differ in number.
+        """
+        corners = None if boxes is None else _as_array(boxes).reshape(-1, 4) * self.output.scale
+        pixels = None if masks is None else [self._as_mask(mask) for mask in _each(masks)]
+        given = [len(x) for x in (corners, pixels, labels, assigned_colors) if x is not None]
+        if len(set(given)) > 1:
+            raise ValueError(f"boxes, masks, labels and colours differ in number: {given}")
+        count = given[0] if given else 0
+        colors = [as_rgb(c) for c in assigned_colors or self._palette(count)]
+        if corners is None:
+            corners = np.array([frame(mask) for mask in pixels or [np.zeros((1, 1))] * count])
+        corners = corners.reshape(-1, 4)
+        areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+        order = np.argsort(-areas, kind="stable").tolist()
+        for i in order:
+            if pixels is not None:
+                self.output.blend(pixels[i], colors[i], alpha, colors[i])
+            if boxes is not None:
+                self.output.rectangle(corners[i], colors[i])
+        for i in order:
+            if labels is not None and labels[i]:
+                self.output.label(labels[i], corners[i], colors[i])
+        return self.output
+
+    def draw_sem_seg(
+        self,
+        sem_seg: np.ndarray | torch.Tensor,
+        area_threshold: int | None = None,
+        alpha: float = 0.7,
+    ) -> VisImage:
+        """Draw a map of classes.
+
+        Args:
+            sem_seg: (H, W) integers that index `stuff_classes`; others are left as they are.
+            area_threshold: pixels; smaller classes are left out.
+            alpha: how opaque the classes are.
+        """
+        label_map = _as_array(sem_seg)
+        names = getattr(self.metadata, "stuff_classes", None) or []
+        areas = {k: int((label_map == k).sum()) for k in range(len(names))}
+        for label in sorted(areas, key=lambda k: -areas[k]):
+            if areas[label] >= max(1, area_threshold or 0):
+                color = self._class_color("stuff", label)
+                mask = label_map == label
+                self.draw_binary_mask(mask, color, text=names[label], alpha=alpha)
+        return self.output
+
+    def draw_box(
+        self, box_coord: Sequence[float], alpha: float = 1.0, edge_color: Color = "g"
+    ) -> VisImage:
+        """Draw a box's outline.
+
+        Args:
+            box_coord: x1, y1, x2, y2.
+            alpha: how opaque the line is.
+            edge_color: its colour.
+        """
+        self.output.rectangle(np.asarray(box_coord) * self.output.scale, as_rgb(edge_color), alpha)
+        return self.output
+
+    def draw_text(
+        self,
+        text: str,
+        position: Sequence[float],
+        *,
+        font_size: float | None = None,
+        color: Color = "w",
+        horizontal_alignment: str = "center",
+    ) -> VisImage:
+        """Write a text, outlined so that it reads on any background.
+
+        Args:
+            text: what to write.
+            position: x, y of the text's top.
+            font_size: in pixels of the picture; None takes one that suits it.
+            color: of the letters.
+            horizontal_alignment: what of the text stands at x: "left", "center" or "right".
+        """
+        x, y = (float(v) * self.output.scale for v in position)
+        size = font_size or self.output.font_size
+        anchor = {"left": "la", "center": "ma", "right": "ra"}[horizontal_alignment]
+        self.output.text(text, (x, y), as_rgb(color), size=size, anchor=anchor)
+        return self.output
+
+    def draw_binary_mask(
+        self,
+        binary_mask: np.ndarray | torch.Tensor,
+        color: Color | None = None,
+        *,
+        edge_color: Color | None = None,
+        text: str | None = None,
+        alpha: float = 0.5,
+        area_threshold: int = 10,
+    ) -> VisImage:
+        """Draw one mask.
+
+        Args:
+            binary_mask: (H, W), non-zero is inside.
+            color: None takes the palette's first.
+            edge_color: of the contour; None is the mask's colour.
+            text: written on the mask's middle.
+            alpha: how opaque the mask is.
+            area_threshold: pixels; a smaller mask is not drawn.
+        """
+        mask = self._as_mask(binary_mask)
+        if np.count_nonzero(mask) >= max(1, area_threshold * self.output.scale**2):
+            fill = as_rgb(distinct_color(0) if color is None else color)
+            self.output.blend(mask, fill, alpha, fill if edge_color is None else as_rgb(edge_color))
+            if text:
+                x1, y1, x2, y2 = frame(mask)
+                self.output.label(text, (x1, (y1 + y2) / 2, x2, y2), fill)
+        return self.output
+
+    def draw_polygon(
+        self,
+        segment: np.ndarray,
+        color: Color,
+        edge_color: Color | None = None,
+        alpha: float = 0.5,
+    ) -> VisImage:
+        """Draw one polygon.
+
+        Args:
+            segment: (P, 2) points x, y.
+            color: of its inside.
+            edge_color: of its contour; None is `color`.
+            alpha: how opaque the inside is.
+        """
+        mask = self._as_mask([np.reshape(segment, -1)])
+        edge = color if edge_color is None else edge_color
+        self.output.blend(mask, as_rgb(color), alpha, as_rgb(edge))
+        return self.output
+
+    def _label(self, classes: list[int] | None, scores: list[float] | None, index: int) -> str:
+        words = []
+        if classes is not None:
+            names = getattr(self.metadata, "thing_classes", None) or []
+            label = classes[index]
+            words.append(names[label] if 0 <= label < len(names) else str(label))
+        if scores is not None:
+            words.append(f"{scores[index]:.0%}")
+        return " ".join(words)
+
+    def _palette(self, count: int, classes: list[int] | None = None) -> list[Color]:
+        if self._instance_mode == ColorMode.SEGMENTATION and classes is not None:
+            return [self._class_color("thing", label) for label in classes]
+        return [distinct_color(i) for i in range(count)]
+
+    def _class_color(self, kind: str, label: int) -> Color:
+        """metadata.thing_colors or .stuff_colors (in 0..255), else the palette's."""
+        colors = getattr(self.metadata, f"{kind}_colors", None) or []
+        if 0 <= label < len(colors):
+            return [value / 255 for value in colors[label]]
+        return distinct_color(label)
+
+    def _as_mask(self, mask: Any) -> np.ndarray:
+        """A mask of any kind as (H, W) bool in the picture's size."""
+        width, height = self.output.size
+        if isinstance(mask, list):  # polygons
+            parts = [np.asarray(part, dtype=np.float64) * self.output.scale for part in mask]
+            return polygons_to_bitmask(parts, height, width)
+        pixels = decode_rle(mask) if isinstance(mask, dict) else _as_array(mask)
+        grey = Image.fromarray(pixels.astype(bool).astype(np.uint8) * 255)
+        if grey.size != self.output.size:
+            grey = grey.resize(self.output.size, Image.Resampling.BILINEAR)
+        return np.asarray(grey) >= 128
+
+
+def _as_array(value: Any) -> np.ndarray:
+    """A tensor, Boxes or anything that numpy takes, as an array."""
+    value = getattr(value, "tensor", value)
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _each(masks: Any) -> list[Any]:
+    """One mask after the other, of whatever holds them."""
+    return masks.polygons if isinstance(masks, PolygonMasks) else list(masks)
