@@ -7,6 +7,7 @@ from typing import Any
 from segdet.config.compat import VERSION
 from segdet.config.node import CfgNode
 from segdet.config.reader import defaults_of
+from segdet.config.yaml_files import is_sequence
 from segdet.data.build import DataLoaderConfig, DatasetsConfig
 from segdet.data.mapper import InputConfig
 from segdet.evaluation.testing import TestConfig
@@ -152,4 +153,4 @@ def gather(trees: list[CfgNode]) -> CfgNode:
 
 
 def _as_lists(value: Any) -> Any:
-    return [_as_lists(one) for one in value] if isinstance(value, tuple) else value
+    return [_as_lists(one) for one in value] if is_sequence(value) else value

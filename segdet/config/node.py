@@ -6,12 +6,12 @@ import ast
 import copy
 import difflib
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from segdet.config.compat import upgrade
-from segdet.config.yaml_files import BASE_KEY, yaml_layers
+from segdet.config.yaml_files import BASE_KEY, is_mapping, is_sequence, yaml_layers
 from segdet.errors import ConfigError
 
 DEFAULT = "default"
@@ -58,14 +58,21 @@ class CfgNode(dict[str, Any]):
         self._sources.pop(key, None)
 
     # dict's own versions would not pass through the two methods above.
-    update = MutableMapping.update
-    setdefault = MutableMapping.setdefault
-    pop = MutableMapping.pop
-    popitem = MutableMapping.popitem
-    clear = MutableMapping.clear
+    update = MutableMapping[str, Any].update
+    setdefault = MutableMapping[str, Any].setdefault
+    pop: Any = MutableMapping[str, Any].pop
+    popitem = MutableMapping[str, Any].popitem
+    clear = MutableMapping[str, Any].clear
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), dict(self), self._frozen, self._sources)
+        return type(self)._restore, (dict(self), self._frozen, self._sources)
+
+    @classmethod
+    def _restore(cls, values: dict[str, Any], frozen: bool, sources: dict[str, str]) -> CfgNode:
+        node = cls(values)
+        node._sources.update(sources)
+        object.__setattr__(node, "_frozen", frozen)
+        return node
 
     def __str__(self) -> str:
         return self.dump()
@@ -142,7 +149,7 @@ class CfgNode(dict[str, Any]):
         """Merge one file of a `_BASE_` chain; new keys are welcome, changed shapes are not."""
         for key, value in mapping.items():
             present = self.get(key)
-            if isinstance(value, Mapping):
+            if is_mapping(value):
                 if key not in self:
                     present = CfgNode()
                     self._put(key, present, file)
@@ -158,7 +165,7 @@ class CfgNode(dict[str, Any]):
         node, key = self._find(path, source)
         present = node[key]
         value = _decode(value, present)
-        if isinstance(value, Mapping) and isinstance(present, CfgNode):
+        if is_mapping(value) and isinstance(present, CfgNode):
             for name, part in value.items():
                 self._assign(f"{path}.{name}", part, source)
         elif isinstance(present, CfgNode):
@@ -225,28 +232,18 @@ class CfgNode(dict[str, Any]):
         for path, value, _ in self.leaves():
             if not isinstance(value, _LEAF_TYPES):
                 raise ConfigError(f"{path} holds a {type(value).__name__}, which YAML cannot write")
-        return yaml.safe_dump(_plain(self), **kwargs)
-
-
-def _restore(
-    cls: type[CfgNode], values: dict[str, Any], frozen: bool, sources: dict[str, str]
-) -> CfgNode:
-    node = cls(values)
-    node._sources.update(sources)
-    object.__setattr__(node, "_frozen", frozen)
-    return node
+        return cast(str, yaml.safe_dump(_plain(self), **kwargs))
 
 
 def _as_node(value: Any) -> Any:
-    is_plain = isinstance(value, Mapping) and not isinstance(value, CfgNode)
-    return CfgNode(value) if is_plain else value
+    return CfgNode(value) if is_mapping(value) and not isinstance(value, CfgNode) else value
 
 
 def _plain(value: Any) -> Any:
-    """The same value of dicts, lists and scalars."""
-    if isinstance(value, Mapping):
+    """The same value with dicts for sections."""
+    if is_mapping(value):
         return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+    return value
 
 
 def _decode(value: Any, present: Any) -> Any:
@@ -255,7 +252,7 @@ def _decode(value: Any, present: Any) -> Any:
         return value
     try:
         decoded = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return value
     keeps_text = isinstance(present, str) and not isinstance(decoded, (str, type(None)))
     return value if keeps_text else decoded
@@ -269,8 +266,8 @@ def _fit(value: Any, present: Any, path: str, source: str) -> Any:
     """
     if value is None or present is None or type(value) is type(present):
         return value
-    if isinstance(present, (list, tuple)) and isinstance(value, (list, tuple)):
-        return type(present)(value)
+    if is_sequence(present) and is_sequence(value):
+        return tuple(value) if isinstance(present, tuple) else list(value)
     if type(present) is float and type(value) is int:
         return float(value)
     raise ConfigError(

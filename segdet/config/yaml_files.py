@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 import yaml
 
 from segdet.errors import ConfigError
 
 BASE_KEY = "_BASE_"
+
+
+def is_mapping(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether `value` is a mapping, a section among them."""
+    return isinstance(value, Mapping)
+
+
+def is_sequence(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    """Whether `value` is a list or a tuple."""
+    return isinstance(value, (list, tuple))
 
 
 def yaml_layers(file: str, chain: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -37,7 +48,7 @@ def yaml_layers(file: str, chain: tuple[str, ...] = ()) -> list[tuple[str, dict[
     mapping = _read_mapping(file, named_by)
     bases = mapping.pop(BASE_KEY, [])
     layers: list[tuple[str, dict[str, Any]]] = []
-    for base in bases if isinstance(bases, list) else [bases]:
+    for base in bases if is_sequence(bases) else [bases]:
         if not isinstance(base, str):
             raise ConfigError(f"{file}: {BASE_KEY} must be a path or a list of paths, is {bases!r}")
         beside = base if "://" in base else _beside(file, base)
@@ -66,18 +77,18 @@ def _read_mapping(file: str, named_by: str) -> dict[str, Any]:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         what = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
         raise ConfigError(f"{file}{where}: not YAML: {what}") from None
-    if not isinstance(content, dict):
+    if not is_mapping(content):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"{file}: a config is a mapping of keys to values; found {found}")
     _check_keys(content, file)
-    return content
+    return dict(content)
 
 
-def _check_keys(mapping: dict[Any, Any], file: str) -> None:
+def _check_keys(mapping: Mapping[Any, Any], file: str) -> None:
     for key, value in mapping.items():
         if not isinstance(key, str):
             raise ConfigError(f"{file}: keys are words, found {key!r}")
         if "." in key:
             raise ConfigError(f"{file}: {key} must be nested, one mapping per dot")
-        if isinstance(value, dict):
+        if is_mapping(value):
             _check_keys(value, file)

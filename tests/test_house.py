@@ -1,0 +1,245 @@
+"""The house's own rules: who imports whom, what files may hold, what belongs to a system or op."""
+
+import ast
+import functools
+import graphlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from segdet.modeling.meta_arch import SYSTEMS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Layer -> the layers that it imports from, besides itself; a module's layer is its longest prefix
+# here. Imports go one way: a layer stands below its users.
+LAYERS = {
+    "segdet": [],
+    "segdet.errors": [],
+    "segdet.config.yaml_files": ["segdet.errors"],
+    "segdet.config.compat": ["segdet.errors"],
+    "segdet.config.node": ["segdet.errors", "segdet.config.yaml_files", "segdet.config.compat"],
+    "segdet.config.reader": ["segdet.errors", "segdet.config.node"],
+    "segdet.ops": ["segdet.errors"],
+    "segdet.structures": ["segdet.errors", "segdet.ops"],
+    "segdet.layers": ["segdet.errors", "segdet.ops", "segdet.structures"],
+    "segdet.modeling": ["segdet.errors", "segdet.structures", "segdet.layers"],  # parts, backbones
+    "segdet.modeling.meta_arch": [
+        "segdet.errors",
+        "segdet.structures",
+        "segdet.layers",
+        "segdet.modeling",
+    ],
+    "segdet.modeling.build": [
+        "segdet.config.node",
+        "segdet.config.reader",
+        "segdet.modeling",
+        "segdet.modeling.meta_arch",
+    ],
+    "segdet.modeling.__init__": ["segdet.modeling.build", "segdet.modeling.meta_arch"],
+    "segdet.utils": ["segdet.errors"],
+    "segdet.data": [
+        "segdet.errors",
+        "segdet.config.node",
+        "segdet.config.reader",
+        "segdet.structures",
+        "segdet.utils",
+    ],
+    "segdet.utils.visualizer": ["segdet.structures", "segdet.data", "segdet.utils"],
+    "segdet.utils.sheets": ["segdet.structures", "segdet.data", "segdet.utils.visualizer"],
+    "segdet.evaluation": [
+        "segdet.errors",
+        "segdet.config.node",
+        "segdet.config.reader",
+        "segdet.structures",
+        "segdet.data",
+        "segdet.utils",
+    ],
+    "segdet.solver": ["segdet.errors", "segdet.config.node", "segdet.config.reader"],
+    "segdet.checkpoint": ["segdet.errors", "segdet.utils"],
+    "segdet.config": [  # get_cfg, which gathers the sections
+        "segdet.config.compat",
+        "segdet.config.node",
+        "segdet.config.reader",
+        "segdet.config.yaml_files",
+        "segdet.modeling.meta_arch",
+        "segdet.data",
+        "segdet.solver",
+        "segdet.evaluation",
+    ],
+    "segdet.model_zoo": [
+        "segdet.errors",
+        "segdet.config",
+        "segdet.config.node",
+        "segdet.modeling",
+        "segdet.modeling.__init__",
+        "segdet.checkpoint",
+    ],
+}
+for top in ("segdet.engine", "segdet.cli"):  # these import everything below them
+    LAYERS[top] = [*LAYERS]
+OPTIONAL = {"cv2", "hotcoco", "pycocotools", "shapely", "tensorboard", "torch", "torchvision"}
+
+
+def name_of(file: Path) -> str:
+    """Dotted module name; a package's own module is `package.__init__`."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {name_of(file): file for file in sorted((ROOT / "segdet").rglob("*.py"))}
+
+
+def imports(node: ast.AST, inside_function: bool = False) -> Iterator[tuple[str, bool]]:
+    """(module, whether inside a function) of every import but those for type checkers only."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.Import):
+            yield from ((one.name, inside_function) for one in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"write absolute imports, not {ast.unparse(child)}"
+            for one in child.names:
+                as_module = f"{child.module}.{one.name}"
+                yield as_module if is_module(as_module) else str(child.module), inside_function
+        else:
+            is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            yield from imports(child, inside_function or is_function)
+
+
+def is_module(name: str) -> bool:
+    return name in MODULES or f"{name}.__init__" in MODULES
+
+
+@functools.cache
+def imports_of(module: str) -> list[tuple[str, bool]]:
+    """As `imports`, with packages of ours under the name of their own module."""
+    found = imports(ast.parse(MODULES[module].read_text()))
+    return [
+        (f"{name}.__init__" if f"{name}.__init__" in MODULES else name, inside)
+        for name, inside in found
+    ]
+
+
+def layer_of(module: str) -> str:
+    """The longest prefix in LAYERS."""
+    parts = module.split(".")
+    prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next(one for one in prefixes if one in LAYERS)
+
+
+def test_imports_go_down_the_layers():
+    wrong = [
+        f"{module} imports {name}"
+        for module in MODULES
+        for name, _ in imports_of(module)
+        if name in MODULES and layer_of(name) not in [layer_of(module), *LAYERS[layer_of(module)]]
+    ]
+    assert wrong == []
+
+
+def test_there_are_no_import_cycles():
+    graph = {
+        module: {name for name, inside in imports_of(module) if name in MODULES and not inside}
+        for module in MODULES
+    }
+    list(graphlib.TopologicalSorter(graph).static_order())  # CycleError shows the cycle
+
+
+def test_functions_import_only_optional_packages():
+    wrong = [
+        f"{module} imports {name} in a function"
+        for module in MODULES
+        for name, inside in imports_of(module)
+        if inside and name.split(".")[0] not in OPTIONAL
+    ]
+    # get_cfg stands above the modules that import this package.
+    assert wrong == ["segdet.config.__init__ imports segdet.config.defaults in a function"]
+
+
+def test_torchvision_is_only_a_fallback_of_ops():
+    users = {
+        layer_of(module)
+        for module in MODULES
+        for name, _ in imports_of(module)
+        if name.split(".")[0] == "torchvision"
+    }
+    assert users <= {"segdet.ops"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(run.stdout.split())
+
+
+def test_importing_segdet_loads_nothing_else():
+    loaded = loaded_by("import segdet")
+    assert {name for name in loaded if name.startswith("segdet")} == {"segdet"}
+    assert not loaded & {"torch", "numpy"}
+
+
+def test_importing_every_module_loads_no_optional_package():
+    every = ", ".join(name.removesuffix(".__init__") for name in MODULES)
+    heavy = {"torchvision", "matplotlib", "cv2", "tensorboard", "hotcoco", "pycocotools.coco"}
+    assert not loaded_by(f"import {every}") & heavy
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def tracked() -> list[Path]:
+    run = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode:
+        pytest.skip("needs a git checkout, to know the project's own files")
+    files = [ROOT / name for name in run.stdout.splitlines()]
+    return [file for file in files if file.is_file()]
+
+
+def test_files_stay_small():
+    code = [file for file in tracked() if file.suffix in {".py", ".cpp", ".cu", ".h"}]
+    lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in code}
+    assert {name: count for name, count in lines.items() if count > 500} == {}
+
+
+def test_files_name_no_machine():
+    """Neither a path of the machine that they were written on nor its package index."""
+    hosts = [urlsplit(url).hostname for url in os.environ.get("PIP_INDEX_URL", "").split()]
+    words = [re.escape(f"{ROOT.parent}/")] + [re.escape(host) for host in hosts if host]
+    pattern = re.compile("|".join([*words, r"/home/\w+/", r"/root/", r"/Users/\w+/"]))
+    found = [
+        f"{file.relative_to(ROOT)}: {match.group()}"
+        for file in tracked()
+        if file != Path(__file__)
+        and (match := pattern.search(file.read_text(encoding="utf-8", errors="ignore")))
+    ]
+    assert found == []
+
+
+# --- what belongs to a system, and to an op -----------------------------------------------------
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_has_its_tests_and_page(system):
+    tests = (ROOT / "tests/modeling/meta_arch").glob("test_*.py")
+    assert any(f'"{system}"' in file.read_text() for file in tests)
+    if (ROOT / "docs/systems").is_dir():
+        module = SYSTEMS[system].__module__.rpartition(".")[2]
+        assert (ROOT / f"docs/systems/{module}.md").is_file()
+
+
+@pytest.mark.parametrize("op", [path.name for path in (ROOT / "csrc").glob("*") if path.is_dir()])
+def test_an_op_has_its_face_tests_benchmark_and_page(op):
+    assert (ROOT / f"csrc/{op}/{op}.cpp").is_file()
+    assert (ROOT / f"segdet/ops/{op}.py").is_file()
+    assert (ROOT / f"tests/ops/test_{op}.py").is_file()
+    for file in (ROOT / "benchmarks/ops.py", ROOT / "docs/ops.md"):
+        assert not file.is_file() or op in file.read_text()
