@@ -74,9 +74,14 @@ def _outline(polygon: Polygon, height: int, width: int) -> Polygon:
         raise ValueError(
             f"a polygon is a flat list of at least 3 points x, y; got shape {polygon.shape}"
         )
-    if not np.isfinite(polygon).all():
-        raise ValueError(f"a polygon has infinite or NaN coordinates: {polygon.tolist()}")
-    points = np.clip(polygon, -1e9, 1e9).reshape(-1, 2)
+    if np.abs(polygon).max() * polygon.size <= _LONGEST_OUTLINE:  # bounds it; False for NaN
+        return polygon
+    points = polygon.reshape(-1, 2)
+    finite = np.isfinite(points).all(1)
+    if not finite.all():
+        worst = int(finite.argmin())
+        raise ValueError(f"point {worst} of a polygon is ({points[worst, 0]}, {points[worst, 1]})")
+    points = np.clip(points, -1e9, 1e9)
     if np.abs(points - np.roll(points, 1, 0)).max(1).sum() <= _LONGEST_OUTLINE:
         return polygon
     for axis, limit in ((0, width + 1), (1, height + 1)):
