@@ -55,12 +55,12 @@ class Box2BoxTransform:
             (N, 4 * k) XYXY in `boxes`' dtype.
         """
         size, center = (t[:, None] for t in _size_center(boxes))  # (N, 1, 2)
-        deltas = deltas.to(boxes.dtype).reshape(len(boxes), -1, 4)  # (N, k, 4)
+        deltas = deltas.to(boxes.dtype).unflatten(1, (-1, 4))  # (N, k, 4)
         deltas = deltas / boxes.new_tensor(self.weights)
         new_center = deltas[..., :2] * size + center
         new_size = torch.exp(deltas[..., 2:].clamp(max=self.scale_clamp)) * size
         moved = torch.cat((new_center - 0.5 * new_size, new_center + 0.5 * new_size), dim=-1)
-        return moved.reshape(len(boxes), -1)
+        return moved.flatten(1)
 
 
 def box_regression_loss(

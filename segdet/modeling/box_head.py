@@ -260,7 +260,7 @@ class FastRCNNOutputLayers(nn.Module):
     def _select(self, boxes: Tensor, scores: Tensor, image_size: tuple[int, int]) -> Detections:
         finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
         boxes, scores = boxes[finite], scores[finite, : self.num_classes]
-        boxes = clip_boxes(boxes.reshape(-1, 4), image_size).reshape(len(boxes), -1, 4)
+        boxes = clip_boxes(boxes.unflatten(1, (-1, 4)), image_size)  # (R, K or 1, 4)
         rows, classes = torch.nonzero(scores > self.score_thresh, as_tuple=True)
         scores = scores[rows, classes].to(boxes.dtype)
         boxes = boxes[rows, classes if boxes.shape[1] > 1 else torch.zeros_like(classes)]
