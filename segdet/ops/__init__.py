@@ -1,1 +1,11 @@
-"""."""
+"""The native ops. Each has one file here and one folder in csrc/.
+
+`BINARY_DEVICES` holds the device types that the compiled library serves here; on others, slower
+code of the same meaning runs.
+"""
+
+from ._library import BINARY_DEVICES
+from .nms import batched_nms, nms
+from .roi_align import roi_align
+
+__all__ = ["BINARY_DEVICES", "batched_nms", "nms", "roi_align"]

@@ -1,0 +1,55 @@
+"""Loads the compiled ops, and says once when slower code stands in for them."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from pathlib import Path
+
+import torch
+
+
+def load_libraries(folder: Path) -> tuple[frozenset[str], str]:
+    """Load the compiled ops of a folder.
+
+    Args:
+        folder: where `setup.py` leaves the libraries.
+
+    Returns:
+        The device types that the ops now run on (empty: none could be loaded; "meta" stands for
+        shape inference), and why the set is not larger.
+    """
+    devices: set[str] = set()
+    parts = [("libsegdet_ops.so", {"cpu", "meta"})]
+    if torch.version.cuda is not None:
+        parts.append(("libsegdet_ops_cuda.so", {"cuda"}))
+    for name, served in parts:
+        if not (folder / name).is_file():
+            return frozenset(
+                devices
+            ), f"{folder / name} does not exist; `pip install -e .` builds it"
+        try:
+            torch.ops.load_library(folder / name)
+        except OSError as error:
+            return frozenset(devices), f"{folder / name} does not load: {error}"
+        devices |= served
+    return frozenset(devices), ""
+
+
+BINARY_DEVICES, _MISSING = load_libraries(Path(__file__).parent)
+
+
+def has_binary(device: torch.device) -> bool:
+    """Whether the compiled ops serve a device; says so, once per device type, where not."""
+    if device.type in BINARY_DEVICES:
+        return True
+    _warn_of_fallback(device.type)
+    return False
+
+
+@functools.cache
+def _warn_of_fallback(device_type: str) -> None:
+    reason = _MISSING or "they are compiled for CPU and CUDA only"
+    warnings.warn(
+        f"segdet: no compiled ops for {device_type}, slower code stands in ({reason})", stacklevel=4
+    )

@@ -1,0 +1,213 @@
+"""RoIAlign: a fixed-size sample of a feature map for every region."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library
+
+
+def roi_align(
+    input: Tensor,
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> Tensor:
+    """Average bilinear samples of each bin of each region; differentiable in `input`.
+
+    Source: Mask R-CNN (arXiv:1703.06870), section 3, "RoIAlign"; with `aligned`, detectron2's
+    ROIAlignV2.
+
+    A region's corner lies at `pixel * spatial_scale - 0.5` in cells, cell centres being whole
+    numbers. A sample beyond [-1, size] is zero and still counts in the average; between that limit
+    and the centre of an outer cell it has the cell's value. A region with a coordinate that is not
+    finite, or (with `sampling_ratio` 0) without extent, gives zeros.
+
+    Args:
+        input: (B, C, H, W) floating point, H and W at least 1. float64 is computed in float64,
+            everything else in float32.
+        rois: (R, 5) floating point: index into B, then XYXY in pixels of the image. Not rounded to
+            a narrower `input`.
+        output_size: bins of a region, (h, w) or one number for both.
+        spatial_scale: cells per pixel, 1 / stride.
+        sampling_ratio: samples per bin and axis; 0 or less: as many as the bin has cells.
+        aligned: False is the older rule: no shift by half a cell, regions at least one cell large.
+
+    Returns:
+        (R, C, h, w) of `input`'s type.
+
+    Raises:
+        RuntimeError: a wrong shape or type; on the CPU, an index outside of [0, B). On CUDA such a
+            region gives NaN instead, because looking would stall the device.
+    """
+    h, w = (output_size, output_size) if isinstance(output_size, int) else output_size
+    if _library.has_binary(input.device):
+        return torch.ops.segdet.roi_align(input, rois, h, w, spatial_scale, sampling_ratio, aligned)
+    return _fallback(input, rois, (h, w), spatial_scale, sampling_ratio, aligned)
+
+
+def _fake(
+    input: Tensor,
+    rois: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    return input.new_empty(rois.shape[0], input.shape[1], pooled_height, pooled_width)
+
+
+def _fake_backward(
+    grad: Tensor,
+    rois: Tensor,
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    return grad.new_empty(batch, channels, height, width)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, rois, _, _, *ctx.rule = inputs
+    ctx.input_shape = input.shape
+    ctx.save_for_backward(rois)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (rois,) = ctx.saved_tensors
+    grad_input = torch.ops.segdet.roi_align_backward(grad, rois, *ctx.input_shape, *ctx.rule)
+    return grad_input, None, None, None, None, None, None
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, rois, _, _, _, _, *ctx.rule = inputs
+    ctx.output_size = grad.shape[2:]
+    ctx.save_for_backward(rois)
+
+
+def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The op is linear in its input: the gradient of its gradient is the op itself."""
+    (rois,) = ctx.saved_tensors
+    grad_grad = torch.ops.segdet.roi_align(grad, rois, *ctx.output_size, *ctx.rule)
+    return grad_grad, None, None, None, None, None, None, None, None
+
+
+if _library.BINARY_DEVICES:
+    torch.library.register_fake("segdet::roi_align", _fake)
+    torch.library.register_fake("segdet::roi_align_backward", _fake_backward)
+    torch.library.register_autograd("segdet::roi_align", _backward, setup_context=_setup)
+    torch.library.register_autograd(
+        "segdet::roi_align_backward", _double_backward, setup_context=_setup_backward
+    )
+
+
+def _fallback(
+    input: Tensor,
+    rois: Tensor,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """torchvision's op with the refusals and edges of ours, or plain PyTorch without torchvision."""
+    if rois.dim() != 2 or rois.shape[1] != 5:
+        raise RuntimeError(f"segdet::roi_align: rois must be (R, 5), has shape {tuple(rois.shape)}")
+    if input.dim() != 4:
+        raise RuntimeError(
+            f"segdet::roi_align: input must be (B, C, H, W), has {input.dim()} dimensions"
+        )
+    image = rois[:, 0]
+    if not ((image >= 0) & (image < len(input))).all():
+        raise RuntimeError(
+            "segdet::roi_align: rois[:, 0] is the image's index in the batch and must be in "
+            f"[0, {len(input)}), is {image.tolist()}"
+        )
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    maps, rois = input.to(wide), rois.to(wide)
+    try:
+        from torchvision.ops import roi_align as torchvision_roi_align
+    except (ImportError, RuntimeError, OSError):  # its binary may not fit this torch
+        out = _plain(maps, rois, output_size, spatial_scale, sampling_ratio, aligned)
+    else:
+        out = torchvision_roi_align(
+            maps, _placeable(rois), output_size, spatial_scale, sampling_ratio, aligned
+        )
+    return out.to(input.dtype)
+
+
+def _placeable(rois: Tensor) -> Tensor:
+    """`rois` with what torchvision reads out of bounds for moved to where it pools zeros."""
+    corners = rois[:, 1:]
+    sane = corners.isfinite().all(1) & (corners.abs() < 1e6).all(1)
+    sane &= (corners[:, 2:] >= corners[:, :2]).all(1)
+    return torch.cat([rois[:, :1], torch.where(sane[:, None], corners, -1e6)], dim=1)
+
+
+def _plain(
+    maps: Tensor,
+    rois: Tensor,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """RoIAlign as a product: weights of rows (h, H) @ map (C, H, W) @ weights of columns (W, w)."""
+    pooled = [maps.new_zeros(0, maps.shape[1], *output_size)]
+    for image, x1, y1, x2, y2 in rois.tolist():
+        rows, columns = (
+            _axis_weights(low, high, bins, size, spatial_scale, sampling_ratio, aligned).to(maps)
+            for low, high, bins, size in zip(
+                (y1, x1), (y2, x2), output_size, maps.shape[2:], strict=True
+            )
+        )
+        pooled.append((rows @ maps[int(image)] @ columns.T)[None])
+    return torch.cat(pooled)
+
+
+def _axis_weights(
+    low: float,
+    high: float,
+    bins: int,
+    size: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """(bins, size) float64: how much each bin takes of each cell on one axis of one region."""
+    weights = torch.zeros(bins, size, dtype=torch.float64)
+    shift = 0.5 if aligned else 0.0
+    start = low * spatial_scale - shift
+    extent = high * spatial_scale - shift - start
+    if not (abs(start) < 2**48 and abs(extent) < 2**48):
+        return weights
+    bin_extent = (extent if aligned else max(extent, 1.0)) / bins
+    samples = sampling_ratio if sampling_ratio > 0 else max(math.ceil(bin_extent), 0)
+    if samples == 0:
+        return weights
+    first = start + torch.arange(bins, dtype=torch.float64)[:, None] * bin_extent  # (bins, 1)
+    index = torch.zeros_like(first)  # of the first sample of a bin that can lie on the map
+    looked_at = samples
+    if bin_extent > 0:
+        per_cell = samples / bin_extent
+        index = (((-1 - first) * per_cell).floor() - 1).clamp(0, samples)
+        looked_at = int(min(samples, (size + 1) * per_cell + 4))
+    index = index + torch.arange(looked_at)  # (bins, looked_at)
+    position = first + (index + 0.5) * bin_extent / samples
+    within = (index < samples) & (position >= -1) & (position <= size)
+    position = position.clamp(0, size - 1)
+    fraction = position.frac()
+    low_cell = position.long()
+    weights.scatter_add_(1, low_cell, within * (1 - fraction) / samples)
+    weights.scatter_add_(1, (low_cell + 1).clamp(max=size - 1), within * fraction / samples)
+    return weights

@@ -1,0 +1,131 @@
+"""Builds the compiled ops: a C++ library, and a CUDA library beside it where nvcc is found.
+
+Neither knows Python: they use libtorch's stable ABI alone and are loaded with
+`torch.ops.load_library`, so one build serves every Python and every torch from 2.11 on. Where
+nothing can be compiled the package still installs, and `segdet.ops` falls back to slower code.
+
+Environment:
+    SEGDET_CUDA: 0 builds no CUDA library; 1 makes its failure an error.
+    CUDA_HOME: the CUDA toolkit; else the one whose nvcc is on PATH.
+    CXX: the C++ compiler; c++ by default.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+LIBRARY = "segdet.ops.libsegdet_ops"
+CUDA_LIBRARY = "segdet.ops.libsegdet_ops_cuda"
+HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
+TORCH_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
+# Machine code for A100 and H100 classes; any other GPU compiles the PTX when it first runs.
+GPUS = ["compute_75,code=compute_75", "compute_80,code=sm_80", "compute_90,code=sm_90"]
+# No fused multiply-add: boxes at a threshold are then judged alike on every machine.
+CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-ffp-contract=off"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "--fmad=false"]
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    if home and (nvcc := Path(home, "bin", "nvcc")).exists():
+        return str(nvcc)
+    return shutil.which("nvcc")
+
+
+def libraries() -> list[Extension]:
+    """What to build: always the C++ library, the CUDA library as SEGDET_CUDA and nvcc say."""
+
+    def library(name: str, suffix: str, optional: bool) -> Extension:
+        sources = sorted(str(path) for path in Path("csrc").rglob(f"*{suffix}"))
+        return Extension(name, sources, depends=[*HEADERS, "setup.py"], optional=optional)
+
+    found = [library(LIBRARY, ".cpp", optional=True)]
+    wanted = os.environ.get("SEGDET_CUDA", "")
+    if wanted not in {"", "0", "1"}:
+        raise SystemExit(f"SEGDET_CUDA must be 0 or 1, is {wanted!r}")
+    if wanted == "1" or (wanted == "" and find_nvcc()):
+        found.append(library(CUDA_LIBRARY, ".cu", optional=wanted != "1"))
+    return found
+
+
+class BuildOps(build_ext):
+    """Compiles and links each library with plain compiler calls, several sources at once."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return f"{fullname.replace('.', '/')}.so"  # no Python version in the name
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        inputs = [Path(name) for name in (*ext.sources, *ext.depends)]
+        newest = max(path.stat().st_mtime for path in inputs)
+        if not self.force and target.exists() and target.stat().st_mtime > newest:
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._compile_and_link(ext, target)
+        except (CompileError, OSError) as error:
+            kind = "CUDA ops" if ext.name == CUDA_LIBRARY else "compiled ops"
+            print(f"segdet: no {kind} were built, slower code stands in: {error}", file=sys.stderr)
+            raise CompileError(str(error)) from error
+
+    def _compile_and_link(self, ext: Extension, target: Path) -> None:
+        torch = importlib.util.find_spec("torch")
+        if torch is None or torch.origin is None:
+            raise CompileError("torch is not installed here (try --no-build-isolation)")
+        torch_folder = Path(torch.origin).parent
+        objects = Path(self.build_temp, ext.name)
+        objects.mkdir(parents=True, exist_ok=True)
+        cxx = os.environ.get("CXX", "c++")
+        common = [TORCH_ABI, "-isystem", str(torch_folder / "include")]
+        if ext.name == CUDA_LIBRARY:
+            compiler = find_nvcc()
+            if compiler is None:
+                raise CompileError("no nvcc, neither in CUDA_HOME nor on PATH")
+            gpus = [f"-gencode=arch={gpu}" for gpu in GPUS]
+            compile_flags = [*NVCC_FLAGS, *gpus, "-DUSE_CUDA", *common]
+            # Named as needed without being there: torch's CPU builds do not carry it.
+            stub = objects / "libtorch_cuda.so"
+            call(cxx, "-shared", "-Wl,-soname,libtorch_cuda.so", "-o", str(stub))
+            link = ["-cudart=static", f"-L{objects}", "-Xlinker=--no-as-needed", "-ltorch_cuda"]
+        else:
+            compiler, compile_flags, link = cxx, [*CXX_FLAGS, *common], []
+
+        def compile_one(source: str) -> str:
+            path = objects / f"{Path(source).name}.o"
+            call(compiler, *compile_flags, "-c", source, "-o", str(path))
+            return str(path)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            compiled = list(pool.map(compile_one, ext.sources))
+        link += [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+        call(compiler, "-shared", *compiled, *link, "-o", str(target))
+
+
+def call(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CompileError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+class AnyPythonWheel(bdist_wheel):
+    """The libraries depend on the platform but on no Python version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=libraries(),
+    cmdclass={"build_ext": BuildOps, "bdist_wheel": AnyPythonWheel},
+)
