@@ -1,1 +1,1 @@
-"""."""
+"""Names that users know: comm, events, logger, visualizer, collect_env, env."""
