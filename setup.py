@@ -37,6 +37,7 @@ NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "--fm
 
 
 def find_nvcc() -> str | None:
+    """The CUDA compiler of CUDA_HOME, else of PATH."""
     home = os.environ.get("CUDA_HOME")
     if home and (nvcc := Path(home, "bin", "nvcc")).exists():
         return str(nvcc)
@@ -63,9 +64,11 @@ class BuildOps(build_ext):
     """Compiles and links each library with plain compiler calls, several sources at once."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return f"{fullname.replace('.', '/')}.so"  # no Python version in the name
+        """A name without the Python version."""
+        return f"{fullname.replace('.', '/')}.so"
 
     def build_extension(self, ext: Extension) -> None:
+        """Build one library unless it is newer than all it is made of."""
         target = Path(self.get_ext_fullpath(ext.name))
         inputs = [Path(name) for name in (*ext.sources, *ext.depends)]
         newest = max(path.stat().st_mtime for path in inputs)
@@ -113,6 +116,7 @@ class BuildOps(build_ext):
 
 
 def call(*command: str) -> None:
+    """Run a compiler quietly; its output becomes the error where it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise CompileError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
@@ -122,6 +126,7 @@ class AnyPythonWheel(bdist_wheel):
     """The libraries depend on the platform but on no Python version."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Keep the platform, leave the Python and its ABI open."""
         return "py3", "none", super().get_tag()[2]
 
 

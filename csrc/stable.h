@@ -80,6 +80,12 @@ inline Tensor index_select(const Tensor& tensor, const Tensor& index) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+inline Tensor logical_not(const Tensor& mask) {
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(mask)};
+  call_torch("aten::logical_not", "", stack);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 inline Tensor masked_select(const Tensor& tensor, const Tensor& mask) {
   using torch::stable::detail::from;
   std::array<StableIValue, 2> stack{from(tensor), from(mask)};

@@ -72,7 +72,7 @@ if _library.BINARY_DEVICES:
 
 
 def _fallback(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """torchvision's op, or plain PyTorch without torchvision."""
+    """What torchvision offers, or plain PyTorch where it is missing."""
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise RuntimeError(f"segdet::nms: boxes must be (N, 4), has shape {tuple(boxes.shape)}")
     _check_length(boxes, scores, "scores")

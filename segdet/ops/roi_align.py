@@ -120,7 +120,7 @@ def _fallback(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """torchvision's op with the refusals and edges of ours, or plain PyTorch without torchvision."""
+    """What torchvision offers, with our refusals and edges; plain PyTorch where it is missing."""
     if rois.dim() != 2 or rois.shape[1] != 5:
         raise RuntimeError(f"segdet::roi_align: rois must be (R, 5), has shape {tuple(rois.shape)}")
     if input.dim() != 4:

@@ -1,0 +1,40 @@
+// What the CUDA sources share: the current stream, launch sizes and checks.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+
+#include "stable.h"
+
+namespace segdet {
+
+constexpr int kThreads = 256;
+
+inline unsigned int blocks_for(int64_t total) {
+  return static_cast<unsigned int>(std::min<int64_t>((total + kThreads - 1) / kThreads, 65535));
+}
+
+__device__ inline int64_t thread_index() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+__device__ inline int64_t thread_count() { return int64_t(gridDim.x) * blockDim.x; }
+
+inline cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline void check_launch(const char* op) {
+  const cudaError_t error = cudaGetLastError();
+  SEGDET_CHECK(error == cudaSuccess, "segdet::", op, ": ", cudaGetErrorString(error));
+}
+
+inline void check_same_device(const Tensor& a, const Tensor& b, const char* op) {
+  SEGDET_CHECK(b.is_cuda() && a.get_device_index() == b.get_device_index(), "segdet::", op,
+               ": all tensors must be on the same device");
+}
+
+}  // namespace segdet
