@@ -1,1 +1,22 @@
-"""."""
+"""Evaluation of models: the loop over a data set, COCO's metrics, and comparing results."""
+
+from segdet.evaluation.coco import COCOEvaluator
+from segdet.evaluation.coco_results import evaluate_results
+from segdet.evaluation.evaluator import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_context,
+    inference_on_dataset,
+)
+from segdet.evaluation.testing import print_csv_format, verify_results
+
+__all__ = [
+    "COCOEvaluator",
+    "DatasetEvaluator",
+    "DatasetEvaluators",
+    "evaluate_results",
+    "inference_context",
+    "inference_on_dataset",
+    "print_csv_format",
+    "verify_results",
+]

@@ -1,4 +1,4 @@
-"""COCO results files, read with every check.
+"""COCO results files, read with every check and evaluated.
 
 The evaluators are native code that trusts its input: a broken record ends here, in a DataError
 that names the file, the record and the field.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,50 @@ import pycocotools.mask as mask_api
 
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
-from segdet.evaluation.coco_records import GroundTruth, Predictions
+from segdet.evaluation.coco_metrics import MAX_DETECTIONS, coco_metrics
+from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
+from segdet.evaluation.coco_report import TASKS, checked_tasks, report
 from segdet.evaluation.rle import count_pixels
 
 _LARGEST = sys.float_info.max
+
+
+def evaluate_results(
+    gt_json: str | os.PathLike[str],
+    results_json: str | os.PathLike[str],
+    tasks: Sequence[str] | None = None,
+    *,
+    max_dets_per_image: int = MAX_DETECTIONS,
+    backend: str | None = None,
+) -> dict[str, dict[str, float]]:
+    """Evaluate a COCO results file.
+
+    Args:
+        gt_json: the annotations.
+        results_json: the list of results.
+        tasks: "bbox" and/or "segm"; None takes what the results hold.
+        max_dets_per_image: best detections that count per image and class.
+        backend: "hotcoco" or "pycocotools"; None takes hotcoco where it is installed.
+
+    Returns:
+        As `COCOEvaluator.evaluate`, with AP 0 where the list of results is empty.
+
+    Raises:
+        DataError: a broken file or record, named.
+    """
+    truth = read_ground_truth(gt_json)
+    predictions = read_predictions(results_json, truth)
+    held = {"bbox": predictions.boxes is not None, "segm": predictions.masks is not None}
+    results = {}
+    for task in TASKS if tasks is None else checked_tasks(tasks):
+        if held[task]:
+            metrics = coco_metrics(
+                truth, predictions, task, max_detections=max_dets_per_image, backend=backend
+            )
+            results[task] = report(task, metrics, truth)
+        elif tasks is not None:
+            raise DataError(f"{results_json}: its records have nothing to evaluate for {task}")
+    return results
 
 
 def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTruth) -> Predictions:

@@ -1,0 +1,247 @@
+"""COCO's instance metrics of a model's outputs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segdet.data.catalog import MetadataCatalog
+from segdet.data.datasets.coco import convert_to_coco_json
+from segdet.errors import DataError
+from segdet.evaluation.coco_metrics import MAX_DETECTIONS, coco_metrics
+from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
+from segdet.evaluation.coco_report import REPORTED, TASKS, checked_tasks, report
+from segdet.evaluation.evaluator import DatasetEvaluator
+from segdet.evaluation.rle import encode_masks
+from segdet.structures import Instances
+from segdet.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """The N objects found in one image."""
+
+    image_id: Hashable
+    boxes: np.ndarray  # (N, 4) XYWH
+    scores: np.ndarray  # (N,)
+    classes: np.ndarray  # (N,) int64, contiguous
+    masks: list[dict] | None  # N RLEs
+
+
+class COCOEvaluator(DatasetEvaluator):
+    """AP of boxes and masks as COCO defines it, over the whole data set and per class."""
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | Mapping | None = None,
+        distributed: bool = True,
+        output_dir: str | os.PathLike[str] | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
+        allow_cached_coco: bool = False,
+    ) -> None:
+        """Read the ground truth.
+
+        Args:
+            dataset_name: its metadata's `json_file` is the ground truth; a data set without one
+                is converted to COCO json.
+            tasks: "bbox" and/or "segm"; None (or a config, as old scripts pass) takes what the
+                outputs hold.
+            distributed: whether the processes have parts of the data set, to be gathered on the
+                main process; otherwise each evaluates what it was given.
+            output_dir: for `coco_instances_results.json`, `instances_predictions.pth` and the
+                converted ground truth; None writes nothing.
+            max_dets_per_image: best detections that count per image and class; None is COCO's 100.
+            use_fast_impl: hotcoco where it is installed; False takes pycocotools.
+            allow_cached_coco: take a conversion that lies in `output_dir` from an earlier run,
+                which is wrong if the data set has changed since.
+
+        Raises:
+            ConfigError: unknown tasks.
+            DataError: a broken ground truth.
+        """
+        self._tasks = None if tasks is None or isinstance(tasks, Mapping) else checked_tasks(tasks)
+        self._distributed = distributed
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._max_detections = max_dets_per_image or MAX_DETECTIONS
+        self._backend = None if use_fast_impl else "pycocotools"
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._found: list[_Found] = []
+        self._ground_truth = None
+        if self._evaluates:
+            self._ground_truth = self._read_ground_truth(dataset_name, allow_cached_coco)
+
+    @property
+    def _evaluates(self) -> bool:
+        return comm.is_main_process() or not self._distributed
+
+    def _read_ground_truth(self, dataset_name: str, allow_cached: bool) -> GroundTruth:
+        json_file = self._metadata.get("json_file")
+        if json_file is not None:
+            return read_ground_truth(json_file, str(self._metadata.get("image_root", "")))
+        with tempfile.TemporaryDirectory() as temporary:
+            file = (self._output_dir or Path(temporary)) / f"{dataset_name}_coco_format.json"
+            convert_to_coco_json(dataset_name, file, allow_cached=allow_cached)
+            return read_ground_truth(file)
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._found = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Take in one batch; masks are kept as run lengths.
+
+        Args:
+            inputs: with `image_id`.
+            outputs: with `instances`: `pred_boxes`, `scores`, `pred_classes`, and maybe
+                `pred_masks` (N, H, W), in the frame of the original image.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            if "image_id" not in image:
+                raise DataError(
+                    f"the record of {image.get('file_name', 'an image')} has no image_id, which "
+                    "evaluation needs; give each record of the data set one"
+                )
+            self._found.append(_compact(image["image_id"], output["instances"]))
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Task -> metric -> value in percent; None where another process evaluates.
+
+        Metrics are AP, AP50, AP75, APs, APm, APl, and with several classes AP-<class>; NaN where
+        there is nothing to find, or nothing was found at all. {} without annotations.
+        """
+        found = self._found
+        if self._distributed:
+            found = [one for part in comm.gather(found) for one in part]
+        if not self._evaluates:
+            return None
+        truth = self._ground_truth
+        assert truth is not None, "the process that evaluates has read the ground truth"
+        predictions = _join(found, truth, self._category_of_class(truth))
+        if self._output_dir is not None:
+            _write(self._output_dir, found, predictions, truth)
+        if not found:
+            logger.warning("No image was predicted: nothing to evaluate")
+            return {}
+        if not truth.annotated:
+            logger.info("%s has no annotations: predictions are only written", truth.source)
+            return {}
+        seen = len(np.unique([truth.image_index[one.image_id] for one in found]))
+        if seen < len(truth.image_ids):
+            logger.warning(
+                "Only %d of %d images were predicted; the objects of the others count as missed",
+                seen,
+                len(truth.image_ids),
+            )
+        return {task: self._evaluate(task, truth, predictions) for task in self._tasks_of(found)}
+
+    def _tasks_of(self, found: list[_Found]) -> Sequence[str]:
+        has_masks = any(one.masks is not None for one in found)
+        return self._tasks or (TASKS if has_masks else TASKS[:1])
+
+    def _evaluate(
+        self, task: str, truth: GroundTruth, predictions: Predictions
+    ) -> dict[str, float]:
+        if len(predictions) == 0:
+            logger.warning("Nothing was found in any image: no %s results", task)
+            return dict.fromkeys(REPORTED, float("nan"))
+        metrics = coco_metrics(
+            truth,
+            predictions,
+            task,
+            max_detections=self._max_detections,
+            backend=self._backend,
+        )
+        return report(task, metrics, truth)
+
+    def _category_of_class(self, truth: GroundTruth) -> list[int]:
+        """Index into truth.category_ids for each contiguous class."""
+        id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if id_map is None:
+            return list(range(len(truth.category_ids)))
+        try:
+            by_class = {k: truth.category_index[category] for category, k in id_map.items()}
+            return [by_class[k] for k in range(len(by_class))]
+        except KeyError as error:
+            raise DataError(
+                f"thing_dataset_id_to_contiguous_id of {self._metadata.name} does not map the "
+                f"categories of {truth.source} to 0, 1, 2, ...: {error} is missing"
+            ) from None
+
+
+def _compact(image_id: Hashable, instances: Instances) -> _Found:
+    found = instances.to("cpu")
+    boxes = found.pred_boxes.tensor.detach().double().numpy().copy()
+    boxes[:, 2:] -= boxes[:, :2]
+    scores = found.scores.detach().double().numpy()
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise DataError(f"image {image_id}: the model's boxes or scores are NaN or infinite")
+    return _Found(
+        image_id=image_id,
+        boxes=boxes,
+        scores=scores,
+        classes=found.pred_classes.numpy(),
+        masks=encode_masks(found.pred_masks) if found.has("pred_masks") else None,
+    )
+
+
+def _join(found: list[_Found], truth: GroundTruth, category_of_class: list[int]) -> Predictions:
+    """All images' objects, in the ground truth's terms."""
+    if unknown := [one.image_id for one in found if one.image_id not in truth.image_index]:
+        raise DataError(f"{truth.source} has no image of the predicted image_id {unknown[0]!r}")
+    images = [truth.image_index[one.image_id] for one in found]
+    classes = np.concatenate([np.zeros(0, np.int64), *(one.classes for one in found)])
+    if len(classes) and classes.max() >= len(category_of_class):
+        raise DataError(
+            f"the model predicts class {classes.max()}, but {truth.source} has "
+            f"{len(category_of_class)} categories; MODEL.ROI_HEADS.NUM_CLASSES must agree with it"
+        )
+    masks = None
+    if any(one.masks is not None for one in found):
+        masks = [mask for one in found for mask in one.masks or []]
+    return Predictions(
+        image=np.repeat(np.array(images, np.int64), [len(one.scores) for one in found]),
+        category=np.array(category_of_class, np.int64)[classes],
+        scores=np.concatenate([np.zeros(0), *(one.scores for one in found)]),
+        boxes=np.concatenate([np.zeros((0, 4)), *(one.boxes for one in found)]),
+        masks=masks,
+    )
+
+
+def _write(
+    output_dir: Path, found: list[_Found], predictions: Predictions, truth: GroundTruth
+) -> None:
+    """detectron2's two files; the .pth has classes as the model counts them."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    by_image = [{"image_id": one.image_id, "instances": _rows(one)} for one in found]
+    torch.save(by_image, output_dir / "instances_predictions.pth")
+    rows = [row for one in by_image for row in one["instances"]]
+    for row, category in zip(rows, predictions.category.tolist(), strict=True):
+        row["category_id"] = truth.category_ids[category]
+    (output_dir / "coco_instances_results.json").write_text(json.dumps(rows))
+
+
+def _rows(one: _Found) -> list[dict[str, Any]]:
+    """One image's objects as records of a results file."""
+    columns = {
+        "category_id": one.classes.tolist(),
+        "bbox": one.boxes.tolist(),
+        "score": one.scores.tolist(),
+    }
+    if one.masks is not None:
+        columns["segmentation"] = one.masks
+    objects = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, values, strict=True), image_id=one.image_id) for values in objects]

@@ -1,0 +1,71 @@
+"""COCO's numbers for people: names, percent, tables."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from segdet.errors import ConfigError
+from segdet.evaluation.coco_metrics import COCOMetrics
+from segdet.evaluation.coco_records import GroundTruth
+
+logger = logging.getLogger(__name__)
+
+TASKS = ("bbox", "segm")
+REPORTED = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    """Refuse tasks that are not evaluated here.
+
+    Raises:
+        ConfigError: an unknown task.
+    """
+    tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise ConfigError(f"COCO evaluation knows the tasks {', '.join(TASKS)}; got {unknown}")
+    return tasks
+
+
+def report(task: str, metrics: COCOMetrics, truth: GroundTruth) -> dict[str, float]:
+    """Log the tables and give the numbers in percent, NaN where undefined."""
+    results = {name: _percent(metrics.stats[name]) for name in REPORTED}
+    logger.info("Evaluation results for %s:\n%s", task, _table(results))
+    if len(truth.category_ids) > 1:
+        names = zip(_distinct_names(truth), metrics.category_ap, strict=True)
+        per_class = {name: _percent(ap) for name, ap in names}
+        logger.info("%s AP per class:\n%s", task, _table(per_class))
+        results.update({f"AP-{name}": ap for name, ap in per_class.items()})
+    return results
+
+
+def _percent(value: float) -> float:
+    return float(value) * 100 if value > -1 else float("nan")
+
+
+def _distinct_names(truth: GroundTruth) -> list[str]:
+    """Class names; those of several classes get their ids added."""
+    count = Counter(truth.category_names)
+    both = zip(truth.category_names, truth.category_ids, strict=True)
+    return [name if count[name] == 1 else f"{name} ({key})" for name, key in both]
+
+
+def _table(values: dict[str, float], columns: int = 6) -> str:
+    """A markdown table of names and values; several pairs a line if there are many."""
+    cells = [(name, f"{value:.3f}") for name, value in values.items()]
+    if len(cells) <= columns:
+        widths = [max(len(name), len(value)) for name, value in cells]
+        rows = [[name for name, _ in cells], [value for _, value in cells]]
+    else:
+        cells += [("", "")] * (-len(cells) % 3)
+        rows = [
+            [text for pair in cells[i : i + 3] for text in pair] for i in range(0, len(cells), 3)
+        ]
+        rows.insert(0, ["class", "AP"] * 3)
+        widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    )

@@ -1,0 +1,154 @@
+"""Run a model over a data set and hand its outputs to evaluators."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from segdet.utils import comm
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP = 5  # batches that no time is taken of
+_LOG_EVERY = 60.0  # seconds between lines where no progress bar can be shown
+
+
+class DatasetEvaluator:
+    """Collects a model's outputs over a data set and sums them up; to be subclassed."""
+
+    def reset(self) -> None:
+        """Forget everything, before a new round."""
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Take in one batch.
+
+        Args:
+            inputs: what the model was given, one dict per image.
+            outputs: what it returned for them.
+        """
+
+    def evaluate(self) -> dict | None:
+        """Task -> metric -> value; None on processes that have no result to give."""
+
+
+class DatasetEvaluators(DatasetEvaluator):
+    """Several evaluators as one."""
+
+    def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
+        super().__init__()
+        self._evaluators = list(evaluators)
+
+    def reset(self) -> None:
+        """Reset each."""
+        for evaluator in self._evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Give the batch to each."""
+        for evaluator in self._evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict | None:
+        """All results in one dict, on the main process.
+
+        Raises:
+            ValueError: two evaluators report the same task.
+        """
+        results: dict[str, Any] = {}
+        for evaluator in self._evaluators:
+            result = evaluator.evaluate()
+            if comm.is_main_process() and result is not None:
+                if clash := sorted(results.keys() & result.keys()):
+                    raise ValueError(f"two evaluators report {', '.join(clash)}")
+                results.update(result)
+        return results if comm.is_main_process() else None
+
+
+def inference_on_dataset(
+    model: Callable[[list[dict]], list[dict]],
+    data_loader: Iterable[list[dict]],
+    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+) -> Mapping[str, Any]:
+    """Run a model over a data set in evaluation mode, without gradients.
+
+    Args:
+        model: a module or any callable; a module's training flag is restored after.
+        data_loader: batches, with a length.
+        evaluator: one or several; None only runs the model, as for a timing.
+
+    Returns:
+        What the evaluator reports; {} where it reports nothing.
+    """
+    if not isinstance(evaluator, DatasetEvaluator):
+        evaluator = DatasetEvaluators(evaluator or [])
+    batches = len(data_loader)  # type: ignore[arg-type]
+    logger.info("Inference on %d batches", batches)
+    evaluator.reset()
+    times = _Times(batches)
+    with inference_context(model), torch.no_grad():
+        for inputs in times.of_loading(data_loader):
+            outputs = model(inputs)
+            times.lap("model")
+            evaluator.process(inputs, outputs)
+            times.lap("evaluator")
+    logger.info(times.summary())
+    started = time.perf_counter()
+    results = evaluator.evaluate()
+    logger.info("Results computed in %.2f s", time.perf_counter() - started)
+    return results or {}
+
+
+@contextmanager
+def inference_context(model: Any) -> Iterator[None]:
+    """Evaluation mode for the length of the context; no matter what the model was in before."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+class _Times:
+    """Where the seconds of a loop go, and its progress bar (or a line now and then)."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+        self.warm_up = min(_WARM_UP, max(batches - 1, 0))
+        self.seconds = {"data": 0.0, "model": 0.0, "evaluator": 0.0}
+        self.done = 0
+        self._last = self._logged = time.perf_counter()
+
+    def of_loading(self, data_loader: Iterable[list[dict]]) -> Iterator[list[dict]]:
+        show_bar = comm.is_main_process() and sys.stderr.isatty()
+        for inputs in tqdm(data_loader, desc="inference", total=self.batches, disable=not show_bar):
+            self.lap("data")
+            yield inputs
+            self.done += 1
+            if not show_bar and self._last - self._logged > _LOG_EVERY:
+                self._logged = self._last
+                logger.info("Inference: %d of %d batches", self.done, self.batches)
+
+    def lap(self, what: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self.done >= self.warm_up:
+            self.seconds[what] += now - self._last
+        self._last = now
+
+    def summary(self) -> str:
+        timed = max(self.done - self.warm_up, 1)
+        parts = ", ".join(f"{what} {s / timed:.4f}" for what, s in self.seconds.items())
+        return f"Inference done: {self.done} batches; seconds per batch: {parts}"

@@ -1,0 +1,104 @@
+"""The TEST section of configs, and what is done with results: print, flatten, compare."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from segdet.config.node import CfgNode
+from segdet.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestAugConfig:
+    """TEST.AUG: test-time augmentation; defaults are detectron2's."""
+
+    enabled: bool = False
+    min_sizes: tuple[int, ...] = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
+    max_size: int = 4000
+    flip: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreciseBNConfig:
+    """TEST.PRECISE_BN: batch norm statistics recomputed before evaluation."""
+
+    enabled: bool = False
+    num_iter: int = 200  # batches that the statistics are taken from
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestConfig:
+    """TEST; defaults are detectron2's."""
+
+    expected_results: tuple[tuple[str | float, ...], ...] = ()  # see verify_results
+    eval_period: int = 0  # iterations between evaluations; 0 evaluates at the end only
+    keypoint_oks_sigmas: tuple[float, ...] = ()
+    detections_per_image: int = 100
+    aug: TestAugConfig = field(default_factory=TestAugConfig)
+    precise_bn: PreciseBNConfig = field(default_factory=PreciseBNConfig)
+
+    def __post_init__(self) -> None:
+        for row in self.expected_results:
+            types = tuple(map(type, row))
+            if types[:2] != (str, str) or types[2:] != (float, float):
+                raise ConfigError(
+                    'EXPECTED_RESULTS rows are ["task", "metric", value, tolerance], '
+                    f"one is {list(row)}"
+                )
+        if self.detections_per_image < 1:
+            raise ConfigError(f"DETECTIONS_PER_IMAGE must be >= 1, is {self.detections_per_image}")
+
+
+def print_csv_format(results: Mapping[str, Mapping[str, float]]) -> None:
+    """Log results in lines that can be copied into a spreadsheet.
+
+    Args:
+        results: task -> metric -> value; metrics with a "-" in their name (those of single
+            classes) are left out.
+    """
+    for task, metrics in results.items():
+        shown = {name: value for name, value in metrics.items() if "-" not in name}
+        logger.info("copypaste: Task: %s", task)
+        logger.info("copypaste: %s", ",".join(shown))
+        logger.info("copypaste: %s", ",".join(f"{value:.4f}" for value in shown.values()))
+
+
+def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn {"bbox": {"AP": 1.0}} into {"bbox/AP": 1.0}, at any depth."""
+    flat: dict[str, Any] = {}
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}/{name}": v for name, v in flatten_results_dict(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def verify_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> bool:
+    """Compare results with TEST.EXPECTED_RESULTS; leave with exit code 1 if they differ.
+
+    Args:
+        cfg: whose rows are [task, metric, value, tolerance].
+        results: task -> metric -> value.
+
+    Returns:
+        True: every expected value is there, finite and within its tolerance.
+    """
+    wrong = []
+    for task, metric, expected, tolerance in cfg.TEST.EXPECTED_RESULTS:
+        actual = results.get(task, {}).get(metric)
+        if actual is None or not math.isfinite(actual) or abs(actual - expected) > tolerance:
+            wrong.append(f"{task}/{metric} is {actual}, expected {expected} +- {tolerance}")
+    if wrong:
+        logger.error("Results are not as TEST.EXPECTED_RESULTS says: %s", "; ".join(wrong))
+        sys.exit(1)
+    if cfg.TEST.EXPECTED_RESULTS:
+        logger.info("Results are as TEST.EXPECTED_RESULTS says")
+    return True
