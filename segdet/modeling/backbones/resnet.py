@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,8 +56,11 @@ class ResNetConfig:
             self._check_basic()
 
     def _check_basic(self) -> None:
+        if self.res2_out_channels > 64:  # narrower than the published 64 is a user's choice
+            raise ConfigError(
+                f"DEPTH {self.depth} needs RES2_OUT_CHANNELS = 64, it is {self.res2_out_channels}"
+            )
         wanted = {
-            "RES2_OUT_CHANNELS": (self.res2_out_channels, 64),
             "RES5_DILATION": (self.res5_dilation, 1),
             "NUM_GROUPS": (self.num_groups, 1),
         }
@@ -79,7 +82,7 @@ class ResNetConfig:
             dilation = self.res5_dilation if level == 5 else 1
             stride = 1 if level == 2 or dilation > 1 else 2
             stages.append(self._build_stage(level, channels, stride=stride, dilation=dilation))
-            channels = stages[-1][-1].out_channels
+            channels = cast(Block, stages[-1][-1]).out_channels
         return ResNet(
             BasicStem(input_channels, self.stem_out_channels, norm=self.norm),
             stages,
@@ -95,7 +98,7 @@ class ResNetConfig:
         self, level: int, in_channels: int, *, stride: int, dilation: int
     ) -> nn.Sequential:
         scale = 2 ** (level - 2)
-        block: type[BasicBlock | BottleneckBlock] = BasicBlock
+        block: type[Block] = BasicBlock
         settings: dict[str, Any] = {"norm": self.norm}
         if self.depth >= 50:
             block = BottleneckBlock
@@ -139,8 +142,9 @@ class ResNet(Backbone):
         stride = stem.stride
         for level, stage in enumerate(stages, start=2):
             self.add_module(f"res{level}", stage)
-            stride *= stage[0].stride
-            self._shapes[f"res{level}"] = ShapeSpec(channels=stage[-1].out_channels, stride=stride)
+            first, last = cast(Block, stage[0]), cast(Block, stage[-1])
+            stride *= first.stride
+            self._shapes[f"res{level}"] = ShapeSpec(channels=last.out_channels, stride=stride)
         unknown = set(out_features) - set(self._shapes)
         if unknown:
             raise ValueError(f"out_features {sorted(unknown)} are not in {list(self._shapes)}")
@@ -245,8 +249,11 @@ class BottleneckBlock(nn.Module):
         return F.relu_(out)
 
 
+Block: TypeAlias = BasicBlock | BottleneckBlock
+
+
 def make_stage(
-    block: type[BasicBlock | BottleneckBlock],
+    block: type[Block],
     num_blocks: int,
     *,
     in_channels: int,

@@ -1,0 +1,88 @@
+"""Where the weights that a config names lie on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from segdet.errors import CheckpointError
+
+MIRROR = "SEGDET_WEIGHTS"  # environment variable: the folder that stands for the network
+DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
+DETECTRON_URL = "https://dl.fbaipublicfiles.com/detectron/"
+IMAGENET_PRETRAINED = {  # catalog://ImageNetPretrained/NAME -> path below DETECTRON_URL
+    "MSRA/R-50": "ImageNetPretrained/MSRA/R-50.pkl",
+    "MSRA/R-101": "ImageNetPretrained/MSRA/R-101.pkl",
+    "FAIR/R-50-GN": "ImageNetPretrained/47261647/R-50-GN.pkl",
+    "FAIR/R-101-GN": "ImageNetPretrained/47592356/R-101-GN.pkl",
+    "FAIR/X-101-32x8d": "ImageNetPretrained/20171220/X-101-32x8d.pkl",
+    "FAIR/X-101-64x4d": "ImageNetPretrained/FBResNeXt/X-101-64x4d.pkl",
+    "FAIR/X-152-32x8d-IN5k": "ImageNetPretrained/25093814/X-152-32x8d-IN5k.pkl",
+}
+
+
+def locate(address: str) -> tuple[Path, bool]:
+    """The local file that an address means; nothing is downloaded.
+
+    Args:
+        address: a path, `detectron2://X`, `catalog://X` or an http(s) URL, possibly with
+            `?matching_heuristics=True` behind it. What is no path is looked up in the folder that
+            the environment variable SEGDET_WEIGHTS names, under X.
+
+    Returns:
+        The path, and whether suffix matching was asked for.
+
+    Raises:
+        CheckpointError: no such file, or a query that means nothing.
+    """
+    if Path(address).is_file():
+        return Path(address), False
+    plain, _, query = address.partition("?")
+    is_url = plain.startswith(("http://", "https://"))
+    by_suffix = _wants_suffix_matching(address, query, other_keys_allowed=is_url)
+    url, names = _mirrored_as(plain)
+    if not names:
+        path = Path(plain).expanduser()
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
+        return path, by_suffix
+    mirror = os.environ.get(MIRROR)
+    if not mirror:
+        raise CheckpointError(
+            f"{plain}: weights are not downloaded while running; put {url or 'the file'} at "
+            f"SOME_FOLDER/{names[0]} and set {MIRROR}=SOME_FOLDER"
+        )
+    for name in names:
+        if (Path(mirror) / name).is_file():
+            return Path(mirror) / name, by_suffix
+    raise CheckpointError(
+        f"{plain}: not in the folder {MIRROR}={mirror}; put {url or 'the file'} at "
+        f"{Path(mirror) / names[0]}"
+    )
+
+
+def _wants_suffix_matching(address: str, query: str, *, other_keys_allowed: bool) -> bool:
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    answer = options.pop("matching_heuristics", "False")
+    if answer not in ("True", "False") or (options and not other_keys_allowed):
+        raise CheckpointError(f"{address}: the only query known is ?matching_heuristics=True")
+    return answer == "True"
+
+
+def _mirrored_as(address: str) -> tuple[str | None, list[str]]:
+    """The original URL and the places in the mirror, best first; none for a path."""
+    for scheme in ("detectron2://", DETECTRON2_URL):
+        if address.startswith(scheme):
+            name = address.removeprefix(scheme)
+            return DETECTRON2_URL + name, [name, f"detectron2/{name}"]
+    if address.startswith("catalog://"):
+        name = address.removeprefix("catalog://")
+        official = IMAGENET_PRETRAINED.get(name.removeprefix("ImageNetPretrained/"))
+        if official is None:
+            return None, [f"{name}.pkl"]
+        return DETECTRON_URL + official, [f"{name}.pkl", official]
+    if address.startswith(("http://", "https://")):
+        path = urlsplit(address).path.lstrip("/")
+        return address, [path, Path(path).name]
+    return None, []

@@ -1,0 +1,201 @@
+"""Saving and loading a model together with what training needs to go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from segdet.checkpoint.catalog import locate
+from segdet.checkpoint.loading import LoadReport, load_weights
+from segdet.checkpoint.reading import read_checkpoint
+from segdet.checkpoint.writing import write_atomically
+from segdet.utils import comm
+
+_log = logging.getLogger("segdet.checkpoint")
+
+LAST = "last_checkpoint"  # the text file that names the newest checkpoint of a folder
+
+
+class DetectionCheckpointer:
+    """Saves and loads a model and other objects.
+
+    Args:
+        model: saved as `model`; without its DataParallel or DistributedDataParallel wrapper.
+        save_dir: folder of the checkpoints; "" never saves.
+        save_to_disk: whether this process writes; by default the main one does.
+        checkpointables: further objects with `state_dict` and `load_state_dict`, by the names
+            that they have in the file (`trainer=...`).
+
+    Attributes:
+        report: what became of each tensor at the last `load`; None before.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str | os.PathLike[str] = "",
+        *,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        wrapped = isinstance(model, DataParallel | DistributedDataParallel)
+        self.model: nn.Module = model.module if wrapped else model
+        self.save_dir = os.fspath(save_dir)
+        self.save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
+        self.checkpointables = checkpointables
+        self.report: LoadReport | None = None
+
+    def save(self, name: str, **extra: Any) -> None:
+        """Write `save_dir`/`name`.pth, and its name into `last_checkpoint`.
+
+        Args:
+            name: without folder and suffix.
+            extra: further entries of the file (`iteration=...`).
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
+        content |= extra
+        path = Path(self.save_dir) / f"{name}.pth"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _log.info("saving %s", path)
+        write_atomically(path, lambda file: torch.save(content, file))
+        self.tag_last_checkpoint(path.name)
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        checkpointables: list[str] | None = None,
+        *,
+        strict: bool = False,
+    ) -> dict[str, Any]:
+        """Load the model, and the other objects that the file holds.
+
+        Args:
+            path: a file, `detectron2://X`, `catalog://X` or a URL (see `catalog.locate`); "" loads
+                nothing. Official, Caffe2 and torchvision names are known.
+            checkpointables: which of the other objects to load; None means all.
+            strict: a missing, unexpected or wrongly shaped tensor is an error; otherwise it is
+                reported, and parameters without a value stay as they are.
+
+        Returns:
+            What else the file holds, such as `iteration`.
+
+        Raises:
+            CheckpointError: the file is not there, cannot be read or does not fit.
+        """
+        if not path:
+            _log.info("no checkpoint given: the weights stay as they were initialised")
+            return {}
+        file, by_suffix = locate(os.fspath(path))
+        checkpoint = read_checkpoint(file)
+        by_suffix |= checkpoint.pop("matching_heuristics", False)
+        self.report = load_weights(
+            self.model, checkpoint.pop("model"), file=str(file), by_suffix=by_suffix, strict=strict
+        )
+        self.report.log()
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        return checkpoint
+
+    def resume_or_load(
+        self, path: str | os.PathLike[str], *, resume: bool = True
+    ) -> dict[str, Any]:
+        """Everything from the last checkpoint of `save_dir` if resuming, else the model of `path`.
+
+        Args:
+            path: initial weights, used when not resuming or when there is no checkpoint yet.
+            resume: go on from the last checkpoint if there is one.
+
+        Returns:
+            As `load`.
+        """
+        if resume and self.has_checkpoint():
+            return self.load(self.get_checkpoint_file())
+        return self.load(path, checkpointables=[])
+
+    def has_checkpoint(self) -> bool:
+        """Whether `save_dir` has a last checkpoint."""
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the last checkpoint; "" when there is none."""
+        tag = Path(self.save_dir) / LAST
+        if not self.save_dir or not tag.is_file():
+            return ""
+        return str(tag.with_name(tag.read_text().strip()))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make a file of `save_dir` the one that `resume_or_load` resumes from."""
+        tag = Path(self.save_dir) / LAST
+        write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
+
+
+class PeriodicCheckpointer:
+    """Saves every so many iterations, and at the end of training.
+
+    Args:
+        checkpointer: does the saving.
+        period: iterations from one checkpoint to the next.
+        max_iter: of the training; after the last one `model_final` is saved. None: no end known.
+        max_to_keep: older checkpoints than this many are deleted, never `model_final`. None: keep
+            all.
+        file_prefix: of the files' names.
+    """
+
+    def __init__(
+        self,
+        checkpointer: DetectionCheckpointer,
+        period: int,
+        max_iter: int | None = None,
+        max_to_keep: int | None = None,
+        file_prefix: str = "model",
+    ) -> None:
+        if period < 1:
+            raise ValueError(f"period must be >= 1, is {period}")
+        if max_to_keep is not None and max_to_keep < 1:
+            raise ValueError(f"max_to_keep must be >= 1 or None, is {max_to_keep}")
+        self.checkpointer = checkpointer
+        self.period = period
+        self.max_iter = max_iter
+        self.max_to_keep = max_to_keep
+        self.file_prefix = file_prefix
+
+    def step(self, iteration: int, **extra: Any) -> None:
+        """Save if it is time.
+
+        Args:
+            iteration: the one just finished, counted from 0.
+            extra: further entries of the file.
+        """
+        extra = {"iteration": iteration, **extra}
+        if (iteration + 1) % self.period == 0:
+            self.save(f"{self.file_prefix}_{iteration:07d}", **extra)
+            self._delete_old(iteration)
+        if self.max_iter is not None and iteration >= self.max_iter - 1:
+            self.save(f"{self.file_prefix}_final", **extra)
+
+    def save(self, name: str, **extra: Any) -> None:
+        """Save now, under this name."""
+        self.checkpointer.save(name, **extra)
+
+    def _delete_old(self, iteration: int) -> None:
+        """Delete checkpoints up to `iteration`; later ones are of another run and not ours."""
+        if self.max_to_keep is None or not self.checkpointer.save_to_disk:
+            return
+        numbered = {}
+        for path in Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_*.pth"):
+            number = re.fullmatch(rf"{re.escape(self.file_prefix)}_(\d{{7,}})\.pth", path.name)
+            if number and int(number[1]) <= iteration:
+                numbered[int(number[1])] = path
+        for number in sorted(numbered)[: -self.max_to_keep]:
+            numbered[number].unlink()

@@ -1,0 +1,91 @@
+import pytest
+
+from segdet.checkpoint.catalog import DETECTRON2_URL, IMAGENET_PRETRAINED, MIRROR, locate
+from segdet.errors import CheckpointError
+
+R50 = "ImageNetPretrained/MSRA/R-50.pkl"
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    monkeypatch.setenv(MIRROR, str(folder))
+    return folder
+
+
+def put(folder, name):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_paths(tmp_path, monkeypatch):
+    path = put(tmp_path, "a.pth")
+    assert locate(str(path)) == (path, False)
+    assert locate(f"{path}?matching_heuristics=True") == (path, True)
+    assert locate(f"{path}?matching_heuristics=False") == (path, False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("~/a.pth") == (path, False)
+
+
+def test_a_question_mark_may_be_part_of_a_name(tmp_path):
+    path = put(tmp_path, "a?b.pth")
+    assert locate(str(path)) == (path, False)
+
+
+@pytest.mark.parametrize(
+    "address, place",
+    [
+        (f"detectron2://{R50}", R50),
+        (f"detectron2://{R50}", f"detectron2/{R50}"),
+        (DETECTRON2_URL + R50, R50),
+        (DETECTRON2_URL + R50, f"detectron2/{R50}"),
+        ("catalog://ImageNetPretrained/MSRA/R-50", R50),
+        ("catalog://ImageNetPretrained/FAIR/R-50-GN", "ImageNetPretrained/FAIR/R-50-GN.pkl"),
+        ("catalog://ImageNetPretrained/FAIR/R-50-GN", "ImageNetPretrained/47261647/R-50-GN.pkl"),
+        ("catalog://Caffe2Detectron/COCO/1/x", "Caffe2Detectron/COCO/1/x.pkl"),
+        ("https://example.org/s/1/a.pth?dl=1", "s/1/a.pth"),
+        ("https://example.org/s/1/a.pth?dl=1", "a.pth"),
+    ],
+)
+def test_the_mirror_stands_for_the_network(mirror, address, place):
+    path = put(mirror, place)
+    assert locate(address) == (path, False)
+
+
+def test_suffix_matching_of_an_address(mirror):
+    path = put(mirror, "a.pth")
+    assert locate("detectron2://a.pth?matching_heuristics=True") == (path, True)
+    assert locate("https://example.org/a.pth?dl=1&matching_heuristics=True") == (path, True)
+
+
+def test_an_absent_file_is_named_with_its_place_and_origin(mirror):
+    message = f"put {DETECTRON2_URL}{R50} at {mirror / R50}"
+    with pytest.raises(CheckpointError, match=message):
+        locate(f"detectron2://{R50}")
+    name = "ImageNetPretrained/FAIR/R-101-GN"
+    with pytest.raises(CheckpointError, match=IMAGENET_PRETRAINED["FAIR/R-101-GN"]):
+        locate(f"catalog://{name}")
+    with pytest.raises(CheckpointError, match=f"put the file at {mirror}/Caffe2Detectron/x.pkl"):
+        locate("catalog://Caffe2Detectron/x")
+
+
+def test_without_a_mirror_the_error_says_how_to_make_one(monkeypatch):
+    monkeypatch.delenv(MIRROR, raising=False)
+    message = f"put {DETECTRON2_URL}{R50} at SOME_FOLDER/{R50} and set SEGDET_WEIGHTS=SOME_FOLDER"
+    with pytest.raises(CheckpointError, match=message):
+        locate(f"detectron2://{R50}")
+
+
+def test_an_absent_path_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth: no such file"):
+        locate(str(tmp_path / "nowhere.pth"))
+
+
+@pytest.mark.parametrize("query", ["dl=1", "matching_heuristics=1", "matching_heuristics"])
+def test_other_queries_are_refused(tmp_path, query):
+    path = put(tmp_path, "a.pth")
+    with pytest.raises(CheckpointError, match=r"only query known is \?matching_heuristics=True"):
+        locate(f"{path}?{query}")
