@@ -41,10 +41,11 @@ class FrozenBatchNorm2d(nn.Module):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
-        # F.batch_norm would save its input for the gradients of weight and bias.
+        # F.batch_norm would save its input for the gradients of weight and bias; x * scale + bias
+        # as two operations took 7 times as long (CPU).
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
-        return x * scale.to(x.dtype)[:, None, None] + bias.to(x.dtype)[:, None, None]
+        return torch.addcmul(bias.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
     def extra_repr(self) -> str:
         """Width and eps."""
@@ -143,7 +144,7 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
         self._update_running(mean.detach(), var.detach(), total)
         scale = self.weight * (var + self.eps).rsqrt()
         bias = self.bias - mean * scale
-        return (x * scale[:, None, None] + bias[:, None, None]).to(input.dtype)
+        return torch.addcmul(bias[:, None, None], x, scale[:, None, None]).to(input.dtype)
 
     def _update_running(self, mean: Tensor, var: Tensor, total: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None, "always tracked"
@@ -166,7 +167,7 @@ class LayerNorm(nn.Module):
         """(B, C, H, W) to the same shape."""
         var, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
         x = (x - mean) * (var + self.eps).rsqrt()
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+        return torch.addcmul(self.bias[:, None, None], x, self.weight[:, None, None])
 
 
 def _group_norm(channels: int) -> nn.Module:

@@ -74,7 +74,7 @@ def _outline(polygon: Polygon, height: int, width: int) -> Polygon:
         raise ValueError(
             f"a polygon is a flat list of at least 3 points x, y; got shape {polygon.shape}"
         )
-    if np.abs(polygon).max() * polygon.size <= _LONGEST_OUTLINE:  # bounds it; False for NaN
+    if np.abs(polygon).max() <= _LONGEST_OUTLINE / polygon.size:  # a bound; False for NaN
         return polygon
     points = polygon.reshape(-1, 2)
     finite = np.isfinite(points).all(1)

@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from segdet import ops
 from segdet.structures import BitMasks, Boxes, PolygonMasks, ROIMasks
 
 SQUARE = [2.0, 2, 8, 2, 8, 8, 2, 8]
-needs_roi_align = pytest.mark.skipif(not hasattr(ops, "roi_align"), reason="no roi_align yet")
 
 
 def rows(mask: torch.Tensor) -> list[str]:
@@ -83,7 +81,6 @@ class TestBitMasks:
             assert masks.image_size == (9, 10)
             assert masks.area().tolist() == [36, 44, 0]
 
-    @needs_roi_align
     def test_target_loses_its_corners(self):
         # where the polygon's target is a full 5 x 5 block, see tests of PolygonMasks
         masks = BitMasks.from_polygon_masks([[np.array(SQUARE)]], 12, 12)
@@ -97,7 +94,6 @@ class TestBitMasks:
             ".......",
         ]
 
-    @needs_roi_align
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
     def test_target_of_an_aligned_box_is_the_crop(self, dtype, device):
         masks = BitMasks(torch.rand(3, 20, 24) > 0.5).to(device)
@@ -106,7 +102,6 @@ class TestBitMasks:
         for crop, mask, (x1, y1, x2, y2) in zip(crops, masks, boxes.tolist(), strict=True):
             assert torch.equal(crop, mask[y1:y2, x1:x2])
 
-    @needs_roi_align
     def test_target_of_no_masks(self):
         assert BitMasks(torch.zeros(0, 5, 7)).crop_and_resize(torch.zeros(0, 4), 28).shape == (
             0,
