@@ -4,7 +4,7 @@
 code of the same meaning runs.
 """
 
-from ._library import BINARY_DEVICES
+from .library import BINARY_DEVICES
 from .nms import batched_nms, nms
 from .roi_align import roi_align
 

@@ -1,11 +1,15 @@
 """Greedy non-maximum suppression, over all boxes or class by class."""
 
+# torch.library and torchvision come without complete types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import _library
+from . import library
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -23,7 +27,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Raises:
         RuntimeError: a wrong shape or type.
     """
-    if _library.has_binary(boxes.device):
+    if library.has_binary(boxes.device):
         return torch.ops.segdet.nms(boxes, scores, iou_threshold)
     return _fallback(boxes, scores, iou_threshold)
 
@@ -46,12 +50,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Raises:
         RuntimeError: a wrong shape or type.
     """
-    if _library.has_binary(boxes.device):
+    if library.has_binary(boxes.device):
         return torch.ops.segdet.batched_nms(boxes, scores, idxs, iou_threshold)
     _check_length(boxes, idxs, "idxs")
     keep = torch.zeros_like(idxs, dtype=torch.bool)
-    for one in idxs.unique():
-        members = (idxs == one).nonzero().squeeze(1)
+    for one in set(idxs.tolist()):
+        members = torch.where(idxs == one)[0]
         keep[members[_fallback(boxes[members], scores[members], iou_threshold)]] = True
     order = scores.argsort(descending=True, stable=True)
     return order[keep[order]]
@@ -59,14 +63,14 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
 def _fake(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     kept = torch.library.get_ctx().new_dynamic_size()
-    return boxes.new_empty(kept, dtype=torch.int64)
+    return boxes.new_empty((kept,), dtype=torch.int64)
 
 
 def _fake_batched(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     return _fake(boxes, scores, iou_threshold)
 
 
-if _library.BINARY_DEVICES:
+if library.BINARY_DEVICES:
     torch.library.register_fake("segdet::nms", _fake)
     torch.library.register_fake("segdet::batched_nms", _fake_batched)
 

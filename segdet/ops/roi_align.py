@@ -1,5 +1,9 @@
 """RoIAlign: a fixed-size sample of a feature map for every region."""
 
+# torch.library and torchvision come without complete types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math
@@ -8,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library
+from . import library
 
 
 def roi_align(
@@ -47,7 +51,7 @@ def roi_align(
             region gives NaN instead, because looking would stall the device.
     """
     h, w = (output_size, output_size) if isinstance(output_size, int) else output_size
-    if _library.has_binary(input.device):
+    if library.has_binary(input.device):
         return torch.ops.segdet.roi_align(input, rois, h, w, spatial_scale, sampling_ratio, aligned)
     return _fallback(input, rois, (h, w), spatial_scale, sampling_ratio, aligned)
 
@@ -103,7 +107,7 @@ def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_grad, None, None, None, None, None, None, None, None
 
 
-if _library.BINARY_DEVICES:
+if library.BINARY_DEVICES:
     torch.library.register_fake("segdet::roi_align", _fake)
     torch.library.register_fake("segdet::roi_align_backward", _fake_backward)
     torch.library.register_autograd("segdet::roi_align", _backward, setup_context=_setup)

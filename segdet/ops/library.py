@@ -1,5 +1,6 @@
 """Loads the compiled ops, and says once when slower code stands in for them."""
 
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import functools
