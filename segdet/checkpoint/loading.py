@@ -54,11 +54,15 @@ class LoadReport:
         return "\n".join(lines)
 
     def log(self) -> None:
-        """Log counts and new names as info, problems as a warning."""
+        """Log counts as info, problems as a warning, and every other name as debug."""
         total = len(self.loaded) + len(self.missing) + len(self.wrong_shape)
         _log.info("%s: loaded %d of the model's %d tensors", self.file, len(self.loaded), total)
         if self.renamed:
-            _log.info("renamed:\n%s", "\n".join(group_renamed(self.renamed)))
+            lines = group_renamed(self.renamed)
+            _log.info(
+                "%d of them have other names in the file: %s ...", len(self.renamed), lines[0]
+            )
+            _log.debug("all of the other names:\n%s", "\n".join(lines))
         if problems := self.problems():
             _log.warning("%s does not fit the model everywhere:\n%s", self.file, problems)
 
@@ -116,7 +120,7 @@ def load_weights(
         loaded,
         renamed={name: origins[name] for name in loaded if origins[name] != name},
         missing=_missing(left_over.missing_keys, ours, {*loaded, *wrong_shape}),
-        unexpected=[origins[name] for name in left_over.unexpected_keys if _is_reported(name)],
+        unexpected=[origins.get(n, n) for n in left_over.unexpected_keys if _is_reported(n)],
         wrong_shape=wrong_shape,
     )
     if strict and report.problems():
@@ -137,7 +141,8 @@ def _match(ours: Mapping[str, Tensor], given: Mapping[str, Tensor], file: str) -
                 )
             users[source] = name
     matched = {name: source for name, source in matches.items() if users.get(source, name) == name}
-    return matched | {source: source for source in given if source not in matches.values()}
+    unmatched = set(given) - set(matches.values())
+    return matched | {source: source for source in given if source in unmatched}
 
 
 def _missing(names: Iterable[str], ours: Mapping[str, Tensor], known: set[str]) -> list[str]:
@@ -193,7 +198,7 @@ def group_renamed(renamed: Mapping[str, str]) -> list[str]:
         groups.setdefault(name.rpartition(".")[0], []).append(name)
     return [
         f"{_group(module, [n.rpartition('.')[2] for n in names])} <- "
-        f"{', '.join(renamed[n] for n in names)}"
+        f"{', '.join(group_names(renamed[n] for n in names))}"
         for module, names in groups.items()
     ]
 

@@ -276,7 +276,26 @@ def test_group_names():
         "c",
         "a.d.weight",
     ]
-    assert group_renamed({"a.b.weight": "b_w", "a.b.bias": "b_b", "a.c": "c"}) == [
-        "a.b.{weight, bias} <- b_w, b_b",
-        "a.c <- c",
+    renamed = {
+        "a.b.weight": "b_w",
+        "a.b.bias": "b_b",
+        "a.c.weight": "c.weight",
+        "a.c.bias": "c.bias",
+    }
+    assert group_renamed(renamed) == [
+        "a.b.{weight, bias} <- {b_w, b_b}",
+        "a.c.{weight, bias} <- c.{weight, bias}",
     ]
+
+
+def test_the_log_has_every_new_name(caplog):
+    model = branch(a=nn.Linear(2, 3))
+    report = load_weights(model, randomised(nn.Linear(2, 3)), file="a.pth", by_suffix=True)
+    with caplog.at_level(logging.DEBUG, logger="segdet.checkpoint"):
+        report.log()
+    counts, example, table = (record.message for record in caplog.records)
+    assert counts == "a.pth: loaded 2 of the model's 2 tensors"
+    assert (
+        example == "2 of them have other names in the file: a.{weight, bias} <- {weight, bias} ..."
+    )
+    assert table.endswith("a.{weight, bias} <- {weight, bias}")
