@@ -1,0 +1,265 @@
+"""An image's annotations: moved along with its transforms, then turned into `Targets`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from segdet.data.catalog import MetadataCatalog
+from segdet.data.rle import decode_rle
+from segdet.data.transforms import CropTransform, HFlipTransform, Transform, TransformList
+from segdet.errors import DataError
+from segdet.structures import (
+    BitMasks,
+    Boxes,
+    BoxMode,
+    Instances,
+    Keypoints,
+    PolygonMasks,
+    Targets,
+    polygons_to_bitmask,
+)
+
+
+def transform_instance_annotations(
+    annotation: dict[str, Any],
+    transforms: Transform | TransformList,
+    image_size: tuple[int, int],
+    *,
+    keypoint_hflip_indices: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Apply transforms to the box, segmentation and keypoints of one annotation, in place.
+
+    The box becomes XYXY, clipped to the image. Polygons are not clipped (a crop does that).
+
+    Args:
+        annotation: of a standard dict.
+        transforms: what was applied to the image.
+        image_size: (height, width) after the transforms.
+        keypoint_hflip_indices: from `create_keypoint_hflip_indices`.
+
+    Returns:
+        The same dict; an RLE segmentation is now an (H, W) bool mask.
+
+    Raises:
+        DataError: a polygon or RLE that cannot be used.
+    """
+    box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    moved = transforms.apply_box(np.array([box], np.float64))[0].clip(min=0)
+    height, width = image_size
+    annotation["bbox"] = np.minimum(moved, [width, height, width, height])
+    annotation["bbox_mode"] = BoxMode.XYXY_ABS
+    if "segmentation" in annotation:
+        annotation["segmentation"] = _transform_segmentation(
+            annotation["segmentation"], transforms, image_size
+        )
+    if "keypoints" in annotation:
+        annotation["keypoints"] = transform_keypoint_annotations(
+            annotation["keypoints"], transforms, image_size, keypoint_hflip_indices
+        )
+    return annotation
+
+
+def _transform_segmentation(
+    segmentation: Any, transforms: Transform | TransformList, image_size: tuple[int, int]
+) -> list[np.ndarray] | np.ndarray:
+    if isinstance(segmentation, list):
+        points = [_read_polygon(part) for part in segmentation]
+        return [part.reshape(-1) for part in transforms.apply_polygons(points)]
+    if isinstance(segmentation, dict):
+        mask = transforms.apply_segmentation(decode_rle(segmentation))
+        if mask.shape[:2] != tuple(image_size):
+            raise DataError(
+                f"RLE size {segmentation['size']} is not the image's: the transformed mask is "
+                f"{mask.shape[:2]}, the image {tuple(image_size)} (height, width)"
+            )
+        return mask == 1  # padding may have brought in an ignore label
+    raise DataError(
+        f"segmentation must be a list of polygons or an RLE dict, is {type(segmentation).__name__}"
+    )
+
+
+def _read_polygon(part: Any) -> np.ndarray:
+    """(n, 2) float64 points, checked: the rasteriser knows no better."""
+    polygon = np.array(part)
+    if polygon.ndim != 1 or polygon.dtype.kind not in "iuf":
+        raise DataError("a polygon must be a flat list of numbers x, y, x, y, ...")
+    if len(polygon) % 2 or len(polygon) < 6:
+        raise DataError(f"a polygon must have 6, 8, 10, ... numbers, has {len(polygon)}")
+    if not np.isfinite(polygon).all():
+        raise DataError("a polygon holds NaN or Infinity")
+    return polygon.reshape(-1, 2).astype(np.float64)
+
+
+def transform_keypoint_annotations(
+    keypoints: Any,
+    transforms: Transform | TransformList,
+    image_size: tuple[int, int],
+    keypoint_hflip_indices: np.ndarray | None = None,
+) -> np.ndarray:
+    """Apply transforms to the keypoints of one object.
+
+    Args:
+        keypoints: 3 * P numbers, x, y and visibility of each of the P points.
+        transforms: what was applied to the image.
+        image_size: (height, width) after the transforms.
+        keypoint_hflip_indices: (P,) from `create_keypoint_hflip_indices`; an odd number of
+            horizontal flips reorders the points by it.
+
+    Returns:
+        (P, 3) float64; points outside the image and points of visibility 0 are all zero.
+    """
+    points = np.array(keypoints, np.float64).reshape(-1, 3)
+    xy = transforms.apply_coords(points[:, :2].copy())
+    inside = (xy >= 0).all(1) & (xy <= [image_size[1], image_size[0]]).all(1)
+    points[:, :2] = xy
+    points[~inside, 2] = 0
+    if sum(isinstance(t, HFlipTransform) for t in TransformList([transforms]).transforms) % 2:
+        if keypoint_hflip_indices is None:
+            raise ValueError("flipping keypoints needs keypoint_hflip_indices")
+        points = points[np.asarray(keypoint_hflip_indices)]
+    points[points[:, 2] == 0] = 0
+    return points
+
+
+def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> np.ndarray:
+    """For each keypoint, the one that it becomes when the image is mirrored.
+
+    Args:
+        dataset_names: their metadata has `keypoint_names` and `keypoint_flip_map` (pairs of
+            names), the same for all.
+
+    Returns:
+        (P,) int64.
+    """
+    names_of = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
+    facts = [MetadataCatalog.get(name) for name in names_of]
+    if any(
+        fact.keypoint_names != facts[0].keypoint_names
+        or fact.keypoint_flip_map != facts[0].keypoint_flip_map
+        for fact in facts
+    ):
+        raise DataError(f"data sets {', '.join(names_of)} have different keypoints")
+    partner = dict(facts[0].keypoint_flip_map)
+    partner |= {right: left for left, right in partner.items()}
+    names = list(facts[0].keypoint_names)
+    return np.array([names.index(partner.get(name, name)) for name in names], np.int64)
+
+
+def annotations_to_instances(
+    annos: list[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
+) -> Targets:
+    """The annotations of one image as training targets.
+
+    Args:
+        annos: after `transform_instance_annotations`.
+        image_size: (height, width) that they refer to.
+        mask_format: "polygon" or "bitmask". Where any object's mask is not polygons, all
+            masks of the image become bitmasks.
+
+    Returns:
+        `gt_boxes`, `gt_classes`, and where the annotations have them `gt_masks` and
+        `gt_keypoints`.
+
+    Raises:
+        DataError: some objects have a segmentation (or keypoints), others have none.
+    """
+    boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annos]
+    targets = Targets(
+        image_size,
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64),
+    )
+    if _all_or_none(annos, "segmentation"):
+        targets.gt_masks = masks_from_segmentations(
+            [a["segmentation"] for a in annos], image_size, mask_format
+        )
+    if _all_or_none(annos, "keypoints"):
+        points = np.array([np.reshape(a["keypoints"], (-1, 3)) for a in annos], np.float32)
+        targets.gt_keypoints = Keypoints(points)
+    return targets
+
+
+def _all_or_none(annos: list[dict[str, Any]], key: str) -> bool:
+    """Whether the objects have `key`; an error where only some of them do."""
+    have = [key in annotation for annotation in annos]
+    if any(have) and not all(have):
+        raise DataError(f"object {have.index(False)} of the image has no {key}, others have")
+    return any(have)
+
+
+def masks_from_segmentations(
+    segmentations: list[Any], image_size: tuple[int, int], mask_format: str
+) -> PolygonMasks | BitMasks:
+    """The masks of an image's objects.
+
+    Args:
+        segmentations: of each object polygons, an RLE, or an (H, W) mask.
+        image_size: (height, width) of the masks.
+        mask_format: as for `annotations_to_instances`.
+    """
+    if mask_format not in ("polygon", "bitmask"):
+        raise ValueError(f'mask_format must be "polygon" or "bitmask", is {mask_format!r}')
+    if mask_format == "polygon" and all(isinstance(s, list) for s in segmentations):
+        return PolygonMasks(segmentations)
+    masks = [_to_bitmask(s, image_size) for s in segmentations]
+    return BitMasks(np.stack(masks) if masks else np.zeros((0, *image_size), bool))
+
+
+def _to_bitmask(segmentation: Any, image_size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool."""
+    if isinstance(segmentation, list):
+        return polygons_to_bitmask([np.asarray(p) for p in segmentation], *image_size)
+    mask = decode_rle(segmentation) if isinstance(segmentation, dict) else np.asarray(segmentation)
+    if mask.shape != tuple(image_size):
+        raise DataError(f"a mask of shape {mask.shape} does not fit the image of {image_size}")
+    return mask.astype(bool)
+
+
+def filter_empty_instances(
+    instances: Instances,
+    by_box: bool = True,
+    by_mask: bool = True,
+    box_threshold: float = 1e-5,
+    return_mask: bool = False,
+) -> Any:
+    """Keep the objects that something is left of.
+
+    Args:
+        instances: with `gt_boxes` and maybe `gt_masks`.
+        by_box: drop boxes with a side of at most `box_threshold` pixels.
+        by_mask: drop masks without a pixel, or without a polygon.
+        box_threshold: pixels.
+        return_mask: also return the (N,) bool of what was kept.
+    """
+    keep = torch.ones(len(instances), dtype=torch.bool)
+    if by_box:
+        keep &= instances.gt_boxes.nonempty(threshold=box_threshold)
+    if by_mask and instances.has("gt_masks"):
+        keep &= instances.gt_masks.nonempty()
+    return (instances[keep], keep) if return_mask else instances[keep]
+
+
+def gen_crop_transform_with_instance(
+    crop_size: tuple[int, int], image_size: tuple[int, int], instance: dict[str, Any]
+) -> CropTransform:
+    """A random crop that holds the centre of an object's box.
+
+    Args:
+        crop_size: (height, width) wanted; cut to the image.
+        image_size: (height, width) of the image.
+        instance: an annotation with `bbox` and `bbox_mode`.
+    """
+    box = BoxMode.convert(list(instance["bbox"]), instance["bbox_mode"], BoxMode.XYXY_ABS)
+    size = np.minimum(np.asarray(crop_size, np.int64), image_size)
+    center = np.array([(box[1] + box[3]) / 2, (box[0] + box[2]) / 2])  # y, x
+    if (center < 0).any() or (center > image_size).any():
+        raise DataError(f"the box {list(box)} has its centre outside the image {image_size}")
+    low = np.maximum(np.floor(center).astype(np.int64) - size, 0)
+    high = np.minimum(np.ceil(center).astype(np.int64), np.asarray(image_size) - size)
+    y0 = int(np.random.randint(low[0], max(high[0], low[0]) + 1))
+    x0 = int(np.random.randint(low[1], max(high[1], low[1]) + 1))
+    return CropTransform(x0, y0, int(size[1]), int(size[0]))

@@ -1,0 +1,242 @@
+"""From data set names to loaders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from segdet.config.node import CfgNode
+from segdet.config.reader import read_section
+from segdet.data.cfg_call import takes_cfg
+from segdet.data.common import DatasetFromList, MapDataset
+from segdet.data.image_io import image_size_of
+from segdet.data.loader import Loader, Samples, TrainLoader
+from segdet.data.mapper import DatasetMapper
+from segdet.data.records import (
+    Records,
+    check_trainable,
+    drop_objects_without_masks,
+    filter_images_with_few_keypoints,
+    filter_images_with_only_crowd_annotations,
+    get_detection_dataset_dicts,
+    print_instances_class_histogram,
+)
+from segdet.data.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
+from segdet.errors import ConfigError
+from segdet.utils import comm
+
+__all__ = [
+    "DataLoaderConfig",
+    "DatasetsConfig",
+    "build_detection_test_loader",
+    "build_detection_train_loader",
+    "filter_images_with_few_keypoints",
+    "filter_images_with_only_crowd_annotations",
+    "get_detection_dataset_dicts",
+    "print_instances_class_histogram",
+]
+
+logger = logging.getLogger("segdet.data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetsConfig:
+    """DATASETS; defaults are detectron2's."""
+
+    train: tuple[str, ...] = ()  # names, or FILE.json:IMAGE_FOLDER
+    test: tuple[str, ...] = ()
+    proposal_files_train: tuple[str, ...] = ()
+    proposal_files_test: tuple[str, ...] = ()
+    precomputed_proposal_topk_train: int = 2000
+    precomputed_proposal_topk_test: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.proposal_files_train or self.proposal_files_test:
+            raise ConfigError("PROPOSAL_FILES_* must be empty: precomputed proposals are not read")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataLoaderConfig:
+    """DATALOADER; defaults are detectron2's."""
+
+    num_workers: int = 4
+    aspect_ratio_grouping: bool = True
+    sampler_train: str = "TrainingSampler"
+    repeat_threshold: float = 0.0
+    repeat_sqrt: bool = True
+    filter_empty_annotations: bool = True
+    ims_per_batch: int = field(default=16, metadata={"key": "SOLVER.IMS_PER_BATCH"})
+    seed: int = field(default=-1, metadata={"key": "SEED"})  # negative: drawn anew for each run
+    mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
+    keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
+    min_keypoints_per_image: int = field(
+        default=1, metadata={"key": "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.sampler_train not in SAMPLERS:
+            raise ConfigError(
+                f"SAMPLER_TRAIN must be one of {', '.join(SAMPLERS)}, is {self.sampler_train!r}"
+            )
+
+    def load_training_records(self, names: Sequence[str]) -> Records:
+        """The records of data sets that a model can learn from."""
+        records = get_detection_dataset_dicts(
+            names,
+            filter_empty=self.filter_empty_annotations,
+            min_keypoints=self.min_keypoints_per_image if self.keypoint_on else 0,
+        )
+        check_trainable(records, names)
+        return drop_objects_without_masks(records) if self.mask_on else records
+
+    def build_sampler(self, records: Records, seed: int) -> Sampler[int]:
+        """The training sampler over records."""
+        return SAMPLERS[self.sampler_train](self, records, seed)
+
+
+def _repeat_factor_sampler(
+    section: DataLoaderConfig, records: Records, seed: int
+) -> RepeatFactorTrainingSampler:
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        records, section.repeat_threshold, section.repeat_sqrt
+    )
+    return RepeatFactorTrainingSampler(factors, seed=seed)
+
+
+SAMPLERS: dict[str, Callable[[DataLoaderConfig, Records, int], Sampler[int]]] = {
+    "TrainingSampler": lambda _, records, seed: TrainingSampler(len(records), seed=seed),
+    "RepeatFactorTrainingSampler": _repeat_factor_sampler,
+}
+
+
+def _train_arguments(
+    cfg: CfgNode,
+    *,
+    mapper: Callable[[dict[str, Any]], Any] | None = None,
+    dataset: Sequence[dict[str, Any]] | Dataset[Any] | None = None,
+    sampler: Iterable[int] | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    section = read_section(DataLoaderConfig, cfg, at="DATALOADER")
+    if seed is None:
+        seed = section.seed if section.seed >= 0 else comm.shared_random_seed()
+    if dataset is None:
+        names = read_section(DatasetsConfig, cfg, at="DATASETS").train
+        dataset = section.load_training_records(names)
+    return {
+        "dataset": dataset,
+        "mapper": mapper or DatasetMapper(cfg, is_train=True),
+        "sampler": sampler or section.build_sampler(dataset, seed),
+        "total_batch_size": section.ims_per_batch,
+        "aspect_ratio_grouping": section.aspect_ratio_grouping,
+        "num_workers": section.num_workers,
+        "seed": seed,
+    }
+
+
+@takes_cfg(_train_arguments)
+def build_detection_train_loader(
+    dataset: Sequence[dict[str, Any]] | Dataset[Any],
+    *,
+    mapper: Callable[[dict[str, Any]], Any] | None,
+    sampler: Iterable[int] | None = None,
+    total_batch_size: int,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    seed: int | None = None,
+) -> TrainLoader:
+    """Build the endless loader for training.
+
+    `build_detection_train_loader(cfg)` takes the arguments from a config; `mapper`, `dataset`,
+    `sampler` and the others override it.
+
+    Args:
+        dataset: standard dicts, or a map-style data set of them.
+        mapper: record -> sample; None takes the records as samples.
+        sampler: yields indices without end, the same in every process (which get their share
+            of each batch); None is a `TrainingSampler`.
+        total_batch_size: samples of all processes together in a batch.
+        aspect_ratio_grouping: batches of images that are all wider than high, or all not.
+        num_workers: worker processes of each process.
+        collate_fn: list of samples -> batch; None keeps the list.
+        seed: of the order and of each sample's randomness; None or a negative one draws it.
+
+    Returns:
+        The loader; `seek(k)` moves it to batch k of the same stream.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise ConfigError("training needs a list or a map-style data set: the order is seeded")
+    if seed is None or seed < 0:
+        seed = comm.shared_random_seed()
+    logger.info("Seed of the sample order and augmentation: %d", seed)
+    is_wide = [_is_wide(dataset[i]) for i in range(len(dataset))] if aspect_ratio_grouping else None
+    records = DatasetFromList(dataset) if isinstance(dataset, list) else dataset
+    return TrainLoader(
+        records if mapper is None else MapDataset(records, mapper),
+        sampler=sampler or TrainingSampler(len(dataset), seed=seed),
+        total_batch_size=total_batch_size,
+        is_wide=is_wide,
+        seed=seed,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+    )
+
+
+def _is_wide(record: dict[str, Any]) -> bool:
+    if "width" in record and "height" in record:
+        return record["width"] > record["height"]
+    height, width = image_size_of(record["file_name"])
+    return width > height
+
+
+def _test_arguments(
+    cfg: CfgNode,
+    dataset_name: str | Sequence[str],
+    mapper: Callable[[dict[str, Any]], Any] | None = None,
+) -> dict[str, Any]:
+    section = read_section(DataLoaderConfig, cfg, at="DATALOADER")
+    return {
+        "dataset": get_detection_dataset_dicts(dataset_name, filter_empty=False),
+        "mapper": mapper or DatasetMapper(cfg, is_train=False),
+        "num_workers": section.num_workers,
+    }
+
+
+@takes_cfg(_test_arguments)
+def build_detection_test_loader(
+    dataset: Sequence[dict[str, Any]] | Dataset[Any],
+    *,
+    mapper: Callable[[dict[str, Any]], Any] | None,
+    sampler: Sampler[int] | None = None,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader[Any]:
+    """Build a loader that gives every image once, in order, shared out among the processes.
+
+    `build_detection_test_loader(cfg, dataset_name)` takes the arguments from a config; `mapper`
+    and the others override it.
+
+    Args:
+        dataset: standard dicts, or a map-style data set of them.
+        mapper: record -> sample; None takes the records as samples.
+        sampler: yields the indices of this process; None is an `InferenceSampler`.
+        batch_size: of this process.
+        num_workers: worker processes of each process.
+        collate_fn: list of samples -> batch; None keeps the list.
+    """
+    records = DatasetFromList(dataset) if isinstance(dataset, list) else dataset
+    return Loader(
+        Samples(records if mapper is None else MapDataset(records, mapper)),
+        batch_size=batch_size,
+        sampler=sampler or InferenceSampler(len(records)),
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+    )

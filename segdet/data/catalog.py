@@ -1,0 +1,172 @@
+"""Data sets by name: `DatasetCatalog` loads them, `MetadataCatalog` knows facts about them.
+
+The built-in names, and names of the form `FILE.json:IMAGE_FOLDER`, need no registration.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from segdet.data.builtin import BUILTIN, find_builtin
+from segdet.data.readers.coco_json import read_coco_json
+from segdet.errors import DataError
+
+Records = list[dict[str, Any]]
+
+
+# Names that detectron2 gave up, and what they became.
+_RENAMED = {
+    "class_names": "thing_classes",
+    "dataset_id_to_contiguous_id": "thing_dataset_id_to_contiguous_id",
+    "stuff_class_names": "stuff_classes",
+}
+
+
+class Metadata:
+    """Facts about a data set, as attributes that keep their first value.
+
+    Attributes:
+        name: the data set's name.
+    """
+
+    name: str = "N/A"
+
+    def __getattr__(self, key: str) -> Any:
+        if key in _RENAMED:
+            return getattr(self, _RENAMED[key])
+        known = ", ".join(sorted(vars(self)))
+        raise AttributeError(f"metadata of data set {self.name!r} has no {key} (it has {known})")
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        key = _RENAMED.get(key, key)
+        if key in vars(self) and vars(self)[key] != value:
+            raise AttributeError(
+                f"metadata {key} of data set {self.name!r} is already {vars(self)[key]!r}, cannot "
+                f"become {value!r}; take another name, or MetadataCatalog.remove({self.name!r})"
+            )
+        super().__setattr__(key, value)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All facts; changing the dict changes nothing here."""
+        return dict(vars(self))
+
+    def set(self, **kwargs: Any) -> Metadata:
+        """Set several facts.
+
+        Returns:
+            Itself.
+
+        Raises:
+            AttributeError: one of them is set and has another value.
+        """
+        for key, value in kwargs.items():
+            setattr(self, key, value)
+        return self
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A fact, or `default` where it is not set."""
+        return getattr(self, key, default)
+
+    def __repr__(self) -> str:
+        return f"Metadata({self.as_dict()})"
+
+
+class _MetadataCatalog:
+    """Metadata by data set name; `MetadataCatalog` is the one instance."""
+
+    def __init__(self) -> None:
+        self._metadata: dict[str, Metadata] = {}
+
+    def get(self, name: str) -> Metadata:
+        """The metadata of a name, made on first use.
+
+        Args:
+            name: any name; no data set needs to have it.
+        """
+        if not name:
+            raise DataError("metadata needs the name of a data set, got an empty one")
+        if name not in self._metadata:
+            self._metadata[name] = Metadata().set(name=name)
+            if (files := find_builtin(name)) is not None:
+                self._metadata[name].set(**files.metadata())
+        return self._metadata[name]
+
+    def list(self) -> list[str]:
+        """The names that have metadata."""
+        return list(self._metadata)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._metadata
+
+    def remove(self, name: str) -> None:
+        """Forget a name's metadata."""
+        del self._metadata[name]
+
+    pop = remove
+
+
+class _DatasetCatalog:
+    """Loading functions by data set name; `DatasetCatalog` is the one instance."""
+
+    def __init__(self) -> None:
+        self._loaders: dict[str, Callable[[], Records]] = {}
+
+    def register(self, name: str, func: Callable[[], Records]) -> None:
+        """Name a function that loads a data set.
+
+        Args:
+            name: not in use yet.
+            func: takes nothing, returns the standard dicts, in the same order at every call.
+
+        Raises:
+            DataError: the name is in use.
+        """
+        if not callable(func):
+            raise DataError(f"data set {name!r} needs a function that loads it, got {func!r}")
+        if name in self:
+            raise DataError(f"data set {name!r} is registered already; take another name")
+        self._loaders[name] = func
+
+    def get(self, name: str) -> Records:
+        """Load a data set.
+
+        Raises:
+            DataError: no such name, or a file of it cannot be used.
+        """
+        if name in self._loaders:
+            return self._loaders[name]()
+        if find_builtin(name) is None:
+            raise DataError(_unknown(name, self.list()))
+        metadata = MetadataCatalog.get(name)
+        data = read_coco_json(metadata.json_file, metadata.image_root)
+        metadata.set(**data.metadata)
+        return data.records
+
+    def list(self) -> list[str]:
+        """All names, the built-in ones too."""
+        return sorted({*self._loaders, *BUILTIN})
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._loaders or name in BUILTIN
+
+    def remove(self, name: str) -> None:
+        """Forget a registered name."""
+        del self._loaders[name]
+
+    pop = remove
+
+    def clear(self) -> None:
+        """Forget all registered names; the built-in ones stay."""
+        self._loaders.clear()
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
+    return f"no data set is named {name!r}; {hint} Or give FILE.json:IMAGE_FOLDER."
+
+
+MetadataCatalog = _MetadataCatalog()
+DatasetCatalog = _DatasetCatalog()

@@ -1,0 +1,166 @@
+"""COCO json in and out: detectron2's functions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segdet.data.catalog import DatasetCatalog, MetadataCatalog
+from segdet.data.readers.coco_json import read_coco_json
+from segdet.data.rle import rle_runs
+from segdet.errors import DataError
+from segdet.structures import BoxMode
+
+logger = logging.getLogger("segdet.data")
+
+
+def load_coco_json(
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    dataset_name: str | None = None,
+    extra_annotation_keys: list[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Load a COCO json of instances as standard dicts, sorted by image id.
+
+    Args:
+        json_file: the annotations.
+        image_root: the folder that `file_name` is relative to.
+        dataset_name: set `thing_classes` and `thing_dataset_id_to_contiguous_id` of this name's
+            metadata; None sets nothing (class ids are contiguous all the same).
+        extra_annotation_keys: further keys of annotations to keep.
+
+    Raises:
+        DataError: see docs/data.md for what is refused and what is dropped with a warning.
+    """
+    data = read_coco_json(json_file, image_root, extra_annotation_keys=extra_annotation_keys or ())
+    if dataset_name is not None:
+        MetadataCatalog.get(dataset_name).set(**data.metadata)
+    return data.records
+
+
+def register_coco_instances(
+    name: str,
+    metadata: dict[str, Any],
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+) -> None:
+    """Name a COCO json so that configs can use it.
+
+    Args:
+        name: the new name.
+        metadata: further facts for `MetadataCatalog.get(name)`; may be {}.
+        json_file: the annotations; read when the data set is first asked for.
+        image_root: the folder of the images.
+    """
+    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
+    DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
+    )
+
+
+def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
+    """A registered data set as a COCO json's content.
+
+    Args:
+        dataset_name: of instances; its metadata needs `thing_classes`. Classes get the ids of
+            `thing_dataset_id_to_contiguous_id`, or 0, 1, 2, ... without it.
+
+    Returns:
+        `images`, `categories` and `annotations`, with ids from 1 for annotations, and for
+        images whose records have no `image_id`.
+    """
+    records = DatasetCatalog.get(dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    names = metadata.thing_classes
+    id_map = metadata.get("thing_dataset_id_to_contiguous_id") or {k: k for k in range(len(names))}
+    dataset_ids = {contiguous: dataset for dataset, contiguous in id_map.items()}
+    images, annotations = [], []
+    for number, record in enumerate(records, 1):
+        image_id = record.get("image_id", number)
+        images.append(
+            {
+                "id": image_id,
+                "width": int(record["width"]),
+                "height": int(record["height"]),
+                "file_name": str(record["file_name"]),
+            }
+        )
+        for annotation in record.get("annotations", ()):
+            row = _to_coco_annotation(annotation)
+            row["id"], row["image_id"] = len(annotations) + 1, image_id
+            row["category_id"] = dataset_ids[annotation["category_id"]]
+            annotations.append(row)
+    categories = [{"id": dataset_ids[k], "name": name} for k, name in enumerate(names)]
+    info = {"description": f"{dataset_name}, converted by segdet"}
+    return {
+        "info": info,
+        "licenses": [],
+        "images": images,
+        "categories": categories,
+        "annotations": annotations,
+    }
+
+
+def _to_coco_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
+    mode = BoxMode(annotation["bbox_mode"])
+    if mode == BoxMode.XYWHA_ABS:
+        raise DataError("rotated boxes cannot be written to a COCO json")
+    box = BoxMode.convert([float(v) for v in annotation["bbox"]], mode, BoxMode.XYWH_ABS)
+    row: dict[str, Any] = {"bbox": box, "iscrowd": int(annotation.get("iscrowd", 0))}
+    row["area"] = box[2] * box[3]
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list):
+        row["segmentation"] = [np.asarray(part, np.float64).tolist() for part in segmentation]
+        row["area"] = sum(_polygon_area(part) for part in row["segmentation"])
+    elif isinstance(segmentation, dict):
+        row["segmentation"] = {
+            "size": [int(side) for side in segmentation["size"]],
+            "counts": _counts_as_json(segmentation["counts"]),
+        }
+        row["area"] = int(rle_runs(segmentation)[1::2].sum())
+    if "keypoints" in annotation:
+        points = np.array(annotation["keypoints"], np.float64).reshape(-1, 3)
+        points[:, :2] -= 0.5  # standard dicts hold pixel centres, COCO pixel indices
+        row["keypoints"] = points.reshape(-1).tolist()
+        row["num_keypoints"] = int((points[:, 2] > 0).sum())
+    return row
+
+
+def _counts_as_json(counts: Any) -> str | list[int]:
+    if isinstance(counts, bytes):
+        return counts.decode("ascii")
+    return counts if isinstance(counts, str) else [int(run) for run in counts]
+
+
+def _polygon_area(polygon: list[float]) -> float:
+    """Area inside the outline, by the shoelace formula."""
+    x, y = np.asarray(polygon[0::2]), np.asarray(polygon[1::2])
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
+
+
+def convert_to_coco_json(
+    dataset_name: str, output_file: str | os.PathLike[str], allow_cached: bool = True
+) -> None:
+    """Write a registered data set as a COCO json, for evaluators that read one.
+
+    Args:
+        dataset_name: as for `convert_to_coco_dict`.
+        output_file: where to; its folder is made.
+        allow_cached: keep a file that is there already.
+    """
+    file = Path(output_file)
+    if allow_cached and file.exists():
+        logger.info(
+            "Using %s as the COCO json of %s; remove it if data changed", file, dataset_name
+        )
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(convert_to_coco_dict(dataset_name)))
+    part.replace(file)

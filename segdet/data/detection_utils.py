@@ -1,0 +1,25 @@
+"""What custom mappers are made of, under detectron2's name for it."""
+
+from segdet.data.annotations import (
+    annotations_to_instances,
+    create_keypoint_hflip_indices,
+    filter_empty_instances,
+    gen_crop_transform_with_instance,
+    transform_instance_annotations,
+    transform_keypoint_annotations,
+)
+from segdet.data.image_io import check_image_size, convert_image_to_rgb, read_image
+from segdet.data.mapper import build_augmentation
+
+__all__ = [
+    "annotations_to_instances",
+    "build_augmentation",
+    "check_image_size",
+    "convert_image_to_rgb",
+    "create_keypoint_hflip_indices",
+    "filter_empty_instances",
+    "gen_crop_transform_with_instance",
+    "read_image",
+    "transform_instance_annotations",
+    "transform_keypoint_annotations",
+]

@@ -1,0 +1,175 @@
+"""Batches from worker processes, the same whoever computes them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from segdet.data.seeding import seeded
+from segdet.errors import ConfigError, SegdetError
+
+
+class Draw(NamedTuple):
+    """One sample of the training stream."""
+
+    position: int  # in the global stream of batches; with the seed it fixes the randomness
+    index: int  # of the record
+
+
+class _Failure(NamedTuple):
+    """What a worker sends instead of a sample: torch would bury the message in a traceback."""
+
+    error: SegdetError
+
+
+class Samples(Dataset[Any]):
+    """Hands out samples to workers: seeded where asked for, with users' mistakes as values.
+
+    Args:
+        dataset: of samples, by index.
+        seed: None for a data set without randomness, whose keys are indices; otherwise the keys
+            are `Draw`s.
+    """
+
+    def __init__(self, dataset: Sequence[Any] | Dataset[Any], seed: int | None = None) -> None:
+        self._dataset, self._seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: int | Draw) -> Any:
+        try:
+            if self._seed is None:
+                return self._dataset[key]
+            with seeded(self._seed, key.position):
+                return self._dataset[key.index]
+        except SegdetError as error:
+            return _Failure(error)
+
+
+class _Collate:
+    """Passes a failure on instead of the batch."""
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        self._collate_fn = collate_fn
+
+    def __call__(self, samples: list[Any]) -> Any:
+        failure = next((s for s in samples if isinstance(s, _Failure)), None)
+        return failure or self._collate_fn(samples)
+
+
+class Loader(DataLoader[Any]):
+    """torch's loader over `Samples`; a user's mistake in a worker is raised here as it was.
+
+    Args:
+        dataset: of samples.
+        collate_fn: list of samples -> batch; None keeps the list.
+        kwargs: torch's.
+    """
+
+    def __init__(
+        self,
+        dataset: Samples,
+        *,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # An own generator: torch would draw the workers' seed from the global one.
+        super().__init__(
+            dataset,
+            collate_fn=_Collate(collate_fn or list),
+            generator=torch.Generator(),
+            **kwargs,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            if isinstance(batch, _Failure):
+                raise batch.error
+            yield batch
+
+
+def cut_batches(
+    indices: Iterable[int], size: int, is_wide: Sequence[bool] | None = None
+) -> Iterator[list[int]]:
+    """Cut a stream into batches.
+
+    Args:
+        indices: the stream.
+        size: of a batch.
+        is_wide: of each record; given, a batch holds only wide or only other records, and comes
+            when it is full. What is left over waits for more.
+    """
+    buckets: tuple[list[int], list[int]] = [], []
+    for index in indices:
+        bucket = buckets[bool(is_wide[index]) if is_wide is not None else 0]
+        bucket.append(index)
+        if len(bucket) == size:
+            yield bucket.copy()
+            bucket.clear()
+
+
+class TrainLoader:
+    """The training batches of one process, without end.
+
+    Batch k of all processes together, and each sample in it, is a function of the seed and k:
+    the number of workers and of processes changes nothing.
+
+    Args:
+        dataset: of samples.
+        sampler: yields the indices of the global stream, the same in every process.
+        total_batch_size: of all processes together.
+        is_wide: as for `cut_batches`.
+        seed: of the samples' randomness.
+        rank: of this process.
+        world_size: number of processes.
+        num_workers: worker processes; 0 computes samples in this one.
+        collate_fn: list of samples -> batch; None keeps the list.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Any] | Dataset[Any],
+        *,
+        sampler: Iterable[int],
+        total_batch_size: int,
+        is_wide: Sequence[bool] | None = None,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        if total_batch_size < 1 or total_batch_size % world_size:
+            raise ConfigError(
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, must be a multiple of the "
+                f"{world_size} processes"
+            )
+        self.dataset, self.sampler, self.seed = dataset, sampler, seed
+        self._size, self._is_wide = total_batch_size, is_wide
+        self._share = slice(rank, None, world_size)
+        self._num_workers, self._collate_fn = num_workers, collate_fn
+        self._next = 0
+
+    def seek(self, batch_index: int) -> None:
+        """Let the next `iter()` begin at batch `batch_index` of the stream."""
+        self._next = batch_index
+
+    def draws(self) -> Iterator[list[Draw]]:
+        """This process' share of each batch, from the one that was sought."""
+        batches = cut_batches(self.sampler, self._size, self._is_wide)
+        for number, batch in itertools.islice(enumerate(batches), self._next, None):
+            draws = [Draw(number * self._size + slot, index) for slot, index in enumerate(batch)]
+            yield draws[self._share]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from Loader(
+            Samples(self.dataset, self.seed),
+            batch_sampler=self.draws(),  # type: ignore[arg-type]
+            num_workers=self._num_workers,
+            collate_fn=self._collate_fn,
+        )

@@ -1,0 +1,223 @@
+"""From a data set's record to a model's input."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from segdet.config.node import CfgNode
+from segdet.config.reader import read_section
+from segdet.data import transforms as T
+from segdet.data.annotations import (
+    annotations_to_instances,
+    create_keypoint_hflip_indices,
+    filter_empty_instances,
+    masks_from_segmentations,
+    transform_instance_annotations,
+)
+from segdet.data.cfg_call import takes_cfg
+from segdet.data.image_io import FORMATS, check_image_size, read_image, read_labels
+from segdet.errors import ConfigError, DataError
+
+
+def _require(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, is {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """INPUT.CROP; defaults are detectron2's."""
+
+    enabled: bool = False
+    type: str = "relative_range"
+    size: tuple[float, float] = (0.9, 0.9)  # height, width, as TYPE says
+
+    def __post_init__(self) -> None:
+        _require("CROP.TYPE", self.type, T.RandomCrop.TYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """INPUT; defaults are detectron2's."""
+
+    min_size_train: tuple[int, ...] = (800,)  # pixels of the short side
+    min_size_train_sampling: str = "choice"
+    max_size_train: int = 1333  # pixels of the long side
+    min_size_test: int = 800  # 0: no resize
+    max_size_test: int = 1333
+    random_flip: str = "horizontal"
+    crop: CropConfig = field(default_factory=CropConfig)
+    format: str = "BGR"
+    mask_format: str = "polygon"
+    mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
+    keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
+    train_names: tuple[str, ...] = field(default=(), metadata={"key": "DATASETS.TRAIN"})
+
+    def __post_init__(self) -> None:
+        _require("MIN_SIZE_TRAIN_SAMPLING", self.min_size_train_sampling, ("choice", "range"))
+        _require("RANDOM_FLIP", self.random_flip, ("horizontal", "vertical", "none"))
+        _require("FORMAT", self.format, FORMATS)
+        _require("MASK_FORMAT", self.mask_format, ("polygon", "bitmask"))
+
+    def augmentations(self, is_train: bool) -> list[T.Augmentation]:
+        """Crop if enabled, resize, flip; for testing the resize alone."""
+        if not is_train:
+            return [T.ResizeShortestEdge(self.min_size_test, self.max_size_test)]
+        augmentations: list[T.Augmentation] = []
+        if self.crop.enabled:
+            augmentations.append(T.RandomCrop(self.crop.type, self.crop.size))
+        sizes, style = self.min_size_train, self.min_size_train_sampling
+        augmentations.append(T.ResizeShortestEdge(sizes, self.max_size_train, style))
+        if self.random_flip != "none":
+            horizontal = self.random_flip == "horizontal"
+            augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
+        return augmentations
+
+
+def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """The augmentations that a config's INPUT asks for."""
+    return read_section(InputConfig, cfg, at="INPUT").augmentations(is_train)
+
+
+class DatasetMapper:
+    """Reads a record's image, augments it, and makes tensors of it and of its annotations.
+
+    `DatasetMapper(cfg, is_train=True)` takes its settings from a config; further arguments
+    override them.
+
+    Args:
+        is_train: whether annotations are wanted.
+        augmentations: augmentations or fixed transforms.
+        image_format: see `read_image`.
+        use_instance_mask: whether every object must have a mask, and brings it.
+        use_keypoint: likewise for keypoints.
+        instance_mask_format: "polygon" or "bitmask".
+        keypoint_hflip_indices: from `create_keypoint_hflip_indices`.
+        recompute_boxes: make boxes tight around the masks that augmentation left.
+    """
+
+    @takes_cfg()
+    def __init__(
+        self,
+        is_train: bool = True,
+        *,
+        augmentations: list[T.Augmentation | T.Transform],
+        image_format: str,
+        use_instance_mask: bool = False,
+        use_keypoint: bool = False,
+        instance_mask_format: str = "polygon",
+        keypoint_hflip_indices: np.ndarray | None = None,
+        recompute_boxes: bool = False,
+    ) -> None:
+        if recompute_boxes and not use_instance_mask:
+            raise ConfigError("recompute_boxes needs use_instance_mask")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.use_instance_mask, self.use_keypoint = use_instance_mask, use_keypoint
+        self.instance_mask_format = instance_mask_format
+        self.keypoint_hflip_indices = keypoint_hflip_indices
+        self.recompute_boxes = recompute_boxes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """The constructor's arguments from a config; subclasses may change the dict."""
+        section = read_section(InputConfig, cfg, at="INPUT")
+        names = section.train_names if section.keypoint_on and is_train else ()
+        return {
+            "is_train": is_train,
+            "augmentations": section.augmentations(is_train),
+            "image_format": section.format,
+            "use_instance_mask": section.mask_on,
+            "use_keypoint": section.keypoint_on,
+            "instance_mask_format": section.mask_format,
+            "keypoint_hflip_indices": create_keypoint_hflip_indices(names) if names else None,
+            "recompute_boxes": is_train and section.crop.enabled and section.mask_on,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one record.
+
+        Args:
+            dataset_dict: a standard dict; it is not changed.
+
+        Returns:
+            The record's other keys, and `image` (C, H, W) uint8; for training `instances`
+            (`Targets` in the frame of the image); with a `sem_seg_file_name` also `sem_seg`
+            (H, W) int64.
+
+        Raises:
+            DataError: the image or an annotation cannot be used; says which.
+        """
+        record = copy.deepcopy(dataset_dict)
+        try:
+            return self._map(record)
+        except DataError as error:
+            raise DataError(f"image id {record.get('image_id')}: {error}") from None
+
+    def _map(self, record: dict[str, Any]) -> dict[str, Any]:
+        image = read_image(record["file_name"], self.image_format)
+        check_image_size(record, image)
+        sem_seg = (
+            read_labels(record["sem_seg_file_name"]) if "sem_seg_file_name" in record else None
+        )
+        aug_input = T.AugInput(image, sem_seg=sem_seg)
+        transforms = self.augmentations(aug_input)
+        image = aug_input.image
+        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if aug_input.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
+        if not self.is_train:
+            record.pop("annotations", None)
+            record.pop("sem_seg_file_name", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, image.shape[:2])
+        return record
+
+    def _transform_annotations(
+        self,
+        dataset_dict: dict[str, Any],
+        transforms: T.TransformList,
+        image_shape: tuple[int, int],
+    ) -> None:
+        """Replace `annotations` by `instances`, in place."""
+        moved = []
+        for i, annotation in enumerate(dataset_dict.pop("annotations")):
+            if annotation.get("iscrowd", 0) != 0:
+                continue
+            self._select(annotation, i, dataset_dict)
+            try:
+                moved.append(
+                    transform_instance_annotations(
+                        annotation,
+                        transforms,
+                        image_shape,
+                        keypoint_hflip_indices=self.keypoint_hflip_indices,
+                    )
+                )
+            except DataError as error:
+                raise DataError(f"{dataset_dict['file_name']}, object {i}: {error}") from None
+        targets = annotations_to_instances(moved, image_shape, self.instance_mask_format)
+        if self.use_instance_mask and not moved:
+            fmt = self.instance_mask_format
+            targets.gt_masks = masks_from_segmentations([], image_shape, fmt)
+        if self.recompute_boxes:
+            targets.gt_boxes = targets.gt_masks.get_bounding_boxes()
+        dataset_dict["instances"] = filter_empty_instances(targets)
+
+    def _select(self, annotation: dict[str, Any], number: int, record: dict[str, Any]) -> None:
+        """Keep of an annotation what is wanted; refuse it where that is missing."""
+        wanted = {"segmentation": self.use_instance_mask, "keypoints": self.use_keypoint}
+        for key, is_wanted in wanted.items():
+            if not is_wanted:
+                annotation.pop(key, None)
+            elif key not in annotation:
+                raise DataError(
+                    f"{record['file_name']}, object {number}: has no {key}, which this model "
+                    "needs; annotate it, or switch MODEL.MASK_ON or MODEL.KEYPOINT_ON off"
+                )

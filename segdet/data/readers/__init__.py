@@ -1,0 +1,1 @@
+"""Annotation files to standard dicts, checked; nothing here knows about names or the catalogs."""

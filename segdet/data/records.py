@@ -1,0 +1,163 @@
+"""Records of data sets by name, and which of them are of use."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from segdet.data.catalog import DatasetCatalog, MetadataCatalog
+from segdet.errors import DataError
+
+logger = logging.getLogger("segdet.data")
+
+Records = list[dict[str, Any]]
+
+
+def get_detection_dataset_dicts(
+    names: str | Sequence[str],
+    filter_empty: bool = True,
+    min_keypoints: int = 0,
+    proposal_files: Sequence[str] | None = None,
+    check_consistency: bool = True,
+) -> Records:
+    """Load data sets and join their records.
+
+    Args:
+        names: one name or several.
+        filter_empty: leave out images without an object that is no crowd, where the data sets
+            have annotations at all.
+        min_keypoints: leave out images with fewer visible keypoints.
+        proposal_files: not supported; must be empty.
+        check_consistency: the data sets must have the same classes, and the classes of all
+            objects must be among them.
+
+    Raises:
+        DataError: an unknown name, a broken data set, or data sets that do not fit together.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise DataError("no data set is named; set DATASETS.TRAIN or DATASETS.TEST")
+    if proposal_files:
+        raise DataError("precomputed proposals are not read; leave proposal_files empty")
+    records = list(itertools.chain.from_iterable(DatasetCatalog.get(name) for name in names))
+    has_instances = any("annotations" in record for record in records)
+    if filter_empty and has_instances:
+        records = filter_images_with_only_crowd_annotations(records)
+    if min_keypoints > 0 and has_instances:
+        records = filter_images_with_few_keypoints(records, min_keypoints)
+    if check_consistency and has_instances:
+        classes = _common_classes(names)
+        if classes is not None:
+            print_instances_class_histogram(records, classes)
+    return records
+
+
+def _common_classes(names: list[str]) -> list[str] | None:
+    """`thing_classes` of all data sets; None where none has them."""
+    classes = [MetadataCatalog.get(name).get("thing_classes") for name in names]
+    for name, one in zip(names, classes, strict=True):
+        if one != classes[0]:
+            raise DataError(
+                f"data sets {names[0]!r} and {name!r} differ in classes: {classes[0]} and {one}"
+            )
+    return classes[0]
+
+
+def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations that are no crowd."""
+    return [a for a in record.get("annotations", ()) if a.get("iscrowd", 0) == 0]
+
+
+def filter_images_with_only_crowd_annotations(dataset_dicts: Records) -> Records:
+    """The records with at least one object that is no crowd; logs how many are left out."""
+    kept = [record for record in dataset_dicts if _objects(record)]
+    dropped = len(dataset_dicts) - len(kept)
+    logger.info("Left out %d images without objects, %d images remain", dropped, len(kept))
+    return kept
+
+
+def filter_images_with_few_keypoints(
+    dataset_dicts: Records, min_keypoints_per_image: int
+) -> Records:
+    """The records with enough visible keypoints; logs how many are left out."""
+
+    def visible(record: dict[str, Any]) -> int:
+        points = [np.asarray(a["keypoints"][2::3]) for a in _objects(record) if "keypoints" in a]
+        return sum(int((p > 0).sum()) for p in points)
+
+    kept = [record for record in dataset_dicts if visible(record) >= min_keypoints_per_image]
+    dropped = len(dataset_dicts) - len(kept)
+    logger.info("Left out %d images with few keypoints, %d images remain", dropped, len(kept))
+    return kept
+
+
+def print_instances_class_histogram(dataset_dicts: Records, class_names: Sequence[str]) -> None:
+    """Log how many objects each class has.
+
+    Raises:
+        DataError: the class of an object is not among the names.
+    """
+    counts: Counter[int] = Counter()
+    for record in dataset_dicts:
+        for annotation in _objects(record):
+            category = annotation["category_id"]
+            if not 0 <= category < len(class_names):
+                raise DataError(
+                    f"image id {record.get('image_id')}: category_id is {category}, must be in "
+                    f"[0, {len(class_names)}): one of the {len(class_names)} thing_classes"
+                )
+            counts[category] += 1
+    cells = [f"{name[:20]:>20} {counts[k]:>8}" for k, name in enumerate(class_names)]
+    rows = [" |".join(cells[i : i + 3]) for i in range(0, len(cells), 3)]
+    table = "\n".join(rows)
+    logger.info("%d objects in %d images:\n%s", counts.total(), len(dataset_dicts), table)
+
+
+def drop_objects_without_masks(dataset_dicts: Records) -> Records:
+    """The records as a model with masks can learn from them; logs what is left out.
+
+    Objects with a box but no mask go, and images that lose their last object. Crowds stay.
+
+    Raises:
+        DataError: no object has a mask.
+    """
+    lack = [sum("segmentation" not in a for a in _objects(record)) for record in dataset_dicts]
+    total = sum(len(_objects(record)) for record in dataset_dicts)
+    if not any(lack):
+        return dataset_dicts
+    if sum(lack) == total:
+        raise DataError(
+            f"none of the {total} objects has a segmentation, which a model with masks needs; "
+            "annotate it, or set MODEL.MASK_ON False"
+        )
+    logger.warning("Left out %d of %d objects: they have a box but no mask", sum(lack), total)
+    kept = []
+    for record, lacking in zip(dataset_dicts, lack, strict=True):
+        if lacking == 0:
+            kept.append(record)
+        elif lacking < len(_objects(record)):
+            rest = [a for a in record["annotations"] if a.get("iscrowd", 0) or "segmentation" in a]
+            kept.append({**record, "annotations": rest})
+    return kept
+
+
+def check_trainable(dataset_dicts: Records, names: Sequence[str]) -> None:
+    """Refuse records that teach nothing.
+
+    Args:
+        dataset_dicts: what filters left.
+        names: of the data sets, for the message.
+
+    Raises:
+        DataError: no object that is no crowd, and no semantic labels.
+    """
+    if not any(_objects(record) or "sem_seg_file_name" in record for record in dataset_dicts):
+        raise DataError(
+            f"nothing to train on in {', '.join(names) or 'the data set'}: no image has an object "
+            "that is no crowd"
+        )

@@ -1,0 +1,335 @@
+"""The random augmentations of the official recipes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from segdet.data.transforms.augmentation import (
+    AugInput,
+    Augmentation,
+    as_augmentation,
+)
+from segdet.data.transforms.transform import (
+    BlendTransform,
+    CropTransform,
+    HFlipTransform,
+    NoOpTransform,
+    PadTransform,
+    ResizeTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
+
+BILINEAR = Image.Resampling.BILINEAR
+
+
+class RandomApply(Augmentation):
+    """Runs an augmentation with some probability.
+
+    Args:
+        tfm_or_aug: an augmentation or a fixed transform.
+        prob: in [0, 1].
+    """
+
+    def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5) -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob must be in [0, 1], is {prob}")
+        self.aug, self.prob = as_augmentation(tfm_or_aug), prob
+
+    def __call__(self, aug_input: AugInput) -> Transform:
+        """Run it or not; return what was done."""
+        return self.aug(aug_input) if self._rand_range() < self.prob else NoOpTransform()
+
+
+class RandomFlip(Augmentation):
+    """Mirrors in one direction.
+
+    Args:
+        prob: in [0, 1].
+        horizontal: mirror left and right.
+        vertical: mirror top and bottom; exactly one of the two.
+    """
+
+    def __init__(
+        self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False
+    ) -> None:
+        if horizontal == vertical:
+            raise ValueError("choose one of horizontal and vertical; for both use two RandomFlips")
+        self.prob, self.horizontal, self.vertical = prob, horizontal, vertical
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The flip, or nothing."""
+        if self._rand_range() >= self.prob:
+            return NoOpTransform()
+        height, width = image.shape[:2]
+        return HFlipTransform(width) if self.horizontal else VFlipTransform(height)
+
+
+class Resize(Augmentation):
+    """Resizes to a fixed size.
+
+    Args:
+        shape: (height, width), or one number for both.
+        interp: a Pillow resampling.
+    """
+
+    def __init__(self, shape: int | tuple[int, int], interp: int = BILINEAR) -> None:
+        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The resize."""
+        return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
+
+
+class ResizeShortestEdge(Augmentation):
+    """Resizes so that the short side has a chosen length and the long side is bounded.
+
+    Args:
+        short_edge_length: pixels; one number, a (low, high) range, or a list to choose from.
+            0 leaves the image as it is.
+        max_size: bound of the long side, in pixels.
+        sample_style: "range" or "choice".
+        interp: a Pillow resampling.
+    """
+
+    def __init__(
+        self,
+        short_edge_length: int | Sequence[int],
+        max_size: int = sys.maxsize,
+        sample_style: str = "range",
+        interp: int = BILINEAR,
+    ) -> None:
+        if sample_style not in ("range", "choice"):
+            raise ValueError(f'sample_style must be "range" or "choice", is {sample_style!r}')
+        if isinstance(short_edge_length, int):
+            short_edge_length = (short_edge_length, short_edge_length)
+        if sample_style == "range" and len(short_edge_length) != 2:
+            raise ValueError(f"a range has a low and a high end, got {short_edge_length}")
+        self.short_edge_length, self.max_size = tuple(short_edge_length), max_size
+        self.is_range, self.interp = sample_style == "range", interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The resize of one drawn length."""
+        if self.is_range:
+            size = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
+        else:
+            size = np.random.choice(self.short_edge_length)
+        if size == 0:
+            return NoOpTransform()
+        h, w = image.shape[:2]
+        new_h, new_w = self.get_output_shape(h, w, int(size), self.max_size)
+        return ResizeTransform(h, w, new_h, new_w, self.interp)
+
+    @staticmethod
+    def get_output_shape(
+        oldh: int, oldw: int, short_edge_length: int, max_size: int
+    ) -> tuple[int, int]:
+        """The (height, width) after the resize; at least 1 each.
+
+        Examples:
+            >>> ResizeShortestEdge.get_output_shape(427, 640, 800, 1333)
+            (800, 1199)
+        """
+        scale = short_edge_length / min(oldh, oldw)
+        h, w = (
+            (oldh * scale, short_edge_length) if oldw < oldh else (short_edge_length, oldw * scale)
+        )
+        if max(h, w) > max_size:
+            ratio = max_size / max(h, w)
+            h, w = h * ratio, w * ratio
+        return max(1, int(h + 0.5)), max(1, int(w + 0.5))
+
+
+class ResizeScale(Augmentation):
+    """Resizes to fit into a target size times a random scale (large scale jitter).
+
+    Args:
+        min_scale: lowest scale.
+        max_scale: highest scale.
+        target_height: pixels at scale 1.
+        target_width: pixels at scale 1.
+        interp: a Pillow resampling.
+    """
+
+    def __init__(
+        self,
+        min_scale: float,
+        max_scale: float,
+        target_height: int,
+        target_width: int,
+        interp: int = BILINEAR,
+    ) -> None:
+        self.min_scale, self.max_scale = min_scale, max_scale
+        self.target_height, self.target_width = target_height, target_width
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The resize of one drawn scale."""
+        h, w = image.shape[:2]
+        scale = np.random.uniform(self.min_scale, self.max_scale)
+        ratio = min(self.target_height * scale / h, self.target_width * scale / w)
+        new_h, new_w = (max(1, int(np.round(side * ratio))) for side in (h, w))
+        return ResizeTransform(h, w, new_h, new_w, self.interp)
+
+
+class FixedSizeCrop(Augmentation):
+    """Crops at a random place where the image is larger, and pads where it is smaller.
+
+    Args:
+        crop_size: (height, width) of the result.
+        pad: pad right and bottom to that size.
+        pad_value: of images.
+        seg_pad_value: of label maps.
+    """
+
+    def __init__(
+        self,
+        crop_size: tuple[int, int],
+        pad: bool = True,
+        pad_value: float = 128.0,
+        seg_pad_value: int = 255,
+    ) -> None:
+        self.crop_size, self.pad = tuple(crop_size), pad
+        self.pad_value, self.seg_pad_value = pad_value, seg_pad_value
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The crop, followed by the padding."""
+        h, w = image.shape[:2]
+        crop_h, crop_w = min(h, self.crop_size[0]), min(w, self.crop_size[1])
+        # One draw for both axes, as in detectron2.
+        place = np.random.uniform(0.0, 1.0)
+        y0, x0 = round((h - crop_h) * place), round((w - crop_w) * place)
+        crop = CropTransform(x0, y0, crop_w, crop_h, w, h)
+        if not self.pad:
+            return crop
+        right, bottom = self.crop_size[1] - crop_w, self.crop_size[0] - crop_h
+        values = {"pad_value": self.pad_value, "seg_pad_value": self.seg_pad_value}
+        return TransformList([crop, PadTransform(0, 0, right, bottom, crop_w, crop_h, **values)])
+
+
+class RandomCrop(Augmentation):
+    """Cuts out a rectangle at a random place.
+
+    Args:
+        crop_type: how `crop_size` is meant: "absolute" pixels; "absolute_range" of pixels, one
+            draw for each side; "relative" to the image; "relative_range", from that to 1.
+        crop_size: (height, width), or (low, high) for "absolute_range".
+    """
+
+    TYPES = ("absolute", "absolute_range", "relative", "relative_range")
+
+    def __init__(self, crop_type: str, crop_size: tuple[float, float]) -> None:
+        if crop_type not in self.TYPES:
+            raise ValueError(f"crop_type must be one of {', '.join(self.TYPES)}, is {crop_type!r}")
+        self.crop_type, self.crop_size = crop_type, tuple(crop_size)
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The crop of one drawn size and place."""
+        h, w = image.shape[:2]
+        crop_h, crop_w = self.get_crop_size((h, w))
+        y0 = np.random.randint(h - crop_h + 1)
+        x0 = np.random.randint(w - crop_w + 1)
+        return CropTransform(x0, y0, crop_w, crop_h, w, h)
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Draw the (height, width) of a crop of an image of that size; at least 1 each."""
+        h, w = image_size
+        if self.crop_type == "absolute":
+            crop_h, crop_w = self.crop_size
+        elif self.crop_type == "absolute_range":
+            low, high = (int(v) for v in self.crop_size)
+            crop_h = np.random.randint(min(h, low), min(h, high) + 1)
+            crop_w = np.random.randint(min(w, low), min(w, high) + 1)
+        else:
+            share = self.crop_size
+            if self.crop_type == "relative_range":
+                low = np.asarray(share, np.float32)
+                share = low + np.random.rand(2) * (1 - low)
+            crop_h, crop_w = h * share[0] + 0.5, w * share[1] + 0.5
+        return min(h, max(1, int(crop_h))), min(w, max(1, int(crop_w)))
+
+
+class RandomContrast(Augmentation):
+    """Mixes with the image's mean.
+
+    Args:
+        intensity_min: weight of the image at least; 1 changes nothing.
+        intensity_max: at most.
+    """
+
+    def __init__(self, intensity_min: float, intensity_max: float) -> None:
+        self.intensity_min, self.intensity_max = intensity_min, intensity_max
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The blend of one drawn weight."""
+        weight = np.random.uniform(self.intensity_min, self.intensity_max)
+        return BlendTransform(image.mean(), src_weight=1 - weight, dst_weight=weight)
+
+
+class RandomBrightness(Augmentation):
+    """Mixes with black.
+
+    Args:
+        intensity_min: weight of the image at least; 1 changes nothing.
+        intensity_max: at most.
+    """
+
+    def __init__(self, intensity_min: float, intensity_max: float) -> None:
+        self.intensity_min, self.intensity_max = intensity_min, intensity_max
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The blend of one drawn weight."""
+        weight = np.random.uniform(self.intensity_min, self.intensity_max)
+        return BlendTransform(0, src_weight=1 - weight, dst_weight=weight)
+
+
+class RandomSaturation(Augmentation):
+    """Mixes with the grey image; channels are taken as red, green, blue.
+
+    Args:
+        intensity_min: weight of the image at least; 1 changes nothing.
+        intensity_max: at most.
+    """
+
+    def __init__(self, intensity_min: float, intensity_max: float) -> None:
+        self.intensity_min, self.intensity_max = intensity_min, intensity_max
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The blend of one drawn weight."""
+        if image.shape[-1] != 3:
+            raise ValueError(f"saturation needs three channels, got shape {image.shape}")
+        weight = np.random.uniform(self.intensity_min, self.intensity_max)
+        grey = image.dot([0.299, 0.587, 0.114])[:, :, None]  # luma of ITU-R BT.601
+        return BlendTransform(grey, src_weight=1 - weight, dst_weight=weight)
+
+
+class RandomLighting(Augmentation):
+    """Adds noise along the principal colours of ImageNet; channels are red, green, blue.
+
+    Source: AlexNet (Krizhevsky et al. 2012), section 4.1.
+
+    Args:
+        scale: standard deviation of the noise.
+    """
+
+    EIGEN_VECTORS = np.array(
+        [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+    )
+    EIGEN_VALUES = np.array([0.2175, 0.0188, 0.0045])
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The blend with one drawn colour."""
+        if image.shape[-1] != 3:
+            raise ValueError(f"lighting needs three channels, got shape {image.shape}")
+        weights = np.random.normal(scale=self.scale, size=3)
+        color = self.EIGEN_VECTORS.dot(weights * self.EIGEN_VALUES)
+        return BlendTransform(color, src_weight=1.0, dst_weight=1.0)
