@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +27,9 @@ class ImageList:
         h, w = self.image_sizes[idx]
         return self.tensor[idx, ..., :h, :w]
 
-    def to(self, device: torch.device | str) -> ImageList:
-        """The same images on `device`."""
-        return ImageList(self.tensor.to(device=device), self.image_sizes)
+    def to(self, *args: Any, **kwargs: Any) -> ImageList:
+        """The same images on a device or in a dtype; arguments of `Tensor.to`."""
+        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
 
     @property
     def device(self) -> torch.device:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segdet.structures import Boxes
+from segdet.structures import Boxes, pasting
 from segdet.structures.pasting import paste_masks_in_image
 
 
@@ -120,6 +120,19 @@ def test_takes_boxes_of_either_kind():
     masks = torch.rand(6, 4, 4)
     pasted = paste_masks_in_image(masks, Boxes(BOXES), (12, 16))
     assert torch.equal(pasted, paste_masks_in_image(masks, BOXES, (12, 16)))
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.1, -1])
+@pytest.mark.parametrize("chunk_bytes", [1, 2 * 12 * 16 * 4, 1 << 30])
+def test_windows_and_whole_images_agree(threshold, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(pasting, "_CHUNK_BYTES", chunk_bytes)
+    masks = torch.rand(len(BOXES), 5, 5)
+    windows = pasting._paste_windows(masks, BOXES, (12, 16), threshold)
+    whole = pasting._paste_whole(masks, BOXES, (12, 16), threshold)
+    assert windows.dtype == whole.dtype
+    assert (windows.int() - whole.int()).abs().max() <= (threshold < 0)
+    nothing = pasting._paste_whole(masks[:0], BOXES[:0], (12, 16), threshold)
+    assert nothing.shape == (0, 12, 16) and nothing.dtype == whole.dtype
 
 
 def test_result_can_be_written_to():
