@@ -13,6 +13,7 @@ from segdet.structures.boxes import Boxes, Index
 from segdet.structures.pasting import paste_masks_in_image
 from segdet.structures.polygons import (
     Polygon,
+    check_points,
     polygon_area,
     polygons_to_bitmask,
     rasterize_polygons_within_box,
@@ -265,8 +266,6 @@ class ROIMasks:
 def _first_and_end(present: Tensor) -> tuple[Tensor, Tensor]:
     """First index of a True and one past the last, for each row of (N, L); 0, 0 without any."""
     flags = present.to(torch.uint8)
-    if flags.shape[1] == 0:
-        return flags.new_zeros(len(flags)), flags.new_zeros(len(flags))
     first, from_the_end = flags.argmax(1), flags.flip(1).argmax(1)
     return first, (flags.shape[1] - from_the_end) * present.any(1)
 
@@ -284,10 +283,6 @@ def _polygons_of_one_object(parts: Sequence[Polygon | Tensor | Sequence[float]])
     arrays: list[Polygon] = []
     for part in parts:
         numbers = part.cpu().numpy() if isinstance(part, Tensor) else part
-        array: Polygon = np.asarray(numbers, np.float64)
-        if array.ndim != 1 or array.size < 6 or array.size % 2:
-            raise ValueError(
-                f"a polygon is a flat list of at least 3 points x, y; got shape {array.shape}"
-            )
-        arrays.append(array)
+        arrays.append(np.asarray(numbers, np.float64))
+        check_points(arrays[-1])
     return arrays

@@ -16,6 +16,14 @@ Polygon = NDArray[np.float64]  # x0, y0, x1, y1, ...
 _LONGEST_OUTLINE = 1 << 20
 
 
+def check_points(polygon: Polygon) -> None:
+    """Raise a ValueError unless `polygon` is a flat array of at least 3 points."""
+    if polygon.ndim != 1 or polygon.size < 6 or polygon.size % 2:
+        raise ValueError(
+            f"a polygon is a flat list of at least 3 points x, y; got shape {polygon.shape}"
+        )
+
+
 def polygon_area(polygon: Polygon) -> float:
     """Area of a simple polygon in square pixels, by the shoelace formula."""
     x, y = polygon[0::2], polygon[1::2]
@@ -70,10 +78,7 @@ def rasterize_polygons_within_box(
 
 def _outline(polygon: Polygon, height: int, width: int) -> Polygon:
     """Check one polygon, which pycocotools does not, and cut it down where it is vast."""
-    if polygon.ndim != 1 or polygon.size < 6 or polygon.size % 2:
-        raise ValueError(
-            f"a polygon is a flat list of at least 3 points x, y; got shape {polygon.shape}"
-        )
+    check_points(polygon)
     if np.abs(polygon).max() <= _LONGEST_OUTLINE / polygon.size:  # a bound; False for NaN
         return polygon
     points = polygon.reshape(-1, 2)

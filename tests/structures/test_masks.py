@@ -44,7 +44,6 @@ class TestBitMasks:
         assert masks.nonempty().shape == masks.area().shape == (0,)
         assert len(masks) == 0 and list(masks) == []
         assert BitMasks.from_polygon_masks([], 5, 7).tensor.shape == (0, 5, 7)
-        assert BitMasks(torch.zeros(2, 0, 7)).get_bounding_boxes().tensor.tolist() == [[0] * 4] * 2
 
     def test_area_and_nonempty(self):
         masks = torch.zeros(2, 3, 4)
