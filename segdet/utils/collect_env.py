@@ -9,6 +9,7 @@ import sys
 import torch
 
 import segdet
+from segdet.ops import BINARY_DEVICES
 
 _PACKAGES = ("torchvision", "numpy", "pillow", "pycocotools", "hotcoco")
 
@@ -21,6 +22,7 @@ def collect_env_info() -> str:
         "platform": platform.platform(),
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
         **{name: _version(name) for name in _PACKAGES},
+        "compiled ops": ", ".join(sorted(BINARY_DEVICES - {"meta"})) or "none",
         "cpu threads": str(torch.get_num_threads()),
     }
     for index in range(torch.cuda.device_count()):

@@ -1,0 +1,357 @@
+"""The standard trainer and predictor, built from a config."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from segdet import solver
+from segdet.checkpoint import DetectionCheckpointer
+from segdet.config import CfgNode
+from segdet.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from segdet.data import transforms as T
+from segdet.engine import hooks
+from segdet.engine.setup import (
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+)
+from segdet.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+from segdet.errors import ConfigError, DataError
+from segdet.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
+from segdet.modeling import build_model
+from segdet.utils import comm
+from segdet.utils.env import seed_all_rng
+from segdet.utils.events import EventWriter
+from segdet.utils.logger import setup_logger
+
+__all__ = [
+    "DefaultPredictor",
+    "DefaultTrainer",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+]
+
+_log = logging.getLogger(__name__)
+
+
+class DefaultPredictor:
+    """A model with its weights that takes one image at a time.
+
+    Args:
+        cfg: MODEL.WEIGHTS are loaded; INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST decide the size that
+            the model sees; DATASETS.TEST, if given, names the `metadata`.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg).eval()
+        if cfg.DATASETS.TEST:
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        self.aug = T.ResizeShortestEdge(
+            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
+        )
+        self.input_format = cfg.INPUT.FORMAT
+        if self.input_format not in ("BGR", "RGB"):
+            raise ConfigError(f'INPUT.FORMAT must be "BGR" or "RGB", is "{self.input_format}"')
+
+    @torch.no_grad()
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """What the model finds in one image.
+
+        Args:
+            original_image: (H, W, 3) uint8, BGR whatever INPUT.FORMAT is.
+
+        Returns:
+            The model's results, such as `instances`, in pixels of `original_image`.
+
+        Raises:
+            DataError: not such an array.
+        """
+        _check_image(original_image)
+        height, width = original_image.shape[:2]
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        image = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(image.astype(np.float32).transpose(2, 0, 1))  # (3, h, w)
+        return self.model([{"image": tensor, "height": height, "width": width}])[0]
+
+
+def _check_image(image: Any) -> None:
+    if image is None:
+        raise DataError("the image is None, as cv2.imread returns for a file that it cannot read")
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"the image must be a numpy array, is {type(image).__name__}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise DataError(f"the image must be (H, W, 3) in BGR order, is {image.shape}")
+
+
+class DefaultTrainer(TrainerBase):
+    """Trains and evaluates what a config describes.
+
+    Scripts subclass it and override the class methods `build_model`, `build_optimizer`,
+    `build_lr_scheduler`, `build_train_loader`, `build_test_loader`, `build_evaluator`, `test`, and
+    the methods `build_hooks` and `build_writers`.
+
+    A SEED below 0 is replaced by one that is drawn, logged and kept in the checkpoints.
+
+    Args:
+        cfg: the complete config.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        setup_logger(distributed_rank=comm.get_rank())
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            raise ConfigError("TEST.PRECISE_BN.ENABLED: not built yet; set it to False")
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg if cfg.SEED >= 0 else _with_seed(cfg, comm.shared_random_seed())
+        if cfg.SEED < 0:
+            _log.info("SEED is %d: drew SEED %d for this run", cfg.SEED, self.cfg.SEED)
+        seed_all_rng(self.cfg.SEED + comm.get_rank())
+
+        model = self.build_model(self.cfg)
+        optimizer = self.build_optimizer(self.cfg, model)
+        trainer = AMPTrainer if self.cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer(create_ddp_model(model), None, optimizer, seed=self.cfg.SEED)
+        self._trainer._hooks = self._hooks  # so that it calls their after_backward
+        self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = self.cfg.SOLVER.MAX_ITER
+        self._last_eval_results: Mapping[str, Any] | None = None
+        self.register_hooks(self.build_hooks())
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, in DistributedDataParallel where there are several processes."""
+        return self._trainer.model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer."""
+        return self._trainer.optimizer
+
+    @property
+    def data_loader(self) -> Any:
+        """The training loader, built when first asked for: a resumed run has another SEED."""
+        if self._trainer.data_loader is None:
+            self._trainer.data_loader = self.build_train_loader(self.cfg)
+        return self._trainer.data_loader
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from OUTPUT_DIR's last checkpoint, or else load MODEL.WEIGHTS and begin.
+
+        Args:
+            resume: whether to look for a checkpoint of an earlier run.
+        """
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1  # the checkpoint names the last finished iteration
+
+    def train(self) -> Mapping[str, Any] | None:  # type: ignore[override]
+        """Train up to SOLVER.MAX_ITER.
+
+        Returns:
+            The results of the final evaluation on the main process, if there was one.
+        """
+        self._trainer.data_loader = self.data_loader
+        super().train(self.start_iter, self.max_iter)
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results or {})
+        return self._last_eval_results
+
+    def run_step(self) -> None:
+        """One iteration of the inner trainer."""
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the model."""
+        inner = self._trainer.state_dict()
+        inner.pop("hooks", None)  # they are this trainer's
+        return {**super().state_dict(), "_trainer": inner, "seed": self.cfg.SEED}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; the seed too, so that the streams continue."""
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+        seed = state_dict.get("seed", self.cfg.SEED)
+        if seed != self.cfg.SEED:
+            _log.info("The checkpoint's run had SEED %d: continuing with it", seed)
+            self.cfg = _with_seed(self.cfg, seed)
+            self._trainer.seed = seed
+            self._trainer.data_loader = None
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """The hooks, in the order in which they are called; writers come last."""
+        is_main = comm.is_main_process()
+
+        def evaluate() -> Mapping[str, Any]:
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
+            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
+            hooks.ProgressBar() if is_main and sys.stderr.isatty() else None,
+            hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
+        ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Console, metrics.json and TensorBoard, in OUTPUT_DIR."""
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model, on its device."""
+        return build_model(cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """The optimizer of SOLVER."""
+        return solver.build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+        """The schedule of SOLVER."""
+        return solver.build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Batches of DATASETS.TRAIN."""
+        return build_detection_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """The images of one of DATASETS.TEST."""
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The evaluator that the data set's metadata asks for, by `evaluator_type`.
+
+        Raises:
+            ConfigError: a type without an evaluator.
+        """
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+        if kind != "coco":
+            raise ConfigError(
+                f'{dataset_name} has evaluator_type "{kind}"; the built-in one is "coco". '
+                "Override DefaultTrainer.build_evaluator for others"
+            )
+        return COCOEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference"))
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> Mapping[str, Any]:
+        """Evaluate on each of DATASETS.TEST and print the results.
+
+        Args:
+            cfg: the complete config.
+            model: to evaluate.
+            evaluators: one for each data set; by default those of `build_evaluator`.
+
+        Returns:
+            Task -> metric -> value; with several data sets, data set -> task -> metric -> value.
+            Only the main process has them.
+        """
+        names = cfg.DATASETS.TEST
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in names]
+        elif isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if len(evaluators) != len(names):
+            raise ValueError(f"{len(names)} data sets in DATASETS.TEST, {len(evaluators)} given")
+        results: dict[str, Any] = {}
+        for name, evaluator in zip(names, evaluators, strict=True):
+            loader = cls.build_test_loader(cfg, name)
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                _log.info("Evaluation results for %s:", name)
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """The recipe for another number of processes than SOLVER.REFERENCE_WORLD_SIZE.
+
+        Batch and learning rate grow with the number of processes; iterations, steps, warm-up and
+        periods shrink (arXiv:1706.02677, the linear scaling rule).
+
+        Args:
+            cfg: the complete config; it stays as it is.
+            num_workers: the number of processes.
+
+        Returns:
+            A changed copy, or `cfg` itself where the reference is 0 or equal.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        if cfg.SOLVER.IMS_PER_BATCH % reference:
+            raise ConfigError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be divided by "
+                f"SOLVER.REFERENCE_WORLD_SIZE {reference}"
+            )
+        scale = num_workers / reference
+        with _editable_copy(cfg) as cfg:
+            section = cfg.SOLVER
+            section.IMS_PER_BATCH = round(section.IMS_PER_BATCH * scale)
+            section.BASE_LR *= scale
+            for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
+                section[key] = round(section[key] / scale)
+            section.STEPS = tuple(round(step / scale) for step in section.STEPS)
+            section.REFERENCE_WORLD_SIZE = num_workers
+            cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
+        _log.info("Scaled the recipe of %d processes to %d: %s", reference, num_workers, section)
+        return cfg
+
+
+def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    with _editable_copy(cfg) as cfg:
+        cfg.SEED = seed
+    return cfg
+
+
+@contextmanager
+def _editable_copy(cfg: CfgNode) -> Iterator[CfgNode]:
+    """A copy that can be written to within, and is frozen afterwards if `cfg` is."""
+    copy = cfg.clone()
+    copy.defrost()
+    yield copy
+    if cfg.is_frozen():
+        copy.freeze()

@@ -1,0 +1,126 @@
+"""One process for each device, on one machine or several, or as torchrun has started them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from segdet.errors import ConfigError, SegdetError
+from segdet.utils import comm
+
+DEFAULT_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+def launch(
+    main_func: Callable[..., Any],
+    num_gpus_per_machine: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str | None = "auto",
+    args: tuple[Any, ...] = (),
+    timeout: datetime.timedelta = DEFAULT_TIMEOUT,
+) -> Any:
+    """Call `main_func(*args)` in each of `num_machines * num_gpus_per_machine` processes.
+
+    Under torchrun this process is one of them already and the numbers here are ignored. Where
+    there is no CUDA the processes run on the CPU and talk by gloo.
+
+    Args:
+        main_func: importable by name, since new processes import it.
+        num_gpus_per_machine: processes on each machine.
+        num_machines: how many machines call this.
+        machine_rank: which of them this is.
+        dist_url: where they meet, such as "tcp://10.0.0.1:29500"; "auto" finds a free port, for
+            one machine.
+        args: of `main_func`.
+        timeout: of a collective call.
+
+    Returns:
+        What `main_func` returned, if it ran in this process; else None.
+
+    Raises:
+        ConfigError: more processes than devices, or no meeting point for several machines.
+        SegdetError: a user's mistake that a process raised.
+    """
+    if dist.is_torchelastic_launched():
+        return _run(main_func, args, int(os.environ["LOCAL_RANK"]), "env://", timeout=timeout)
+    world_size = num_machines * num_gpus_per_machine
+    if world_size == 1:
+        return main_func(*args)
+    if torch.cuda.is_available() and num_gpus_per_machine > torch.cuda.device_count():
+        raise ConfigError(
+            f"--num-gpus {num_gpus_per_machine}: this machine has {torch.cuda.device_count()}"
+        )
+    if dist_url in ("auto", None):
+        if num_machines > 1:
+            raise ConfigError("--dist-url tcp://HOST:PORT of one of the machines must be given")
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    context = mp.get_context("spawn")
+    errors = context.SimpleQueue()
+    job = (main_func, args, machine_rank, num_gpus_per_machine, world_size)
+    try:
+        mp.start_processes(
+            _worker,
+            args=(job, dist_url, timeout, errors),
+            nprocs=num_gpus_per_machine,
+            start_method="spawn",
+        )
+    except (mp.ProcessRaisedException, mp.ProcessExitedException):
+        if not errors.empty():
+            raise errors.get() from None
+        raise
+    return None
+
+
+def _worker(
+    local_rank: int,
+    job: tuple[Callable[..., Any], tuple[Any, ...], int, int, int],
+    dist_url: str,
+    timeout: datetime.timedelta,
+    errors: Any,
+) -> None:
+    main_func, args, machine_rank, local_size, world_size = job
+    os.environ.update(LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(local_size))
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    rank = machine_rank * local_size + local_rank
+    ranks = {"rank": rank, "world_size": world_size}
+    try:
+        _run(main_func, args, local_rank, dist_url, timeout=timeout, **ranks)
+    except SegdetError as error:
+        # As an object: what start_processes raises holds no more than a traceback's text.
+        errors.put(error)
+        raise
+
+
+def _run(
+    main_func: Callable[..., Any],
+    args: tuple[Any, ...],
+    local_rank: int,
+    dist_url: str,
+    **options: Any,
+) -> Any:
+    """Join the others, call, leave."""
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "nccl"
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(backend, init_method=dist_url, **options)
+    comm.synchronize()
+    result = main_func(*args)
+    comm.synchronize()  # leaving while another one still talks would abort it
+    dist.destroy_process_group()
+    return result
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,124 @@
+"""What a training script does before it trains: arguments, logs, random state, precision."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+from segdet.config import CfgNode
+from segdet.errors import ConfigError
+from segdet.utils import comm
+from segdet.utils.collect_env import collect_env_info
+from segdet.utils.env import seed_all_rng
+from segdet.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from segdet.utils.logger import setup_logger
+
+_EXAMPLES = """
+Examples:
+  one process:       {prog} --config-file FILE
+  other settings:    {prog} --config-file FILE MODEL.WEIGHTS weights.pth SOLVER.BASE_LR 0.001
+  8 GPUs:            {prog} --config-file FILE --num-gpus 8
+  2 machines:        {prog} --config-file FILE --num-gpus 8 --num-machines 2 --machine-rank N
+                       --dist-url tcp://HOST:PORT
+  under torchrun:    torchrun --nproc-per-node 8 {prog} --config-file FILE
+"""
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """The command line of detectron2's training scripts.
+
+    Args:
+        epilog: the end of the help text; examples by default.
+    """
+    parser = argparse.ArgumentParser(
+        epilog=epilog or _EXAMPLES.format(prog=sys.argv[0]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="a YAML config")
+    add("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
+    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
+    add("--num-gpus", type=int, default=1, help="processes on each machine")
+    add("--num-machines", type=int, default=1)
+    add("--machine-rank", type=int, default=0, help="which of the machines this is, from 0")
+    add("--dist-url", default="auto", help="where the processes meet; auto: one machine")
+    add(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="settings that win over the config file's; they come last",
+    )
+    return parser
+
+
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Make OUTPUT_DIR with log.txt and config.yaml in it; seed; set cuDNN and matmul precision.
+
+    Args:
+        cfg: the complete config.
+        args: `config_file` is logged; with `eval_only` cuDNN tries no algorithms.
+    """
+    rank = comm.get_rank()
+    output = Path(cfg.OUTPUT_DIR)
+    if comm.is_main_process():
+        output.mkdir(parents=True, exist_ok=True)
+    comm.synchronize()
+    log = setup_logger(output, distributed_rank=rank).getChild("engine")
+    log.info("Process %d of %d; arguments: %s", rank, comm.get_world_size(), args)
+    log.info("Environment:\n%s", collect_env_info())
+    if comm.is_main_process():
+        (output / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+        log.info("The complete config is in %s", output / "config.yaml")
+
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.FLOAT32_PRECISION:
+        if cfg.FLOAT32_PRECISION not in ("highest", "high", "medium"):
+            raise ConfigError(
+                'FLOAT32_PRECISION must be "", "highest", "high" or "medium", '
+                f'is "{cfg.FLOAT32_PRECISION}"'
+            )
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+
+
+def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
+    """Console line, metrics.json and TensorBoard.
+
+    Args:
+        output_dir: made if it is not there.
+        max_iter: the run's length, for the time left.
+    """
+    output = Path(output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    return [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(output / "metrics.json"),
+        TensorboardXWriter(output),
+    ]
+
+
+def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> Any:
+    """The model in DistributedDataParallel, or itself where there is one process.
+
+    Args:
+        model: on this process's device.
+        fp16_compression: send gradients as float16.
+        kwargs: of DistributedDataParallel.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    if next(model.parameters()).is_cuda:
+        kwargs.setdefault("device_ids", [comm.get_local_rank()])
+    ddp = DistributedDataParallel(model, **{"broadcast_buffers": False, **kwargs})
+    if fp16_compression:
+        ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)
+    return ddp

@@ -1,0 +1,324 @@
+"""The training loop: iterations between hooks, and one step of gradient descent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from segdet.errors import DataError
+from segdet.utils import comm
+from segdet.utils.events import EventStorage, get_event_storage
+
+_log = logging.getLogger(__name__)
+
+
+class HookBase:
+    """Called by the trainer around every iteration; override what is needed.
+
+    `self.trainer` is the trainer that the hook is registered with: `trainer.iter`,
+    `trainer.max_iter`, `trainer.storage`, `trainer.model` ...
+    """
+
+    trainer: TrainerBase
+
+    def before_train(self) -> None:
+        """Before the first iteration."""
+
+    def after_train(self) -> None:
+        """After the last iteration, also when an exception ended the run.
+
+        `trainer.iter` is `trainer.max_iter` exactly when the run finished.
+        """
+
+    def before_step(self) -> None:
+        """Before each iteration."""
+
+    def after_backward(self) -> None:
+        """Between backward and the optimizer's step; under AMP gradients are still scaled."""
+
+    def after_step(self) -> None:
+        """After each iteration."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs; loaded by `load_state_dict`, which such a hook has too."""
+        return {}
+
+
+class TrainerBase:
+    """Runs hooks and `run_step` from one iteration to another.
+
+    Attributes:
+        iter: the present iteration; `max_iter` once the run has finished.
+        start_iter: the first iteration of this call of `train`.
+        max_iter: the iteration after the last.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: list[HookBase] = []
+        self._storage: EventStorage | None = None
+        self.iter = 0
+        self.start_iter = 0
+        self.max_iter = 0
+
+    @property
+    def storage(self) -> EventStorage:
+        """Where measurements go; of the run around it for a trainer that another one steps."""
+        return get_event_storage() if self._storage is None else self._storage
+
+    def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
+        """Add hooks; they are called in the order of registration. None is skipped."""
+        for hook in hooks:
+            if hook is not None:
+                # A proxy, since a cycle would keep the model's memory until garbage collection.
+                hook.trainer = weakref.proxy(self)
+                self._hooks.append(hook)
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run the iterations from `start_iter` up to, but not including, `max_iter`."""
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        _log.info("Starting training from iteration %d", start_iter)
+        with EventStorage(start_iter) as self._storage:
+            try:
+                self.before_train()
+                for self.iter in range(start_iter, max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = max(start_iter, max_iter)
+            finally:
+                self.after_train()
+
+    def before_train(self) -> None:
+        """Call the hooks."""
+        for hook in self._hooks:
+            hook.before_train()
+
+    def after_train(self) -> None:
+        """Call the hooks."""
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            hook.after_train()
+
+    def before_step(self) -> None:
+        """Call the hooks."""
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            hook.before_step()
+
+    def after_backward(self) -> None:
+        """Call the hooks."""
+        for hook in self._hooks:
+            hook.after_backward()
+
+    def after_step(self) -> None:
+        """Call the hooks."""
+        for hook in self._hooks:
+            hook.after_step()
+
+    def run_step(self) -> None:
+        """One iteration."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """The iteration and the state of the hooks that have one, by class name."""
+        hooks: dict[str, Any] = {}
+        for name, hook in self._named_hooks():
+            if state := hook.state_dict():
+                hooks[name] = state
+        return {"iteration": self.iter, **({"hooks": hooks} if hooks else {})}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; hooks are matched by class name."""
+        self.iter = state_dict["iteration"]
+        present = dict(self._named_hooks())
+        for name, state in state_dict.get("hooks", {}).items():
+            if name in present:
+                present[name].load_state_dict(state)  # type: ignore[attr-defined]
+            else:
+                _log.warning("the checkpoint has the state of a hook %s, this run has none", name)
+
+    def _named_hooks(self) -> Iterator[tuple[str, HookBase]]:
+        """Class name and hook; the second of a class is `Name#2`, and so on."""
+        counts: dict[str, int] = {}
+        for hook in self._hooks:
+            name = type(hook).__qualname__
+            counts[name] = counts.get(name, 0) + 1
+            yield (name if counts[name] == 1 else f"{name}#{counts[name]}"), hook
+
+
+class SimpleTrainer(TrainerBase):
+    """One loss, one optimizer, one stream of batches.
+
+    Args:
+        model: from a batch to a dict of scalar losses (with further measurements in its
+            `.metrics`, if it has that), or to one scalar. It is put into training mode.
+        data_loader: gives batches; one with `seek(iteration)` continues there, one that ends is
+            begun anew.
+        optimizer: over the model's parameters.
+        seed: >= 0: torch's generators are seeded from (seed, iteration, rank) before each forward,
+            so that a resumed run draws the same numbers. None leaves them alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any] | None,
+        optimizer: Optimizer,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        model.train()
+        self.model = model
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.seed = seed
+        self.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self._batches: Iterator[Any] | None = None
+
+    def run_step(self) -> None:
+        """Batch, losses, gradients, measurements, step.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the parameters are still those before.
+        """
+        if not self.model.training:
+            raise RuntimeError("the model is in evaluation mode: call model.train() first")
+        start = time.perf_counter()
+        if self._batches is None:
+            self._batches = _endless(self.data_loader, self.iter)
+        batch = next(self._batches)
+        data_time = time.perf_counter() - start
+
+        self._seed_generators()
+        with self._autocast():
+            losses = self.model(batch)
+        if isinstance(losses, Tensor):
+            losses = {"total_loss": losses}
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        self.after_backward()
+        self._write_metrics(losses, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def _seed_generators(self) -> None:
+        if self.seed is not None:
+            counters = np.random.SeedSequence((self.seed, self.iter, comm.get_rank()))
+            torch.manual_seed(int(counters.generate_state(1, np.uint64)[0]))
+
+    def _write_metrics(self, loss_dict: Mapping[str, Tensor], data_time: float) -> None:
+        """Store losses and metrics, as means over the processes; all stop at a bad loss."""
+        own = (_as_floats(loss_dict), _as_floats(getattr(loss_dict, "metrics", {})), data_time)
+        all_losses, all_metrics, all_times = zip(*comm.all_gather(own), strict=True)
+        losses = _mean(all_losses)
+        total = sum(losses.values())
+        if not math.isfinite(total):
+            terms = ", ".join(f"{name} = {value:.5g}" for name, value in losses.items())
+            raise FloatingPointError(
+                f"iteration {self.iter}: the loss is not finite: {terms}. A lower SOLVER.BASE_LR, "
+                "a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS.ENABLED may help"
+            )
+        self.storage.put_scalars(rank_data_time=data_time, data_time=max(all_times))
+        self.storage.put_scalars(**{"total_loss": total, **losses, **_mean(all_metrics)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also the optimizer's."""
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Also the optimizer's."""
+        super().load_state_dict(state_dict)
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+
+
+class AMPTrainer(SimpleTrainer):
+    """Forward in mixed precision; float16 with a gradient scaler, bfloat16 without.
+
+    Args:
+        model: see SimpleTrainer.
+        data_loader: see SimpleTrainer.
+        optimizer: see SimpleTrainer.
+        seed: see SimpleTrainer.
+        precision: of autocast; by default float16 on CUDA and bfloat16 on the CPU.
+        grad_scaler: by default torch's own where precision is float16.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[Any] | None,
+        optimizer: Optimizer,
+        *,
+        seed: int | None = None,
+        precision: torch.dtype | None = None,
+        grad_scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer, seed=seed)
+        self._device = next(model.parameters()).device.type
+        default = torch.float16 if self._device == "cuda" else torch.bfloat16
+        self.precision = precision or default
+        self.grad_scaler = grad_scaler or torch.amp.GradScaler(
+            self._device, enabled=self.precision is torch.float16
+        )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device, dtype=self.precision)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also the gradient scaler's."""
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Also the gradient scaler's, if the checkpoint is of a run with AMP."""
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _endless(loader: Iterable[Any] | None, start: int) -> Iterator[Any]:
+    """Batches from number `start` on if the loader can seek; again and again if it ends."""
+    if loader is None:
+        raise ValueError("the trainer has no data_loader")
+    if hasattr(loader, "seek"):
+        loader.seek(start)  # type: ignore[attr-defined]
+    while True:
+        count = 0
+        for count, batch in enumerate(loader, start=1):  # noqa: B007
+            yield batch
+        if count == 0:
+            raise DataError("the training data loader gives no batch; is DATASETS.TRAIN empty?")
+
+
+def _as_floats(scalars: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """The same as Python floats; tensors travel in one transfer, each alone would wait for CUDA."""
+    tensors = {name: value for name, value in scalars.items() if isinstance(value, Tensor)}
+    floats = {name: float(v) for name, v in scalars.items() if not isinstance(v, Tensor)}
+    if tensors:
+        stacked = torch.stack([value.detach().float().reshape(()) for value in tensors.values()])
+        floats |= dict(zip(tensors, stacked.tolist(), strict=True))
+    return {name: floats[name] for name in scalars}
+
+
+def _mean(dicts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Of each name, over the processes that have it."""
+    values: dict[str, list[float]] = {}
+    for one in dicts:
+        for name, value in one.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}

@@ -1,0 +1,323 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from segdet.checkpoint import DetectionCheckpointer
+from segdet.config import CfgNode, get_cfg
+from segdet.data import MetadataCatalog
+from segdet.engine import DefaultPredictor, DefaultTrainer, defaults, hooks
+from segdet.errors import ConfigError, DataError
+from segdet.evaluation import DatasetEvaluator
+
+
+class Net(nn.Module):
+    """In training a noisy loss; else the number of what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, batch):
+        if not self.training:
+            return [{"instances": len(batch)}]
+        return {"loss": self.linear(batch + torch.randn_like(batch)).square().mean()}
+
+
+class Stream:
+    """Batch k is a function of the seed and k."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.start = seed, 0
+
+    def seek(self, batch_index: int) -> None:
+        self.start = batch_index
+
+    def __iter__(self):
+        k = self.start
+        while True:
+            yield torch.full((2, 4), (self.seed % 97) / 97 + k)
+            k += 1
+
+
+class Count(DatasetEvaluator):
+    """How many batches it saw."""
+
+    def reset(self) -> None:
+        self.count = 0
+
+    def process(self, inputs, outputs) -> None:
+        self.count += outputs[0]["instances"]
+
+    def evaluate(self) -> dict:
+        return {"bbox": {"AP": float(self.count)}}
+
+
+class Trainer(DefaultTrainer):
+    """As users write them: class methods overridden."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return Net()
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Stream:
+        return Stream(cfg.SEED)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> list:
+        return [[0]] * len(dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Count:
+        return Count()
+
+    def build_hooks(self) -> list:
+        given = super().build_hooks()
+        self.losses: list[float] = []
+        given.insert(-1, hooks.CallbackHook(after_step=self.note))
+        return given
+
+    def note(self, trainer: DefaultTrainer) -> None:
+        self.losses.append(trainer.storage.latest()["total_loss"][0])
+
+
+@pytest.fixture
+def cfg(tmp_path) -> CfgNode:
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    cfg.SEED = 3
+    cfg.SOLVER.MAX_ITER = 8
+    cfg.SOLVER.STEPS = (6,)
+    cfg.SOLVER.WARMUP_ITERS = 2
+    cfg.SOLVER.BASE_LR = 0.01
+    cfg.SOLVER.CHECKPOINT_PERIOD = 3
+    cfg.DATASETS.TEST = ("abc",)
+    return cfg
+
+
+def metrics(cfg: CfgNode) -> list[dict]:
+    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_run_leaves_what_it_should(cfg):
+    cfg.TEST.EVAL_PERIOD = 4
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    assert trainer.train() == {"bbox": {"AP": 3.0}}
+    files = {path.name for path in Path(cfg.OUTPUT_DIR).iterdir()}
+    expected = {"model_0000002.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"}
+    assert expected <= files
+    assert any(name.startswith("events.out.tfevents") for name in files)
+    periodic, last, final = metrics(cfg)
+    assert periodic == {"iteration": 3, "bbox/AP": 3.0}
+    assert {"total_loss", "loss", "lr", "time", "data_time", "eta_seconds"} <= set(last)
+    assert last["iteration"] == 7
+    assert final == {"iteration": 8, "bbox/AP": 3.0}
+    assert isinstance(trainer.model, Net) and trainer.model.training
+    assert isinstance(trainer.optimizer, torch.optim.SGD)
+    assert isinstance(trainer.data_loader, Stream)
+    content = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    assert set(content) == {"model", "trainer", "iteration"}
+    assert set(content["trainer"]) == {"iteration", "hooks", "_trainer", "seed"}
+    assert set(content["trainer"]["_trainer"]) == {"iteration", "optimizer"}
+    assert content["trainer"]["hooks"]["LRScheduler"] == {"base_lrs": [0.01], "last_epoch": 8}
+
+
+def cut(cfg: CfgNode) -> list[float]:
+    """The losses of a run that is cut after 6 iterations and resumed by a second trainer."""
+    first = Trainer(cfg)
+    first.max_iter = 6
+    first.train()
+    second = Trainer(cfg)
+    second.resume_or_load(resume=True)
+    assert second.start_iter == 6
+    second.train()
+    return first.losses + second.losses
+
+
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(cfg, tmp_path):
+    whole = Trainer(cfg)
+    whole.train()
+    cfg.OUTPUT_DIR = str(tmp_path / "cut")
+    assert cut(cfg) == whole.losses
+    rates = [line["lr"] for line in metrics(cfg) if "lr" in line]
+    assert rates == pytest.approx([0.01, 0.001])
+
+
+def test_a_drawn_seed_is_logged_kept_and_continued(cfg, tmp_path, capsys):
+    cfg.SEED = -1
+    first = Trainer(cfg)
+    drawn = first.cfg.SEED
+    assert drawn >= 0
+    assert cfg.SEED == -1
+    assert f"drew SEED {drawn}" in capsys.readouterr().out
+    first.max_iter = 4
+    first.train()
+    second = Trainer(cfg)
+    assert drawn != second.cfg.SEED
+    second.resume_or_load(resume=True)
+    assert second.cfg.SEED == second._trainer.seed == second.data_loader.seed == drawn
+    second.train()
+    cfg.SEED, cfg.OUTPUT_DIR = drawn, str(tmp_path / "whole")
+    whole = Trainer(cfg)
+    whole.train()
+    assert first.losses + second.losses == whole.losses
+
+
+def test_resuming_without_a_checkpoint_begins_at_the_weights(cfg, tmp_path):
+    donor = Net()
+    DetectionCheckpointer(donor, str(tmp_path)).save("weights")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 0
+    assert torch.equal(trainer.model.linear.weight, donor.linear.weight)
+
+
+def test_amp_by_the_config(cfg):
+    cfg.SOLVER.AMP.ENABLED = True
+    cfg.SOLVER.MAX_ITER = 1
+    cfg.SOLVER.STEPS = ()
+    trainer = Trainer(cfg)
+    trainer.train()
+    assert "grad_scaler" in trainer.state_dict()["_trainer"]
+    assert math.isfinite(trainer.losses[0])
+
+
+def test_hooks_of_the_trainer_see_the_gradients(cfg):
+    seen = []
+
+    class Look(hooks.HookBase):
+        def after_backward(self) -> None:
+            seen.append(self.trainer.model.linear.weight.grad is not None)
+
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 2, ()
+    trainer = Trainer(cfg)
+    trainer.register_hooks([Look()])
+    trainer.train()
+    assert seen == [True, True]
+
+
+def test_expected_results_that_are_missed_end_with_exit_code_1(cfg):
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, ()
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 3.0, 0.1]]
+    Trainer(cfg).train()
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 4.0, 0.1]]
+    with pytest.raises(SystemExit) as exit:
+        Trainer(cfg).train()
+    assert exit.value.code == 1
+
+
+def test_several_data_sets_keep_their_names(cfg):
+    cfg.DATASETS.TEST = ("a", "bc")
+    assert Trainer.test(cfg, Net()) == {"a": {"bbox": {"AP": 1.0}}, "bc": {"bbox": {"AP": 2.0}}}
+    with pytest.raises(ValueError, match=r"2 data sets in DATASETS.TEST, 1 given"):
+        Trainer.test(cfg, Net(), Count())
+    cfg.DATASETS.TEST = ("a",)
+    assert Trainer.test(cfg, Net(), Count()) == {"bbox": {"AP": 1.0}}
+
+
+def test_evaluator_by_metadata(cfg):
+    MetadataCatalog.get("engine_test_lvis").set(evaluator_type="lvis")
+    with pytest.raises(ConfigError, match='evaluator_type "lvis"; the built-in one is "coco"'):
+        DefaultTrainer.build_evaluator(cfg, "engine_test_lvis")
+
+
+def test_what_is_not_built_is_refused(cfg):
+    cfg.TEST.PRECISE_BN.ENABLED = True
+    with pytest.raises(ConfigError, match=r"PRECISE_BN.ENABLED: not built yet"):
+        Trainer(cfg)
+
+
+def test_scaling_to_another_number_of_processes(cfg):
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    cfg.SOLVER.BASE_LR = 0.02
+    cfg.SOLVER.MAX_ITER = 5000
+    cfg.SOLVER.STEPS = (4000, 4500)
+    cfg.SOLVER.CHECKPOINT_PERIOD = 1000
+    cfg.TEST.EVAL_PERIOD = 500
+    cfg.freeze()
+    scaled = DefaultTrainer.auto_scale_workers(cfg, 16)
+    assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.BASE_LR) == (32, 0.04)
+    assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.STEPS) == (2500, (2000, 2250))
+    assert (scaled.SOLVER.WARMUP_ITERS, scaled.SOLVER.CHECKPOINT_PERIOD) == (1, 500)
+    assert (scaled.TEST.EVAL_PERIOD, scaled.SOLVER.REFERENCE_WORLD_SIZE) == (250, 16)
+    assert scaled.is_frozen()
+    assert cfg.SOLVER.MAX_ITER == 5000
+    assert DefaultTrainer.auto_scale_workers(cfg, 8) is cfg
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH = 12
+    with pytest.raises(ConfigError, match="IMS_PER_BATCH 12 cannot be divided"):
+        DefaultTrainer.auto_scale_workers(cfg, 4)
+
+
+class Echo(nn.Module):
+    """Gives back what it was given."""
+
+    def forward(self, batch: list[dict]) -> list[dict]:
+        return batch
+
+
+@pytest.fixture
+def predictor_of(monkeypatch):
+    """A predictor whose model is an echo."""
+
+    def build(cfg: CfgNode) -> DefaultPredictor:
+        monkeypatch.setattr(defaults, "build_model", lambda cfg: Echo())
+        return DefaultPredictor(cfg)
+
+    return build
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    """(20, 40, 3) BGR: blue everywhere."""
+    image = np.zeros((20, 40, 3), dtype=np.uint8)
+    image[..., 0] = 200
+    return image
+
+
+@pytest.mark.parametrize("format, blue", [("BGR", 0), ("RGB", 2)])
+def test_predictor_prepares_one_bgr_image(cfg, predictor_of, image, format, blue):
+    cfg.INPUT.FORMAT = format
+    cfg.INPUT.MIN_SIZE_TEST = 10
+    given = predictor_of(cfg)(image)
+    assert (given["height"], given["width"]) == (20, 40)
+    assert given["image"].shape == (3, 10, 20)
+    assert given["image"].dtype == torch.float32
+    expected = torch.zeros(3)
+    expected[blue] = 200
+    assert torch.equal(given["image"].amax((1, 2)), expected)
+
+
+def test_predictor_keeps_the_size_where_the_config_says_so(cfg, predictor_of, image):
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    assert predictor_of(cfg)(image)["image"].shape == (3, 20, 40)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (None, "None, as cv2.imread returns"),
+        ("a.jpg", "must be a numpy array, is str"),
+        (np.zeros((4, 4), np.uint8), r"must be \(H, W, 3\) in BGR order, is \(4, 4\)"),
+        (np.zeros((4, 4, 4), np.uint8), r"is \(4, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"is \(0, 4, 3\)"),
+    ],
+)
+def test_predictor_names_what_is_no_image(cfg, predictor_of, wrong, message):
+    with pytest.raises(DataError, match=message):
+        predictor_of(cfg)(wrong)
+
+
+def test_predictor_refuses_an_unknown_channel_order(cfg, predictor_of):
+    cfg.INPUT.FORMAT = "YUV"
+    with pytest.raises(ConfigError, match=r'INPUT.FORMAT must be "BGR" or "RGB", is "YUV"'):
+        predictor_of(cfg)

@@ -1,0 +1,107 @@
+import argparse
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from segdet.config import get_cfg
+from segdet.engine import (
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+)
+from segdet.errors import ConfigError
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path / "out" / "run")
+    return cfg
+
+
+@pytest.fixture(autouse=True)
+def _backends_as_before():
+    precision = torch.get_float32_matmul_precision()
+    flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = flags
+
+
+ARGS = argparse.Namespace(config_file="", eval_only=False)
+
+
+def test_leaves_the_config_and_a_log(cfg, tmp_path):
+    cfg.SOLVER.BASE_LR = 0.125
+    cfg.freeze()
+    default_setup(cfg, ARGS)
+    folder = tmp_path / "out" / "run"
+    again = get_cfg()
+    again.merge_from_file(str(folder / "config.yaml"))
+    assert again.dump() == cfg.dump()  # YAML turns inner tuples into lists
+    log = (folder / "log.txt").read_text()
+    assert "Process 0 of 1" in log
+    assert torch.__version__ in log
+
+
+def test_seeds_every_generator(cfg):
+    def draws() -> tuple:
+        default_setup(cfg, ARGS)
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    cfg.SEED = 7
+    assert draws() == draws()
+    cfg.SEED = -1
+    assert draws() != draws()
+
+
+def test_precision_and_cudnn(cfg):
+    cfg.FLOAT32_PRECISION = "high"
+    cfg.CUDNN_BENCHMARK = True
+    default_setup(cfg, argparse.Namespace(eval_only=True))
+    assert torch.get_float32_matmul_precision() == "high"
+    assert torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cudnn.benchmark
+    cfg.FLOAT32_PRECISION = "highest"
+    default_setup(cfg, ARGS)
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.benchmark
+    cfg.FLOAT32_PRECISION = "low"
+    with pytest.raises(ConfigError, match=r'FLOAT32_PRECISION must be .*, is "low"'):
+        default_setup(cfg, ARGS)
+
+
+def test_command_line_of_detectron2():
+    line = (
+        "--config-file a.yaml --resume --eval-only --num-gpus 2 --num-machines 3 "
+        "--machine-rank 1 --dist-url tcp://h:1 MODEL.DEVICE cpu SOLVER.BASE_LR 0.1"
+    )
+    args = default_argument_parser().parse_args(line.split())
+    assert vars(args) == {
+        "config_file": "a.yaml",
+        "resume": True,
+        "eval_only": True,
+        "num_gpus": 2,
+        "num_machines": 3,
+        "machine_rank": 1,
+        "dist_url": "tcp://h:1",
+        "opts": ["MODEL.DEVICE", "cpu", "SOLVER.BASE_LR", "0.1"],
+    }
+    args = default_argument_parser().parse_args([])
+    assert (args.num_gpus, args.dist_url, args.opts) == (1, "auto", [])
+
+
+def test_writers_make_their_folder(tmp_path):
+    folder = tmp_path / "a" / "b"
+    for writer in default_writers(str(folder), 10):
+        writer.close()
+    assert (folder / "metrics.json").read_text() == ""
+
+
+def test_one_process_needs_no_ddp():
+    model = nn.Linear(1, 1)
+    assert create_ddp_model(model) is model
