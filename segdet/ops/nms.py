@@ -53,6 +53,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     if library.has_binary(boxes.device):
         return torch.ops.segdet.batched_nms(boxes, scores, idxs, iou_threshold)
     _check_length(boxes, idxs, "idxs")
+    if idxs.is_floating_point():
+        raise RuntimeError(f"segdet::batched_nms: idxs must be whole numbers, is {idxs.dtype}")
     keep = torch.zeros_like(idxs, dtype=torch.bool)
     for one in set(idxs.tolist()):
         members = torch.where(idxs == one)[0]

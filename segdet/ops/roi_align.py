@@ -167,7 +167,7 @@ def _plain(
     aligned: bool,
 ) -> Tensor:
     """RoIAlign as a product: weights of rows (h, H) @ map (C, H, W) @ weights of columns (W, w)."""
-    pooled = [maps.new_zeros(0, maps.shape[1], *output_size)]
+    pooled = [maps[:0, :, :1, :1].expand(-1, -1, *output_size)]  # without regions: no rows
     for image, x1, y1, x2, y2 in rois.tolist():
         rows, columns = (
             _axis_weights(low, high, bins, size, spatial_scale, sampling_ratio, aligned).to(maps)

@@ -1,0 +1,256 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from segdet.ops import roi_align
+
+NAN, INF = math.nan, math.inf
+
+
+def roi_align_by_definition(
+    maps: Tensor, rois: Tensor, size: tuple[int, int], scale: float, ratio: int, aligned: bool
+) -> Tensor:
+    """Every sample of every bin, one after the other, in float64."""
+    maps, (_, channels, height, width) = maps.double(), maps.shape
+    out = torch.zeros(len(rois), channels, *size, dtype=torch.float64)
+    for r, (image, *box) in enumerate(rois.tolist()):
+        x1, y1, x2, y2 = (value * scale - (0.5 if aligned else 0) for value in box)
+        bin_h, bin_w = (y2 - y1) / size[0], (x2 - x1) / size[1]
+        if not aligned:
+            bin_h, bin_w = max(y2 - y1, 1) / size[0], max(x2 - x1, 1) / size[1]
+        grid_h = ratio if ratio > 0 else math.ceil(bin_h)
+        grid_w = ratio if ratio > 0 else math.ceil(bin_w)
+        for py in range(size[0]):
+            for px in range(size[1]):
+                for iy in range(grid_h):
+                    for ix in range(grid_w):
+                        y = y1 + (py + (iy + 0.5) / grid_h) * bin_h
+                        x = x1 + (px + (ix + 0.5) / grid_w) * bin_w
+                        if not (-1 <= y <= height and -1 <= x <= width):
+                            continue
+                        y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+                        for cy in {math.floor(y), math.ceil(y)}:
+                            for cx in {math.floor(x), math.ceil(x)}:
+                                share = (1 - abs(y - cy)) * (1 - abs(x - cx))
+                                out[r, :, py, px] += share * maps[int(image), :, cy, cx]
+                out[r, :, py, px] /= max(grid_h * grid_w, 1)
+    return out
+
+
+def random_rois(n: int, images: int, side: float) -> Tensor:
+    """(n, 5): a third of the corners lie outside of an image of that side."""
+    corner = (torch.rand(n, 2) * 1.5 - 0.25) * side
+    extent = torch.rand(n, 2) * side
+    image = torch.arange(n)[:, None] % images
+    return torch.cat([image, corner, corner + extent], dim=1)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 1, 3])
+@pytest.mark.parametrize("size", [(3, 3), (2, 5), (1, 1)])
+def test_matches_definition(implementation, device, size, ratio, aligned):
+    maps, rois = torch.randn(2, 3, 11, 14), random_rois(12, 2, 45.0)
+    out = roi_align(maps.to(device), rois.to(device), size, 0.25, ratio, aligned)
+    expected = roi_align_by_definition(maps, rois, size, 0.25, ratio, aligned)
+    torch.testing.assert_close(out.cpu().double(), expected, atol=2e-5, rtol=0)
+
+
+def test_matches_definition_in_float64(implementation, device):
+    maps, rois = torch.randn(2, 3, 11, 14).double(), random_rois(12, 2, 45.0).double()
+    out = roi_align(maps.to(device), rois.to(device), 3, 0.25)
+    expected = roi_align_by_definition(maps, rois, (3, 3), 0.25, 0, True)
+    torch.testing.assert_close(out.cpu(), expected, atol=1e-12, rtol=0)
+
+
+def test_known_values_of_both_rules(implementation):
+    maps = torch.arange(25.0).reshape(1, 1, 5, 5)
+    rois = torch.tensor([[0.0, 1, 1, 3, 3]])
+    aligned = roi_align(maps, rois, 4)[0, 0]
+    torch.testing.assert_close(aligned[0], torch.tensor([4.5, 5.0, 5.5, 6.0]))
+    torch.testing.assert_close(aligned[:, 0], 4.5 + 2.5 * torch.arange(4.0))
+    legacy = roi_align(maps, rois, 4, aligned=False)[0, 0]
+    torch.testing.assert_close(legacy[0], torch.tensor([7.5, 8.0, 8.5, 9.0]))
+
+
+def test_nothing_to_pool(implementation, device):
+    maps = torch.randn(2, 3, 5, 5, device=device, requires_grad=True)
+    out = roi_align(maps, torch.zeros(0, 5, device=device), (2, 4))
+    assert out.shape == (0, 3, 2, 4)
+    out.sum().backward()
+    assert maps.grad is not None and not maps.grad.any()
+    rois = torch.zeros(0, 5, device=device)
+    assert roi_align(torch.zeros(0, 3, 5, 5, device=device), rois, 2).shape == (0, 3, 2, 2)
+    rois = torch.tensor([[0.0, 1, 1, 3, 3]], device=device)
+    assert roi_align(torch.zeros(1, 0, 5, 5, device=device), rois, 2).shape == (1, 0, 2, 2)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize(
+    "box",
+    [
+        (100, 100, 120, 120),  # beyond the map
+        (-60, -60, -40, -40),
+        (NAN, 1, 3, 3),
+        (1, 1, NAN, 3),
+        (-INF, 1, 3, 3),
+        (1, 1, INF, INF),
+        (-INF, -INF, INF, INF),
+        (1e30, 1e30, 2e30, 2e30),
+        (-1e30, -1e30, 1e30, 1e30),
+    ],
+)
+def test_regions_off_the_map_are_zero(implementation, device, box, ratio):
+    maps = torch.randn(1, 2, 6, 7, device=device, requires_grad=True)
+    rois = torch.tensor([[0.0, *box], [0.0, 1, 1, 4, 4]], device=device)
+    out = roi_align(maps, rois, 3, 1.0, ratio)
+    assert not out[0].any()
+    assert out[1].all()
+    out[:1].sum().backward()
+    assert maps.grad is not None and not maps.grad.any()
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_inverted_regions_stay_within_the_map(compiled, ratio, aligned):
+    maps = torch.ones(1, 1, 6, 7, device=compiled)
+    rois = torch.tensor([[0.0, 5, 5, 1, 1], [0.0, 300, 300, -300, -300]], device=compiled)
+    out = roi_align(maps, rois, 3, 1.0, ratio, aligned)
+    assert ((out >= 0) & (out <= 1 + 1e-6)).all()  # an average of ones and zeros
+
+
+def test_region_without_extent_is_zero_when_aligned_and_adaptive(implementation, device):
+    maps = torch.ones(1, 1, 6, 7, device=device)
+    rois = torch.tensor([[0.0, 2, 2, 2, 2]], device=device)
+    assert not roi_align(maps, rois, 3).any()
+    assert roi_align(maps, rois, 3, aligned=False).eq(1).all()
+    assert roi_align(maps, rois, 3, sampling_ratio=2).eq(1).all()
+
+
+def test_region_much_larger_than_the_map_costs_no_more_than_the_map(compiled):
+    maps = torch.ones(1, 1, 4, 4, device=compiled)
+    rois = torch.tensor([[0.0, -1e6, -1e6, 1e6, 1e6]], device=compiled)
+    out = roi_align(maps, rois, 1)  # 4e12 samples, 36 of which meet the map
+    torch.testing.assert_close(out.item(), 36 / 4e12, rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(implementation, device, dtype):
+    maps, rois = torch.randn(2, 3, 11, 14).to(dtype), random_rois(9, 2, 45.0)
+    rois[:, 1:] += 0.003  # less than the narrow types resolve
+    out = roi_align(maps.to(device), rois.to(device), 3, 0.25)
+    assert out.dtype == dtype
+    wide = roi_align_by_definition(maps, rois, (3, 3), 0.25, 0, True)
+    torch.testing.assert_close(out.cpu(), wide.to(dtype), atol=0, rtol=1e-2)
+
+
+def test_autocast_keeps_the_features_type(compiled):
+    maps, rois = torch.randn(1, 3, 8, 8, device=compiled), random_rois(4, 1, 8.0).to(compiled)
+    with torch.autocast(compiled, torch.bfloat16):
+        assert roi_align(maps.bfloat16(), rois, 3).dtype == torch.bfloat16
+        assert roi_align(maps, rois, 3).dtype == torch.float32
+
+
+def test_any_memory_layout(implementation, device):
+    maps, rois = torch.randn(2, 4, 9, 9, device=device), random_rois(6, 2, 9.0).to(device)
+    expected = roi_align(maps, rois, 3)
+    channels_last = maps.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(roi_align(channels_last, rois, 3), expected)
+    torch.testing.assert_close(roi_align(maps, rois.T.contiguous().T, 3), expected)
+
+
+@pytest.mark.parametrize(
+    "maps, rois, message",
+    [
+        ((3, 5, 5), (1, 5), r"input must be \(B, C, H, W\), has 3 dimensions"),
+        ((1, 3, 5, 5), (1, 4), r"rois must be \(R, 5\), has"),
+        ((1, 3, 5, 5), (5,), r"rois must be \(R, 5\), has"),
+    ],
+)
+def test_rejects_wrong_shapes(implementation, device, maps, rois, message):
+    with pytest.raises(RuntimeError, match=message):
+        roi_align(torch.zeros(maps, device=device), torch.zeros(rois, device=device), 2)
+
+
+@pytest.mark.parametrize("index", [2.0, -1.0, NAN, INF])
+def test_rejects_an_image_that_is_not_there(implementation, index):
+    with pytest.raises(RuntimeError, match=r"index in the batch and must be in \[0, 2\)"):
+        roi_align(torch.zeros(2, 3, 5, 5), torch.tensor([[index, 0, 0, 1, 1]]), 2)
+
+
+@pytest.mark.cuda
+def test_cuda_marks_an_image_that_is_not_there():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    rois = torch.tensor([[2.0, 0, 0, 1, 1]], device="cuda")
+    assert roi_align(torch.zeros(2, 3, 5, 5, device="cuda"), rois, 2).isnan().all()
+
+
+def test_rejects_what_it_cannot_compute(compiled):
+    maps, rois = torch.zeros(1, 3, 5, 5, device=compiled), torch.zeros(1, 5, device=compiled)
+    with pytest.raises(RuntimeError, match="input must be floating point, is Long"):
+        roi_align(maps.long(), rois, 2)
+    with pytest.raises(RuntimeError, match="rois must be floating point, is Int"):
+        roi_align(maps, rois.int(), 2)
+    with pytest.raises(RuntimeError, match=r"output_size must be positive, is \(0, 2\)"):
+        roi_align(maps, rois, (0, 2))
+    with pytest.raises(RuntimeError, match="at least one cell, has height 0 and width 5"):
+        roi_align(maps[:, :, :0], rois, 2)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_gradient(implementation, device, ratio, aligned):
+    maps = torch.randn(2, 1, 4, 5, dtype=torch.float64, device=device, requires_grad=True)
+    rois = random_rois(4, 2, 8.0).double().to(device)
+
+    def pooled(maps: Tensor) -> Tensor:
+        return roi_align(maps, rois, (2, 1), 0.5, ratio, aligned)
+
+    assert torch.autograd.gradcheck(pooled, maps, nondet_tol=1e-12 if device == "cuda" else 0)
+
+
+def test_second_gradient(compiled):
+    maps = torch.randn(1, 1, 3, 4, dtype=torch.float64, device=compiled, requires_grad=True)
+    rois = random_rois(2, 1, 6.0).double().to(compiled)
+    assert torch.autograd.gradgradcheck(lambda maps: roi_align(maps, rois, 2, 0.5), maps)
+
+
+def test_same_bits_for_any_number_of_threads():
+    maps, rois = torch.randn(2, 5, 20, 20), random_rois(60, 2, 20.0)
+
+    def run(threads: int) -> tuple[Tensor, Tensor]:
+        torch.set_num_threads(threads)
+        leaf = maps.clone().requires_grad_()
+        out = roi_align(leaf, rois, 7)
+        out.square().sum().backward()
+        return out.detach(), leaf.grad
+
+    threads = torch.get_num_threads()
+    try:
+        for a, b in zip(run(1), run(3), strict=True):
+            assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_is_a_well_formed_op(compiled):
+    maps = torch.randn(2, 3, 8, 9, device=compiled, requires_grad=True)
+    rois = random_rois(4, 2, 9.0).to(compiled)
+    torch.library.opcheck(torch.ops.segdet.roi_align, (maps, rois, 2, 3, 0.5, 0, True))
+    grad = torch.randn(4, 3, 2, 3, device=compiled, requires_grad=True)
+    torch.library.opcheck(
+        torch.ops.segdet.roi_align_backward, (grad, rois, 2, 3, 8, 9, 0.5, 0, True)
+    )
+
+
+@pytest.mark.slow
+def test_compiles_to_one_graph(compiled):
+    pool = torch.compile(roi_align, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in (8, 11):
+        maps = torch.randn(2, 3, size, 9, device=compiled, requires_grad=True)
+        rois = random_rois(size, 2, 9.0).to(compiled)
+        (expected,) = torch.autograd.grad(roi_align(maps, rois, 2).square().sum(), maps)
+        (grad,) = torch.autograd.grad(pool(maps, rois, 2).square().sum(), maps)
+        torch.testing.assert_close(grad, expected)
