@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import Polygon as ShapelyPolygon
-from shapely import contains_xy, prepare
+from shapely import contains_xy, points, prepare
 from shapely.geometry import box as shapely_box
 
 from segdet.structures import polygons_to_bitmask, rasterize_polygons_within_box
@@ -101,14 +101,8 @@ def test_cutting_a_vast_polygon_keeps_its_shape():
     prepare(shape)
     x, y = np.meshgrid(np.arange(40) + 0.5, np.arange(40) + 0.5)
     wrong = mask != contains_xy(shape, x, y)
-    near = np.array([[shape.boundary.distance(p) < 1 for p in row] for row in _points(x, y)])
+    near = np.array([[shape.boundary.distance(p) < 1 for p in row] for row in points(x, y)])
     assert not (wrong & ~near).any() and mask.any() and not mask.all()
-
-
-def _points(x: np.ndarray, y: np.ndarray) -> list:
-    from shapely import points
-
-    return points(x, y)
 
 
 def test_target_inside_a_box():
