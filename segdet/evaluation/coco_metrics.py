@@ -60,7 +60,7 @@ def coco_metrics(
     if kind == "segm":
         ground_truth = _with_a_mask_for_all(ground_truth)
     precision, recall = BACKENDS[backend or default_backend()](
-        ground_truth, predictions, kind, [1, 10, max_detections]
+        ground_truth, predictions, kind, [1, min(10, max_detections), max_detections]
     )
     return COCOMetrics(
         stats=_summarize(precision, recall),

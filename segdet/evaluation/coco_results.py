@@ -80,6 +80,8 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
     """
     rows = _read_list(json_file)
     kinds = [key for key in ("bbox", "segmentation") if not rows or key in rows[0]]
+    if not kinds:
+        raise DataError(f"{json_file}: results[0] has neither bbox nor segmentation")
     checked = []
     for number, row in enumerate(rows):
         try:
@@ -104,7 +106,7 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
     )
 
 
-def _read_list(json_file: str | os.PathLike[str]) -> list[Any]:
+def _read_list(json_file: str | os.PathLike[str]) -> list[dict]:
     try:
         rows = json.loads(Path(json_file).read_bytes())
     except OSError as error:
@@ -115,20 +117,21 @@ def _read_list(json_file: str | os.PathLike[str]) -> list[Any]:
         raise DataError(f"{json_file}: is not valid JSON ({error})") from None
     if type(rows) is not list:
         raise DataError(f"{json_file}: results must be a list, this is a {type(rows).__name__}")
+    for number, row in enumerate(rows):
+        if type(row) is not dict:
+            raise DataError(f"{json_file}: results[{number}] must be an object, is {row!r:.80}")
     return rows
 
 
 def _in_record(
-    error: DataError, json_file: str | os.PathLike[str], number: int, row: Any
+    error: DataError, json_file: str | os.PathLike[str], number: int, row: dict
 ) -> DataError:
-    image = f" (image_id {row['image_id']!r})" if type(row) is dict and "image_id" in row else ""
+    image = f" (image_id {row['image_id']!r})" if "image_id" in row else ""
     return DataError(f"{json_file}: results[{number}]{image}: {error}")
 
 
-def _check_row(row: Any, kinds: list[str], ground_truth: GroundTruth) -> tuple:
+def _check_row(row: dict, kinds: list[str], ground_truth: GroundTruth) -> tuple:
     """Image, category, score, box or None, mask or None."""
-    if type(row) is not dict:
-        raise DataError(f"must be an object, is {row!r:.80}")
     image = _known(row, "image_id", ground_truth.image_index)
     category = _known(row, "category_id", ground_truth.category_index)
     for key in ("score", *kinds):

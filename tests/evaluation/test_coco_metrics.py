@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+import torch
+
+from segdet.evaluation import coco_metrics as module
+from segdet.evaluation.coco_metrics import BACKENDS, coco_metrics
+from segdet.evaluation.coco_records import GroundTruth, Predictions
+from segdet.evaluation.rle import encode_masks
+
+NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+SIZE = (200, 240)  # room for large objects, > 96^2 pixels
+
+
+def ellipses(boxes: np.ndarray) -> list[dict]:
+    """One RLE inside each XYWH box."""
+    y, x = torch.meshgrid(torch.arange(SIZE[0]) + 0.5, torch.arange(SIZE[1]) + 0.5, indexing="ij")
+    bx, by, bw, bh = torch.as_tensor(boxes).reshape(-1, 4).clamp(min=1e-6).T[..., None, None]
+    masks = ((x - bx - bw / 2) / bw) ** 2 + ((y - by - bh / 2) / bh) ** 2 <= 0.25
+    return encode_masks(masks)
+
+
+def truth_of(image, category, boxes, crowd=None, *, images=1, categories=1) -> GroundTruth:
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return GroundTruth(
+        source="here",
+        annotated=True,
+        image_ids=list(range(images)),
+        image_sizes=np.array([SIZE] * images),
+        category_ids=list(range(categories)),
+        category_names=[f"class {k}" for k in range(categories)],
+        image=np.asarray(image, dtype=np.int64),
+        category=np.asarray(category, dtype=np.int64),
+        boxes=boxes,
+        areas=boxes[:, 2] * boxes[:, 3] * 0.8,
+        crowd=np.zeros(len(boxes), bool) if crowd is None else np.asarray(crowd),
+        masks=ellipses(boxes),
+    )
+
+
+def found_of(image, category, scores, boxes) -> Predictions:
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return Predictions(
+        image=np.asarray(image, dtype=np.int64),
+        category=np.asarray(category, dtype=np.int64),
+        scores=np.asarray(scores, dtype=np.float64),
+        boxes=boxes,
+        masks=ellipses(boxes),
+    )
+
+
+def random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:
+    """XYWH of all three of COCO's sizes."""
+    side = np.exp(rng.uniform(np.log(4), np.log(150), (number, 2)))
+    return np.concatenate([rng.uniform(-5, 150, (number, 2)), side], axis=1).round(1)
+
+
+def random_set(seed: int) -> tuple[GroundTruth, Predictions]:
+    """Crowds, classes and images without objects, jittered finds, duplicates, tied scores."""
+    rng = np.random.default_rng(seed)
+    images, categories, number = 6, 4, int(rng.integers(5, 40))
+    boxes = random_boxes(rng, number)
+    truth = truth_of(
+        rng.integers(0, images - 1, number),
+        rng.integers(0, categories - 1, number),
+        boxes,
+        rng.random(number) < 0.2,
+        images=images,
+        categories=categories,
+    )
+    chosen = rng.integers(0, number, 3 * number)
+    jitter = rng.normal(0, 0.06, (len(chosen), 4)) * boxes[chosen][:, [2, 3, 2, 3]]
+    moved = np.concatenate([boxes[chosen] + jitter.round(1), random_boxes(rng, number)])
+    moved[:, 2:] = moved[:, 2:].clip(min=0)
+    image = np.concatenate([truth.image[chosen], rng.integers(0, images, number)])
+    category = np.concatenate([truth.category[chosen], rng.integers(0, categories, number)])
+    scores = rng.integers(1, 10, len(moved)) / 10  # ties
+    order = rng.permutation(len(moved))
+    return truth, found_of(image[order], category[order], scores[order], moved[order])
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def backend(request) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(10))
+def test_backends_give_equal_numbers(seed, kind):
+    truth, found = random_set(seed)
+    for limit in (100, 3):
+        fast = coco_metrics(truth, found, kind, backend="hotcoco", max_detections=limit)
+        slow = coco_metrics(truth, found, kind, backend="pycocotools", max_detections=limit)
+        assert fast.stats == pytest.approx(slow.stats, abs=1e-12)
+        assert fast.category_ap == pytest.approx(slow.category_ap, abs=1e-12)
+        assert 0 < fast.stats["AP"] < 1 and fast.category_ap[3] == -1
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_two_perfect_finds_are_perfect_whatever_the_first_id(backend, kind):
+    boxes = [[10, 10, 50, 40], [100, 20, 60, 80]]
+    metrics = coco_metrics(
+        truth_of([0, 0], [0, 0], boxes), found_of([0, 0], [0, 0], [0.9, 0.8], boxes), kind,
+        backend=backend,
+    )  # fmt: skip
+    assert metrics.stats["AP"] == pytest.approx(1) and list(metrics.stats) == NAMES
+    assert metrics.category_ap == pytest.approx([1])
+
+
+def test_one_miss_and_one_false_alarm_by_hand(backend):
+    truth = truth_of([0, 0], [0, 0], [[10, 10, 50, 40], [100, 20, 60, 80]])
+    found = found_of([0, 0], [0, 0], [0.9, 0.8], [[180, 150, 20, 20], [10, 10, 50, 40]])
+    stats = coco_metrics(truth, found, "bbox", backend=backend).stats
+    # Precision 1/2 up to recall 1/2: 51 of the 101 recall points.
+    assert stats["AP"] == pytest.approx(0.5 * 51 / 101)
+    assert stats["AR1"] == 0 and stats["AR100"] == pytest.approx(0.5)
+    assert stats["APl"] == -1
+
+
+def test_masks_have_their_own_sizes(backend):
+    # An ellipse in a box of 34 x 34 covers 908 pixels: small by mask, medium by box.
+    box = [[10, 10, 34, 34]]
+    truth = truth_of([0], [0], box)
+    found = found_of([0], [0], [0.9], [[120, 120, 34, 34]])
+    assert coco_metrics(truth, found, "segm", backend=backend).stats["ARm"] == -1
+    stats = coco_metrics(truth, found_of([0, 0], [0, 0], [0.9, 0.8], box * 2), "segm").stats
+    assert stats["APs"] == pytest.approx(1)
+
+
+def test_objects_without_a_mask_are_regions_where_nothing_counts(backend, caplog):
+    truth = truth_of([0, 0], [0, 0], [[10, 10, 50, 40], [100, 20, 60, 80]])
+    truth.masks[1] = None
+    found = found_of([0, 0], [0, 0], [0.8, 0.9], truth.boxes)
+    stats = coco_metrics(truth, found, "segm", backend=backend).stats
+    assert stats["AP"] == pytest.approx(1)
+    assert "here: 1 of 2 annotations have no mask" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_nothing_found_is_zero_and_nothing_to_find_is_undefined(backend, kind):
+    some, none = [[10, 10, 50, 40]], np.zeros((0, 4))
+    missed = coco_metrics(
+        truth_of([0], [0], some), found_of([], [], [], none), kind, backend=backend
+    )
+    assert missed.stats["AP"] == 0 and missed.category_ap.tolist() == [0]
+    undefined = coco_metrics(
+        truth_of([], [], none), found_of([0], [0], [0.5], some), kind, backend=backend
+    )
+    assert set(undefined.stats.values()) == {-1} and undefined.category_ap.tolist() == [-1]
+
+
+def test_pycocotools_stands_in_where_hotcoco_is_missing(monkeypatch):
+    assert module.default_backend() == "hotcoco"
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert module.default_backend() == "pycocotools"
+
+
+def test_unknown_kinds_are_refused():
+    truth, found = random_set(0)
+    with pytest.raises(ValueError, match="must be bbox or segm, is 'keypoints'"):
+        coco_metrics(truth, found, "keypoints")
