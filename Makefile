@@ -34,7 +34,7 @@ $(stamp): pyproject.toml setup.py $(csrc)
 else
 $(stamp): pyproject.toml setup.py constraints.txt $(csrc)
 	test -x $(python) || $(PYTHON) -m venv $(VENV)
-	$(pip) --constraint constraints.txt setuptools torch ninja
+	$(pip) --constraint constraints.txt setuptools torch
 	$(pip) --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	@touch $@
 endif

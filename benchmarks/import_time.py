@@ -5,26 +5,23 @@ python -m benchmarks.import_time [--repeats N] [--json FILE]
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
-PACKAGES = ["segdet"] + [
+PEER = "torch"
+PACKAGES = [
     f"segdet.{file.parent.name}"
     for file in sorted((Path(__file__).parents[1] / "segdet").glob("*/__init__.py"))
 ]
+MODULES = ["segdet", *PACKAGES, "segdet.cli"]  # the last imports everything
 TIMED = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 
 
-def import_seconds(module: str, repeats: int) -> float:
-    """Median over `repeats` fresh interpreters, after one that warms the file cache."""
+def import_seconds(module: str) -> float:
     command = [sys.executable, "-c", TIMED.format(module)]
-    runs = [
-        subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        for _ in range(repeats + 1)
-    ]
-    return statistics.median(float(run) for run in runs[1:])
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
@@ -35,13 +32,25 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
     args = parser.parse_args()
 
-    torch_s = import_seconds("torch", args.repeats)
-    rows = []
-    for module in PACKAGES:
-        ours_s = import_seconds(module, args.repeats)
-        rows.append({"name": f"import {module}", "ours_s": ours_s, "peer": "import torch"})
-        rows[-1] |= {"peer_s": torch_s, "ratio": torch_s / ours_s, "limit_s": 1.2 * torch_s}
-        print(f"{module:22} {ours_s:7.3f} s   {ours_s / torch_s:5.2f} x import torch")
+    import_seconds(MODULES[-1])  # warms the file cache
+    # In rounds, so that a slow moment of the machine meets all alike.
+    rounds = [
+        {name: import_seconds(name) for name in [PEER, *MODULES]} for _ in range(args.repeats)
+    ]
+    seconds = {name: median(one[name] for one in rounds) for name in rounds[0]}
+    rows = [
+        {
+            "name": f"import {name}",
+            "ours_s": seconds[name],
+            "peer": f"import {PEER}",
+            "peer_s": seconds[PEER],
+            "ratio": seconds[PEER] / seconds[name],
+            "limit_s": None,
+        }
+        for name in MODULES
+    ]
+    for name in [PEER, *MODULES]:
+        print(f"{name:20} {seconds[name]:7.3f} s  {seconds[name] / seconds[PEER]:5.2f} x torch")
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1))
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import resolve_name
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,6 +45,7 @@ LAYERS = {
     ],
     "segdet.modeling.__init__": ["segdet.modeling.build", "segdet.modeling.meta_arch"],
     "segdet.utils": ["segdet.errors"],
+    "segdet.utils.collect_env": ["segdet", "segdet.ops"],
     "segdet.data": [
         "segdet.errors",
         "segdet.config.node",
@@ -95,21 +97,21 @@ def name_of(file: Path) -> str:
 MODULES = {name_of(file): file for file in sorted((ROOT / "segdet").rglob("*.py"))}
 
 
-def imports(node: ast.AST, inside_function: bool = False) -> Iterator[tuple[str, bool]]:
+def imports(node: ast.AST, package: str, inside: bool = False) -> Iterator[tuple[str, bool]]:
     """(module, whether inside a function) of every import but those for type checkers only."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             continue
         if isinstance(child, ast.Import):
-            yield from ((one.name, inside_function) for one in child.names)
+            yield from ((one.name, inside) for one in child.names)
         elif isinstance(child, ast.ImportFrom):
-            assert child.level == 0, f"write absolute imports, not {ast.unparse(child)}"
+            source = resolve_name("." * child.level + (child.module or ""), package)
             for one in child.names:
-                as_module = f"{child.module}.{one.name}"
-                yield as_module if is_module(as_module) else str(child.module), inside_function
+                as_module = f"{source}.{one.name}"
+                yield as_module if is_module(as_module) else source, inside
         else:
             is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-            yield from imports(child, inside_function or is_function)
+            yield from imports(child, package, inside or is_function)
 
 
 def is_module(name: str) -> bool:
@@ -119,7 +121,7 @@ def is_module(name: str) -> bool:
 @functools.cache
 def imports_of(module: str) -> list[tuple[str, bool]]:
     """As `imports`, with packages of ours under the name of their own module."""
-    found = imports(ast.parse(MODULES[module].read_text()))
+    found = imports(ast.parse(MODULES[module].read_text()), module.rpartition(".")[0])
     return [
         (f"{name}.__init__" if f"{name}.__init__" in MODULES else name, inside)
         for name, inside in found

@@ -8,6 +8,7 @@ from segdet.config.defaults import COMMON, NOT_BUILT_YET, SECTIONS, gather
 from segdet.config.reader import defaults_of, read_section
 from segdet.modeling.meta_arch import SYSTEMS
 
+ROOT = Path(__file__).parents[2]
 # Every key of detectron2, with its default as detectron2 writes it.
 DETECTRON2 = {
     "": {
@@ -184,9 +185,8 @@ def test_two_sections_that_disagree_are_an_internal_error():
 @pytest.mark.parametrize("case", ["mask_rcnn_r50_fpn", "mask_rcnn_r50_c4"])
 def test_an_official_file_resolves_as_in_the_original(parity_dir: Path, case: str):
     meta = json.loads((parity_dir / "models" / f"{case}.json").read_text())
-    configs = Path(__file__).parents[2] / "configs"
     cfg = get_cfg()
-    cfg.merge_from_file(str(configs / meta["official_config"]))
+    cfg.merge_from_file(str(ROOT / meta["official_config"]))
     cfg.merge_from_list(meta["overrides"])
     resolved = meta["resolved_config"] | {"MODEL.WEIGHTS": cfg.MODEL.WEIGHTS}
     ours = {path: as_lists(value) for path, value in flat(cfg).items() if path in resolved}
