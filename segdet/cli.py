@@ -47,7 +47,7 @@ def info(argv: list[str]) -> None:
 
 
 def yaml_with_sources(cfg: CfgNode, indent: str = "") -> Iterator[str]:
-    """Lines of YAML; behind a value that is no default stands what set it."""
+    """Lines of YAML; behind each value that something set stands what."""
     for key, value in cfg.items():
         if isinstance(value, CfgNode):
             yield f"{indent}{key}:"

@@ -194,9 +194,6 @@ def test_importing_every_module_loads_no_optional_package():
     assert not loaded_by(f"import {every}") & heavy
 
 
-# --- files --------------------------------------------------------------------------------------
-
-
 @functools.cache
 def tracked() -> list[Path]:
     run = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -224,9 +221,6 @@ def test_files_name_no_machine():
         and (match := pattern.search(file.read_text(encoding="utf-8", errors="ignore")))
     ]
     assert found == []
-
-
-# --- what belongs to a system, and to an op -----------------------------------------------------
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -127,9 +127,10 @@ LISTS = {
 
 def get_cfg() -> CfgNode:
     """The default config, with detectron2's keys and values."""
-    trees = [CfgNode(COMMON), CfgNode(NOT_BUILT_YET)]
+    trees = [CfgNode(COMMON)]
     trees += [CfgNode({"MODEL": defaults_of(section)}) for section in SYSTEMS.values()]
     trees += [CfgNode({key: defaults_of(section)}) for key, section in SECTIONS.items()]
+    trees += [CfgNode(NOT_BUILT_YET)]
     return gather(trees)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
+import os
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, cast
 
@@ -80,8 +81,6 @@ class CfgNode(dict[str, Any]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({super().__repr__()})"
 
-    # --- where values come from ---------------------------------------------------------------
-
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
         """(key path, value, where it was set) of every value, in the tree's order."""
         for key, value in self.items():
@@ -101,17 +100,15 @@ class CfgNode(dict[str, Any]):
             raise ConfigError(f"{path} is a section; each of its keys has its own source")
         return node._sources.get(key, DEFAULT)
 
-    # --- merging ------------------------------------------------------------------------------
-
     @classmethod
-    def load_yaml_with_base(cls, filename: str) -> CfgNode:
+    def load_yaml_with_base(cls, filename: str | os.PathLike[str]) -> CfgNode:
         """A YAML file merged over the files its `_BASE_` names, before any defaults."""
         tree = cls()
-        for file, mapping in yaml_layers(str(filename)):
+        for file, mapping in yaml_layers(os.fspath(filename)):
             tree._overlay(mapping, file, prefix="")
         return tree
 
-    def merge_from_file(self, cfg_filename: str) -> None:
+    def merge_from_file(self, cfg_filename: str | os.PathLike[str]) -> None:
         """Take over the values of a YAML file and its `_BASE_` files.
 
         Raises:
@@ -119,7 +116,7 @@ class CfgNode(dict[str, Any]):
         """
         leaves = list(self.load_yaml_with_base(cfg_filename).leaves())
         if "VERSION" in self:
-            leaves = upgrade(leaves, str(cfg_filename))
+            leaves = upgrade(leaves, os.fspath(cfg_filename))
         for path, value, source in leaves:
             self._assign(path, value, source)
 
@@ -194,8 +191,6 @@ class CfgNode(dict[str, Any]):
             self._sources.pop(key, None)
         else:
             self._sources[key] = source
-
-    # --- freezing, copying, writing -----------------------------------------------------------
 
     def freeze(self) -> None:
         """Refuse writing from now on, here and below."""

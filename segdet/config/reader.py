@@ -7,6 +7,7 @@ with `metadata={"key": "TEST.DETECTIONS_PER_IMAGE"}` reads a key that another se
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, TypeVar
@@ -58,7 +59,7 @@ def read_section(section: type[Section], cfg: CfgNode, at: str = "") -> Section:
         return section(**values)
     except ConfigError as error:
         where = f"{at}: " if at else ""
-        raise ConfigError(f"{where}{error}{_set_by(cfg, at)}") from None
+        raise ConfigError(f"{where}{error}{_set_by(cfg, at, str(error))}") from None
 
 
 def _read_value(cfg: CfgNode, path: str, hint: Any) -> Any:
@@ -107,11 +108,14 @@ def _describe(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
-def _set_by(cfg: CfgNode, at: str) -> str:
-    """Which of a section's own keys are no defaults, and what set them."""
+def _set_by(cfg: CfgNode, at: str, message: str) -> str:
+    """What set the keys of the section at `at` that `message` names."""
     node = cfg
     for name in at.split(".") if at else ():
         node = node[name]
-    own = [(key, source) for key, _, source in node.leaves() if "." not in key]
-    told = [f"{key} set by {source}" for key, source in own if source != DEFAULT]
+    told = [
+        f"{key} set by {source}"
+        for key, _, source in node.leaves()
+        if source != DEFAULT and re.search(rf"\b{re.escape(key)}\b", message)
+    ]
     return f" ({', '.join(told)})" if told else ""

@@ -55,9 +55,6 @@ def test_an_absent_attribute_names_the_nearest(cfg):
         _ = cfg.MODEL.MASKON
 
 
-# --- types: detectron2's matrix, with int accepted for float ------------------------------------
-
-
 @pytest.mark.parametrize(
     "key, given, kept",
     [
@@ -110,9 +107,6 @@ def test_a_value_is_not_replaced_by_a_section(cfg, write):
         cfg.merge_from_file(write("a.yaml", "SOLVER: {BASE_LR: {A: 1}}"))
 
 
-# --- unknown keys -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -140,9 +134,6 @@ def test_options_come_in_pairs(cfg):
 def test_a_section_given_as_a_literal_is_merged_key_by_key(cfg):
     cfg.merge_from_list(["SOLVER", "{'MAX_ITER': 7}"])
     assert cfg.SOLVER.MAX_ITER == 7 and cfg.SOLVER.BASE_LR == 0.001
-
-
-# --- files --------------------------------------------------------------------------------------
 
 
 def test_bases_are_merged_in_order_and_found_beside_the_file(cfg, write):
@@ -217,9 +208,6 @@ def test_base_is_no_option(cfg):
         cfg.merge_from_list(["_BASE_", "a.yaml"])
 
 
-# --- provenance ---------------------------------------------------------------------------------
-
-
 def test_sources_survive_merging_cloning_and_pickling(cfg, write, monkeypatch, tmp_path):
     fresh = cfg.clone()
     monkeypatch.chdir(tmp_path)
@@ -245,9 +233,6 @@ def test_source_of_refuses_sections_and_unknown_keys(cfg):
         cfg.source_of("MODEL")
     with pytest.raises(ConfigError, match=r"unknown key MODEL.MASK"):
         cfg.source_of("MODEL.MASK")
-
-
-# --- freezing, copying, dumping -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -303,9 +288,6 @@ def test_what_yaml_cannot_write_is_named(cfg):
     cfg.MODEL.WEIGHTS = object()
     with pytest.raises(ConfigError, match=r"MODEL.WEIGHTS holds a object"):
         cfg.dump()
-
-
-# --- earlier versions ---------------------------------------------------------------------------
 
 
 def test_old_names_are_read_only_in_old_files(cfg, write, caplog):

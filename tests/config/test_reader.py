@@ -96,7 +96,7 @@ def test_a_wrong_type_names_key_value_and_source(cfg, key, value, message):
 
 
 def test_a_refused_value_names_section_and_source(cfg):
-    cfg.merge_from_list(["MODEL.ROI_HEAD.NUM_CONV", "-1"])
+    cfg.merge_from_list(["MODEL.ROI_HEAD.NUM_CONV", "-1", "MODEL.ROI_HEAD.NORM", "GN"])
     with pytest.raises(
         ConfigError,
         match=r"^MODEL.ROI_HEAD: NUM_CONV must be >= 0, is -1 \(NUM_CONV set by command line\)$",
