@@ -248,14 +248,14 @@ class Visualizer:
         return self.output
 
     def _label(self, classes: list[int] | None, scores: list[float] | None, index: int) -> str:
-        words = []
+        name, score = "", ""
         if classes is not None:
             names = getattr(self.metadata, "thing_classes", None) or []
             label = classes[index]
-            words.append(names[label] if 0 <= label < len(names) else str(label))
+            name = names[label] if 0 <= label < len(names) else str(label)
         if scores is not None:
-            words.append(f"{scores[index]:.0%}")
-        return " ".join(words)
+            score = f"{scores[index]:.0%}"
+        return f"{name} {score}".strip()
 
     def _palette(self, count: int, classes: list[int] | None = None) -> list[Color]:
         if self._instance_mode == ColorMode.SEGMENTATION and classes is not None:
