@@ -20,7 +20,6 @@ from segdet.structures import Detections, ImageList, Targets
 class SystemConfig(BackboneSections, ABC):
     """The MODEL keys of every system; a system's section subclasses it."""
 
-    pixel_mean: tuple[float, ...] = (103.53, 116.28, 123.675)  # in the order of INPUT.FORMAT
     pixel_std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+"""Trains a small Mask R-CNN from scratch in a few CPU minutes, evaluates it and draws its results.
+
+make demo                                        on the data set that the project makes itself
+make demo DATA=instances.json IMAGES=photos      on yours: COCO json, every 5th image held out
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from segdet.cli import run_command
+from segdet.config import CfgNode, get_cfg
+from segdet.data.demo import make_demo_dataset
+from segdet.engine import DefaultTrainer, default_setup
+from segdet.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO_DATA = ROOT / "datasets" / "demo"
+HOLD_OUT = 5  # every 5th image of a user's data set is for evaluation
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default=str(ROOT / "configs" / "demo" / "mask_rcnn.yaml"))
+    parser.add_argument("--data", default="", help="COCO json with instance annotations")
+    parser.add_argument("--images", default="", help="folder of its images")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    args = parse_args(argv)
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    if args.data:
+        use_own_data(cfg, Path(args.data), Path(args.images))
+    else:
+        if not (DEMO_DATA / "annotations" / "instances_val.json").exists():
+            print(f"making the demo data set in {DEMO_DATA}")
+            make_demo_dataset(DEMO_DATA)
+        cfg.DATASETS.TRAIN = (coco_name(DEMO_DATA / "annotations/instances_train.json", "train"),)
+        cfg.DATASETS.TEST = (coco_name(DEMO_DATA / "annotations/instances_val.json", "val"),)
+    cfg.merge_from_list(args.opts)
+    default_setup(cfg, args)
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    print(f"metrics, weights and pictures are in {cfg.OUTPUT_DIR}")
+
+
+def coco_name(json_file: Path, images: str) -> str:
+    """The DATASETS entry of a json file in `<folder>/annotations` with images in `<folder>`."""
+    return f"{json_file}:{json_file.parents[1] / images}"
+
+
+def use_own_data(cfg: CfgNode, json_file: Path, images: Path) -> None:
+    """Splits a COCO json into training and held-out images, and points the config at both."""
+    if not images.is_dir():
+        raise DataError(
+            f"--images {images} is not a folder; it must hold the images of {json_file}"
+        )
+    try:
+        data = json.loads(json_file.read_bytes())
+        ids = sorted(image["id"] for image in data["images"])
+        num_classes = len(data["categories"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"--data {json_file} is not a COCO json: {error!r}") from error
+    held_out = set(ids[HOLD_OUT - 1 :: HOLD_OUT]) or set(ids[-1:])
+    folder = Path(cfg.OUTPUT_DIR) / "split"
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, name, is_ours in (
+        ("TRAIN", "train", lambda i: i not in held_out),
+        ("TEST", "val", lambda i: i in held_out),
+    ):
+        part = {
+            **data,
+            "images": [image for image in data["images"] if is_ours(image["id"])],
+            "annotations": [a for a in data.get("annotations", []) if is_ours(a.get("image_id"))],
+        }
+        (folder / f"{name}.json").write_text(json.dumps(part))
+        cfg.DATASETS[key] = (f"{folder / f'{name}.json'}:{images}",)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+
+
+if __name__ == "__main__":
+    run_command(main)
