@@ -37,7 +37,7 @@ class VisImage:
 
     def save(self, filepath: str | Path) -> None:
         """Write the picture; the name's ending says the format."""
-        self.canvas.save(filepath)
+        self.canvas.save(filepath, quality=95)  # of a JPEG; other formats have no such number
 
     def blend(self, mask: np.ndarray, color: RGB, alpha: float, edge_color: RGB) -> None:
         """Tint the picture inside a mask (H, W) bool and draw the mask's contour."""
