@@ -26,6 +26,7 @@ from segdet.data import (
 )
 from segdet.data import transforms as T
 from segdet.engine import hooks
+from segdet.engine.pictures import save_predictions
 from segdet.engine.setup import (
     create_ddp_model,
     default_argument_parser,
@@ -176,13 +177,15 @@ class DefaultTrainer(TrainerBase):
             self.start_iter = self.iter + 1  # the checkpoint names the last finished iteration
 
     def train(self) -> Mapping[str, Any] | None:  # type: ignore[override]
-        """Train up to SOLVER.MAX_ITER.
+        """Train up to SOLVER.MAX_ITER, evaluate and draw some predictions.
 
         Returns:
             The results of the final evaluation on the main process, if there was one.
         """
         self._trainer.data_loader = self.data_loader
         super().train(self.start_iter, self.max_iter)
+        if comm.is_main_process():
+            self.save_pictures()
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self._last_eval_results or {})
         return self._last_eval_results
@@ -191,6 +194,15 @@ class DefaultTrainer(TrainerBase):
         """One iteration of the inner trainer."""
         self._trainer.iter = self.iter
         self._trainer.run_step()
+
+    def save_pictures(self) -> None:
+        """Leave OUTPUT_DIR/predictions.png, beside ground truth; one for each of DATASETS.TEST."""
+        for number, name in enumerate(self.cfg.DATASETS.TEST):
+            file = "predictions.png" if number == 0 else f"predictions_{number + 1}.png"
+            loader = self.build_test_loader(self.cfg, name)
+            save_predictions(
+                Path(self.cfg.OUTPUT_DIR) / file, self.checkpointer.model, loader, name
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from segdet.utils.collect_env import collect_env_info
 from segdet.utils.env import seed_all_rng
 from segdet.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from segdet.utils.logger import setup_logger
+
+# Newer torch warns of the old name of the argument.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 _EXAMPLES = """
 Examples:
@@ -118,7 +126,9 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
         return model
     if next(model.parameters()).is_cuda:
         kwargs.setdefault("device_ids", [comm.get_local_rank()])
-    ddp = DistributedDataParallel(model, **{"broadcast_buffers": False, **kwargs})
+    if not {"broadcast_buffers", "forward_sync_buffers"} & set(kwargs):
+        kwargs[_SYNC_BUFFERS] = False
+    ddp = DistributedDataParallel(model, **kwargs)
     if fp16_compression:
         ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)
     return ddp

@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from segdet import model_zoo
 from segdet.config.node import CfgNode
 from segdet.config.reader import defaults_of
 from segdet.errors import ConfigError
+from segdet.modeling import build_model
 from segdet.solver import (
     ClipGradientsConfig,
     SolverConfig,
@@ -91,6 +93,23 @@ def test_optimizer_of_the_config():
     for group in optimizer.param_groups:
         assert (group["lr"], group["momentum"]) == (0.02, 0.8)
         assert group["nesterov"] and group["foreach"]
+
+
+@pytest.mark.parametrize(
+    "config, golden",
+    [
+        ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", [(84, 1e-4)]),
+        ("Misc/mask_rcnn_R_50_FPN_3x_gn.yaml", [(74, 1e-4), (116, 0.0)]),
+    ],
+)
+def test_groups_of_official_models(config, golden):
+    # specs/training.md: detectron2's own counts.
+    cfg = model_zoo.get_config(config)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        optimizer = build_optimizer(cfg, build_model(cfg))
+    groups = [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+    assert groups == golden
 
 
 def test_schedule_of_the_config():

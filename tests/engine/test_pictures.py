@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from segdet.data import DatasetCatalog, MetadataCatalog
+from segdet.engine.pictures import save_predictions
+from segdet.structures import Boxes, BoxMode, Instances
+
+
+class Finds(nn.Module):
+    """Finds one object in every image, if it is in evaluation mode."""
+
+    def forward(self, batch: list[dict]) -> list[dict]:
+        assert not self.training
+        found = Instances((30, 40))
+        found.pred_boxes = Boxes(torch.tensor([[5.0, 5.0, 20.0, 20.0]]))
+        found.scores = torch.tensor([0.9])
+        found.pred_classes = torch.tensor([0])
+        return [{"instances": found} for _ in batch]
+
+
+@pytest.fixture
+def name(tmp_path, request):
+    """A registered data set of three gray images."""
+    name = f"pictures_{request.node.name}"
+    box = {"bbox": [5, 5, 15, 15], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    records = []
+    for i in range(3):
+        file = tmp_path / f"{i}.png"
+        Image.fromarray(np.full((30, 40, 3), 128, np.uint8)).save(file)
+        records.append(
+            {"file_name": str(file), "image_id": i, "height": 30, "width": 40, "annotations": [box]}
+        )
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(thing_classes=["thing", "other"])
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_draws_the_first_images_in_evaluation_mode(name, tmp_path):
+    loader = [[record] for record in DatasetCatalog.get(name)]
+    model = Finds().train()
+    one, all_three = tmp_path / "out" / "one.png", tmp_path / "out" / "all.png"
+    save_predictions(one, model, loader, name, count=1)
+    save_predictions(all_three, model, loader, name)
+    assert model.training
+    assert Image.open(all_three).height > Image.open(one).height
+
+
+class FindsNothing(nn.Module):
+    """Has other results than instances."""
+
+    def forward(self, batch: list[dict]) -> list[dict]:
+        return [{"sem_seg": 0} for _ in batch]
+
+
+def test_draws_nothing_where_there_is_nothing_to_draw(name, tmp_path):
+    path = tmp_path / "none.png"
+    loader = [DatasetCatalog.get(name)]
+    save_predictions(path, FindsNothing(), loader, name)
+    save_predictions(path, Finds(), loader, "pictures_not_registered")
+    save_predictions(path, Finds(), [[{"image_id": 0}]], name)
+    assert not path.exists()
