@@ -159,5 +159,5 @@ def check_trainable(dataset_dicts: Records, names: Sequence[str]) -> None:
     if not any(_objects(record) or "sem_seg_file_name" in record for record in dataset_dicts):
         raise DataError(
             f"nothing to train on in {', '.join(names) or 'the data set'}: no image has an object "
-            "that is no crowd"
+            "(an annotation with iscrowd 0)"
         )

@@ -100,16 +100,15 @@ def _check_numbers(values: list, what: str) -> None:
     try:
         total = sum(values, 0.0)  # a text or null among them is a TypeError, NaN makes it NaN
         low, high = min(values), max(values)
-    except (TypeError, OverflowError):
-        raise DataError(f"{what} must hold numbers, holds {_first_odd(values)!r}") from None
+    except TypeError:
+        odd = next(v for v in values if not isinstance(v, int | float))
+        raise DataError(f"{what} must hold numbers, holds {odd!r:.80}") from None
+    except OverflowError:
+        raise DataError(f"{what} holds a number beyond {MAX_COORDINATE:g} pixels") from None
     if total - total != 0:
         raise DataError(f"{what} holds NaN or Infinity")
     if low < -MAX_COORDINATE or high > MAX_COORDINATE:
         raise DataError(f"{what} holds {max(high, -low):g}, beyond {MAX_COORDINATE:g} pixels")
-
-
-def _first_odd(values: list) -> Any:
-    return next((v for v in values if not isinstance(v, int | float)), max(values, default=None))
 
 
 def _read_segmentation(

@@ -395,8 +395,7 @@ class BlendTransform(NoOpTransform):
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """Mix; uint8 is clipped to [0, 255] and truncated, floats are not clipped."""
-        source = np.asarray(self.src_image, np.float32)
-        mixed = self.src_weight * source + self.dst_weight * img.astype(np.float32)
+        mixed = self.src_weight * self.src_image + self.dst_weight * img.astype(np.float32)
         if img.dtype == np.uint8:
             return np.clip(mixed, 0, 255).astype(np.uint8)
         return mixed.astype(img.dtype)

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+
+from segdet.config.node import CfgNode
+from segdet.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from segdet.data import transforms as T
+from segdet.data.records import drop_objects_without_masks
+from segdet.errors import ConfigError, DataError
+
+from .conftest import CocoFolder, a_config, annotation
+
+
+@pytest.fixture
+def cfg(coco_folder: CocoFolder) -> CfgNode:
+    coco_folder.tree["annotations"].append(annotation(id=2, image_id=2))
+    json_file, images = coco_folder.write()
+    cfg = a_config()
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (f"{json_file}:{images}",)
+    return cfg
+
+
+def test_loaders_from_a_config(cfg: CfgNode):
+    loader = build_detection_train_loader(cfg)
+    batch = next(iter(loader))
+    assert len(batch) == 2 and all("instances" in sample for sample in batch)
+    assert loader.seed == 5
+    test_loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])
+    assert len(test_loader) == 2
+    assert [sample["image_id"] for (sample,) in test_loader] == [1, 2]
+
+
+def test_arguments_override_the_config(cfg: CfgNode):
+    mapper = DatasetMapper(cfg, True, augmentations=[T.Resize(9)])
+    loader = build_detection_train_loader(cfg, mapper=mapper, total_batch_size=3, seed=9)
+    batch = next(iter(loader))
+    assert [tuple(sample["image"].shape) for sample in batch] == [(3, 9, 9)] * 3
+    assert loader.seed == 9 and loader.sampler.seed == 9
+    name = cfg.DATASETS.TEST[0]
+    test_loader = build_detection_test_loader(cfg, name, mapper=lambda record: record["image_id"])
+    assert list(test_loader) == [[1], [2]]
+    records = [{"file_name": "x", "width": 2, "height": 1, "image_id": i} for i in "ab"]
+    loader = build_detection_train_loader(cfg, dataset=records, mapper=lambda r: r["image_id"])
+    assert sorted(next(iter(loader))) == ["a", "b"]
+
+
+def test_loaders_from_arguments():
+    records = [{"file_name": "x", "width": 2, "height": 1, "image_id": i} for i in range(5)]
+    loader = build_detection_train_loader(
+        records, mapper=lambda r: r["image_id"], total_batch_size=5, collate_fn=tuple, seed=0
+    )
+    assert sorted(next(iter(loader))) == [0, 1, 2, 3, 4] and type(next(iter(loader))) is tuple
+    test_loader = build_detection_test_loader(
+        dataset=records, mapper=lambda r: r["image_id"], batch_size=2
+    )
+    assert list(test_loader) == [[0, 1], [2, 3], [4]]
+    assert list(build_detection_test_loader(records, mapper=None))[4] == [records[4]]
+
+
+def test_negative_seed_is_drawn_and_logged(cfg: CfgNode, caplog: pytest.LogCaptureFixture):
+    cfg.SEED = -1
+    with caplog.at_level(logging.INFO, logger="segdet.data"):
+        seeds = {build_detection_train_loader(cfg).seed for _ in range(3)}
+    assert len(seeds) == 3 and min(seeds) >= 0
+    assert all(f"augmentation: {seed}" in caplog.text for seed in seeds)
+
+
+def test_batch_size_must_fit_the_processes(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("segdet.utils.comm.get_world_size", lambda: 3)
+    with pytest.raises(ConfigError, match=r"IMS_PER_BATCH is 2, must be a multiple of the 3"):
+        build_detection_train_loader(cfg)
+
+
+def test_sizes_for_grouping_may_come_from_the_files(cfg: CfgNode, coco_folder: CocoFolder):
+    records = [{"file_name": str(coco_folder.images / "0.png")}]
+    loader = build_detection_train_loader(records, mapper=None, total_batch_size=1, seed=0)
+    assert next(iter(loader)) == [records[0]]
+
+
+def test_streams_are_refused():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+    with pytest.raises(ConfigError, match="map-style"):
+        build_detection_train_loader(Stream(), mapper=None, total_batch_size=1)
+
+
+def test_sampler_by_name(cfg: CfgNode):
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 4.0
+    sampler = build_detection_train_loader(cfg).sampler
+    assert sampler.repeat_factors.tolist() == [2, 2]  # root of 4.0 / (2 of 2 images)
+    cfg.DATALOADER.SAMPLER_TRAIN = "Training"
+    with pytest.raises(ConfigError, match="SAMPLER_TRAIN must be one of TrainingSampler, Repeat"):
+        build_detection_train_loader(cfg)
+
+
+def test_proposal_files_are_refused(cfg: CfgNode):
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = ("x.pkl",)
+    with pytest.raises(ConfigError, match="PROPOSAL_FILES"):
+        build_detection_train_loader(cfg)
+
+
+def test_no_data_set_and_unknown_data_set(cfg: CfgNode):
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(DataError, match=r"set DATASETS\.TRAIN"):
+        build_detection_train_loader(cfg)
+    cfg.DATASETS.TRAIN = ("coco_2017_trian",)
+    with pytest.raises(DataError, match="'coco_2017_trian'; did you mean coco_2017_train"):
+        build_detection_train_loader(cfg)
+
+
+def register(name: str, records: list[dict], classes: list[str] | None = None) -> None:
+    DatasetCatalog.register(name, lambda: records)
+    if classes:
+        MetadataCatalog.get(name).thing_classes = classes
+
+
+def objects(*categories: int, **changes) -> list[dict]:
+    return [{"category_id": c, "bbox": [0, 0, 1, 1], "bbox_mode": 0} | changes for c in categories]
+
+
+def test_images_without_objects_are_filtered_and_counted(caplog: pytest.LogCaptureFixture):
+    records = [
+        {"annotations": objects(0, 1)},
+        {"annotations": []},
+        {"annotations": objects(0, iscrowd=1)},
+    ]
+    register("three", records, ["a", "b"])
+    assert get_detection_dataset_dicts("three", filter_empty=False) == records
+    with caplog.at_level(logging.INFO, logger="segdet.data"):
+        assert get_detection_dataset_dicts(["three"]) == records[:1]
+    assert "Left out 2 images without objects, 1 images remain" in caplog.text
+    assert "2 objects in 1 images" in caplog.text
+
+
+def test_images_without_annotations_key_are_kept():
+    register("unlabelled", [{"file_name": "a"}])
+    assert len(get_detection_dataset_dicts("unlabelled")) == 1
+
+
+def test_few_keypoints_are_filtered():
+    seen = objects(0, keypoints=[1, 1, 2, 1, 1, 0])
+    unseen = objects(0, keypoints=[1, 1, 0, 1, 1, 0])
+    register("people", [{"annotations": seen}, {"annotations": unseen}])
+    assert len(get_detection_dataset_dicts("people", min_keypoints=1)) == 1
+
+
+def test_data_sets_must_agree_on_classes():
+    register("cats", [{"annotations": objects(0)}], ["cat"])
+    register("dogs", [{"annotations": objects(0)}], ["dog"])
+    with pytest.raises(DataError, match="'cats' and 'dogs' differ in classes"):
+        get_detection_dataset_dicts(["cats", "dogs"])
+    assert len(get_detection_dataset_dicts(["cats", "dogs"], check_consistency=False)) == 2
+
+
+@pytest.mark.parametrize("category", [-1, 1])
+def test_class_out_of_range_is_named(category: int):
+    register("odd", [{"image_id": 7, "annotations": objects(category)}], ["cat"])
+    with pytest.raises(DataError, match=rf"image id 7: category_id is {category}, must be in \[0"):
+        get_detection_dataset_dicts("odd")
+
+
+def test_objects_without_masks_are_dropped_and_counted(caplog: pytest.LogCaptureFixture):
+    masked, boxed, crowd = objects(0, segmentation=[[]]), objects(0), objects(0, iscrowd=1)
+    records = [
+        {"annotations": masked},
+        {"annotations": masked + boxed + crowd},
+        {"annotations": boxed + crowd},
+        {"annotations": []},
+        {},
+    ]
+    left = [records[0], {"annotations": masked + crowd}, {"annotations": []}, {}]
+    assert drop_objects_without_masks(records) == left
+    assert "Left out 2 of 4 objects" in caplog.text
+    assert len(records[1]["annotations"]) == 3, "the records are not changed"
+    with pytest.raises(DataError, match="none of the 1 objects has a segmentation"):
+        drop_objects_without_masks([{"annotations": boxed}])
+
+
+def test_empty_data_set_can_be_tested(coco_folder: CocoFolder):
+    coco_folder.tree |= {"images": [], "annotations": []}
+    json_file, images = coco_folder.write()
+    loader = build_detection_test_loader(a_config(), f"{json_file}:{images}")
+    assert len(loader) == 0 and list(loader) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_errors_of_workers_arrive_as_they_are(cfg: CfgNode, num_workers: int):
+    images = cfg.DATASETS.TRAIN[0].partition(".json:")[2]
+    (Path(images) / "1.png").write_text("no picture")
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    with pytest.raises(DataError) as caught:
+        next(iter(build_detection_train_loader(cfg)))
+    assert str(caught.value).startswith("image id 2: image ") and "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"^image id 2: "):
+        list(build_detection_test_loader(cfg, cfg.DATASETS.TEST[0]))
+
+
+def test_training_leaves_global_generators_alone(cfg: CfgNode):
+    torch.manual_seed(3)
+    np.random.seed(3)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    next(iter(build_detection_train_loader(cfg)))
+    assert (torch.rand(1), np.random.rand()) == expected

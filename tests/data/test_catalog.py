@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from segdet.data import DatasetCatalog, Metadata, MetadataCatalog
+from segdet.data.builtin import COCO_THINGS, datasets_root
+from segdet.errors import DataError
+
+from .conftest import CocoFolder
+
+
+def test_register_get_list_remove():
+    DatasetCatalog.register("mine", lambda: [{"file_name": "a"}])
+    assert DatasetCatalog.get("mine") == [{"file_name": "a"}]
+    assert "mine" in DatasetCatalog and "mine" in DatasetCatalog.list()
+    with pytest.raises(DataError, match="'mine' is registered already"):
+        DatasetCatalog.register("mine", lambda: [])
+    with pytest.raises(DataError, match="'coco_2017_val' is registered already"):
+        DatasetCatalog.register("coco_2017_val", lambda: [])
+    with pytest.raises(DataError, match="needs a function"):
+        DatasetCatalog.register("records", [{}])
+    DatasetCatalog.remove("mine")
+    assert "mine" not in DatasetCatalog
+    DatasetCatalog.register("mine", lambda: [])
+    DatasetCatalog.clear()
+    assert "mine" not in DatasetCatalog and "coco_2017_val" in DatasetCatalog
+
+
+@pytest.mark.parametrize(
+    "name, hint", [("fruits_nut_train", "did you mean fruits_nuts_train"), ("zzz", "known: coco_")]
+)
+def test_unknown_name_has_a_hint(name, hint):
+    with pytest.raises(DataError, match=f"no data set is named '{name}'; {hint}"):
+        DatasetCatalog.get(name)
+
+
+def test_metadata_keeps_its_first_value():
+    metadata = MetadataCatalog.get("mine").set(thing_classes=["a"], colour=1)
+    assert MetadataCatalog.get("mine") is metadata and metadata.name == "mine"
+    assert metadata.thing_classes == ["a"] and metadata.get("nothing", 5) == 5
+    metadata.thing_classes = ["a"]
+    with pytest.raises(AttributeError, match=r"of data set 'mine' is already \['a'\]"):
+        metadata.thing_classes = ["b"]
+    with pytest.raises(
+        AttributeError, match=r"'mine' has no stuff_classes \(it has colour, name, thing_classes\)"
+    ):
+        _ = metadata.stuff_classes
+    assert metadata.as_dict() == {"name": "mine", "thing_classes": ["a"], "colour": 1}
+    MetadataCatalog.remove("mine")
+    assert "mine" not in MetadataCatalog.list() and "mine" not in MetadataCatalog
+    with pytest.raises(DataError, match="empty"):
+        MetadataCatalog.get("")
+
+
+def test_metadata_knows_old_names():
+    metadata = Metadata().set(class_names=["a"])
+    assert metadata.thing_classes == ["a"] and metadata.class_names == ["a"]
+
+
+def test_root_of_built_in_sets(monkeypatch: pytest.MonkeyPatch):
+    for name in ("SEGDET_DATASETS", "DETECTRON2_DATASETS"):
+        monkeypatch.delenv(name, raising=False)
+    assert datasets_root() == Path("datasets")
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/d2")
+    assert datasets_root() == Path("/d2")
+    monkeypatch.setenv("SEGDET_DATASETS", "/own")
+    assert datasets_root() == Path("/own")
+
+
+def test_coco_names_are_known_without_files(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SEGDET_DATASETS", "/data")
+    metadata = MetadataCatalog.get("coco_2017_val")
+    assert metadata.json_file == "/data/coco/annotations/instances_val2017.json"
+    assert metadata.image_root == "/data/coco/val2017" and metadata.evaluator_type == "coco"
+    assert len(metadata.thing_classes) == len(metadata.thing_colors) == 80
+    assert metadata.thing_classes[0] == "person" and metadata.thing_classes[-1] == "toothbrush"
+    assert metadata.thing_dataset_id_to_contiguous_id[90] == 79
+    assert [row[0] for row in COCO_THINGS] == sorted(row[0] for row in COCO_THINGS)
+    for name, file, images in (
+        ("coco_2014_minival", "instances_minival2014.json", "val2014"),
+        ("coco_2017_test-dev", "image_info_test-dev2017.json", "test2017"),
+    ):
+        metadata = MetadataCatalog.get(name)
+        assert metadata.json_file == f"/data/coco/annotations/{file}"
+        assert metadata.image_root == f"/data/coco/{images}"
+    with pytest.raises(DataError, match=r"/data/coco/annotations/instances_val2017\.json: cannot"):
+        DatasetCatalog.get("coco_2017_val")
+
+
+@pytest.mark.parametrize("name, images", [("fruits_nuts", 12), ("nuclei", 120), ("coco_mini", 72)])
+def test_sample_sets(monkeypatch: pytest.MonkeyPatch, shared_data: Path, name: str, images: int):
+    monkeypatch.setenv("SEGDET_DATASETS", str(shared_data))
+    records = DatasetCatalog.get(f"{name}_train")
+    assert len(records) == images and Path(records[0]["file_name"]).is_file()
+    assert len(MetadataCatalog.get(f"{name}_train").thing_classes) in (1, 3, 80)
+
+
+def test_json_and_folder_as_a_name(coco_folder: CocoFolder, monkeypatch: pytest.MonkeyPatch):
+    json_file, _ = coco_folder.write()
+    monkeypatch.chdir(json_file.parent)
+    name = "instances.json:images"
+    assert MetadataCatalog.get(name).json_file == str(json_file)
+    assert len(DatasetCatalog.get(name)) == 2
+    assert MetadataCatalog.get(name).thing_classes == ["dog", "cat"]
+    assert len(DatasetCatalog.get(name)) == 2, "a second time too"

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segdet.config.reader import defaults_of, read_section
+from segdet.data import DatasetMapper
+from segdet.data import detection_utils as utils
+from segdet.data import transforms as T
+from segdet.data.mapper import InputConfig
+from segdet.data.readers.coco_json import read_coco_json
+from segdet.errors import ConfigError, DataError
+from segdet.structures import BitMasks, BoxMode, PolygonMasks
+
+from .conftest import SQUARE, CocoFolder, a_config, annotation
+
+
+@pytest.fixture
+def record(coco_folder: CocoFolder) -> dict:
+    return read_coco_json(*coco_folder.write()).records[0]
+
+
+def a_mapper(**changes) -> DatasetMapper:
+    settings = {"augmentations": [T.ResizeTransform(60, 80, 30, 40)], "image_format": "BGR"}
+    return DatasetMapper(**{"is_train": True, "use_instance_mask": True} | settings | changes)
+
+
+def test_training_output(record: dict):
+    before = copy.deepcopy(record)
+    out = a_mapper()(record)
+    assert record == before, "the record is not changed"
+    assert out.keys() == {"file_name", "height", "width", "image_id", "image", "instances"}
+    assert out["image"].shape == (3, 30, 40) and out["image"].dtype == torch.uint8
+    assert out["image"].is_contiguous() and (out["height"], out["width"]) == (60, 80)
+    targets = out["instances"]
+    assert targets.image_size == (30, 40) and targets.gt_classes.tolist() == [1]
+    assert targets.gt_boxes.tensor.tolist() == [[10, 5, 30, 20]]
+    assert targets.gt_masks.polygons[0][0].tolist() == [v / 2 for v in SQUARE]
+
+
+def test_testing_output_has_no_annotations(record: dict):
+    out = a_mapper(is_train=False)(record)
+    assert out.keys() == {"file_name", "height", "width", "image_id", "image"}
+
+
+def test_crowds_are_no_targets(coco_folder: CocoFolder):
+    coco_folder.tree["annotations"] = [annotation(iscrowd=1), annotation(id=2)]
+    records = read_coco_json(*coco_folder.write()).records
+    assert len(a_mapper()(records[0])["instances"]) == 1
+
+
+@pytest.mark.parametrize("mask_format, kind", [("polygon", PolygonMasks), ("bitmask", BitMasks)])
+def test_an_image_without_objects_has_every_field(coco_folder: CocoFolder, mask_format, kind):
+    records = read_coco_json(*coco_folder.write()).records
+    targets = a_mapper(instance_mask_format=mask_format)(records[1])["instances"]
+    assert len(targets) == 0 and isinstance(targets.gt_masks, kind)
+    assert targets.gt_boxes.tensor.shape == (0, 4)
+
+
+def test_masks_are_brought_only_when_wanted(record: dict):
+    assert not a_mapper(use_instance_mask=False)(record)["instances"].has("gt_masks")
+    del record["annotations"][0]["segmentation"]
+    assert len(a_mapper(use_instance_mask=False)(record)["instances"]) == 1
+    with pytest.raises(DataError, match=r"image id 1: .*0\.png, object 0: has no segmentation"):
+        a_mapper()(record)
+
+
+def test_boxes_are_recomputed_after_a_crop(record: dict):
+    crop = T.CropTransform(0, 0, 80, 20)
+    record["annotations"][0]["bbox"] = [0, 0, 80, 60]
+    loose = a_mapper(augmentations=[crop])(record)["instances"]
+    tight = a_mapper(augmentations=[crop], recompute_boxes=True)(record)["instances"]
+    assert loose.gt_boxes.tensor.tolist() == [[0, 0, 80, 20]]
+    assert tight.gt_boxes.tensor.tolist() == [[20, 10, 60, 20]]
+    gone = a_mapper(augmentations=[T.CropTransform(0, 0, 15, 60)], recompute_boxes=True)(record)
+    assert len(gone["instances"]) == 0
+
+
+def test_semantic_labels_follow_the_image(record: dict, tmp_path: Path):
+    labels = np.zeros((60, 80), np.uint8)
+    labels[:, :40] = 7
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    record["sem_seg_file_name"] = str(tmp_path / "labels.png")
+    out = a_mapper(augmentations=[T.HFlipTransform(80)])(record)
+    assert out["sem_seg"].dtype == torch.int64 and out["sem_seg"].shape == (60, 80)
+    assert (out["sem_seg"][:, 40:] == 7).all() and (out["sem_seg"][:, :40] == 0).all()
+    testing = a_mapper(is_train=False)(record)
+    assert "sem_seg" in testing and "sem_seg_file_name" not in testing
+
+
+def test_errors_name_the_image(record: dict):
+    with pytest.raises(DataError, match=r"image id 1: image .*gone\.png does not exist"):
+        a_mapper()(record | {"file_name": "gone.png"})
+    with pytest.raises(DataError, match=r"image id 1: .*is 80 x 60 .* says 80 x 61"):
+        a_mapper()(record | {"height": 61})
+    record["annotations"][0]["segmentation"] = [[1, 2, 3, 4, 5, float("inf")]]
+    with pytest.raises(DataError, match=r"image id 1: .*0\.png, object 0: a polygon holds NaN"):
+        a_mapper()(record)
+
+
+def test_hand_registered_records_work(record: dict):
+    by_hand = {"file_name": record["file_name"], "annotations": []}
+    by_hand["annotations"].append(
+        {
+            "bbox": np.array([20, 10, 60, 40]),
+            "bbox_mode": 0,
+            "category_id": 0,
+            "segmentation": [np.array(SQUARE)],
+        }
+    )
+    out = a_mapper()(by_hand)
+    assert out["width"] == 80 and len(out["instances"]) == 1
+
+
+def test_from_config(record: dict):
+    cfg = a_config()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (30, 45), 15
+    cfg.INPUT.FORMAT, cfg.MODEL.MASK_ON = "RGB", True
+    mapper = DatasetMapper(cfg, is_train=True)
+    assert mapper.is_train and mapper.image_format == "RGB" and mapper.use_instance_mask
+    assert not mapper.recompute_boxes
+    assert mapper(record)["image"].shape[1] in (30, 45)
+    assert DatasetMapper(cfg, False)(record)["image"].shape == (3, 15, 20)
+    own = DatasetMapper(cfg, is_train=True, augmentations=[T.Resize(7)], use_instance_mask=False)
+    assert own(record)["image"].shape == (3, 7, 7) and not own.use_instance_mask
+    cfg.INPUT.CROP.ENABLED = True
+    assert DatasetMapper(cfg).recompute_boxes and not DatasetMapper(cfg, False).recompute_boxes
+
+
+def test_subclass_may_change_what_comes_from_the_config(record: dict):
+    class Small(DatasetMapper):
+        @classmethod
+        def from_config(cls, cfg, is_train=True):
+            return super().from_config(cfg, is_train) | {"augmentations": [T.Resize((5, 6))]}
+
+    assert Small(a_config(), True)(record)["image"].shape == (3, 5, 6)
+
+
+def test_augmentations_of_the_config():
+    def names(train: bool, **changes) -> list[str]:
+        return [type(a).__name__ for a in InputConfig(**changes).augmentations(train)]
+
+    assert names(True) == ["ResizeShortestEdge", "RandomFlip"]
+    assert names(False) == ["ResizeShortestEdge"]
+    assert names(True, random_flip="none") == ["ResizeShortestEdge"]
+    cropped = InputConfig(crop=InputConfig().crop.__class__(enabled=True), random_flip="vertical")
+    crop, _, flip = cropped.augmentations(True)
+    assert isinstance(crop, T.RandomCrop) and flip.vertical and not flip.horizontal
+    cfg = a_config()
+    assert [type(a).__name__ for a in utils.build_augmentation(cfg, True)] == names(True)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("FORMAT", "BRG", "FORMAT must be one of BGR"),
+        ("RANDOM_FLIP", "both", "RANDOM_FLIP must be one of horizontal"),
+        ("MASK_FORMAT", "rle", "MASK_FORMAT must be one of polygon"),
+        ("MIN_SIZE_TRAIN_SAMPLING", "all", "MIN_SIZE_TRAIN_SAMPLING must be one of choice"),
+        ("CROP.TYPE", "half", "CROP.TYPE must be one of absolute"),
+    ],
+)
+def test_section_refuses(key, value, message):
+    cfg = a_config()
+    cfg.merge_from_list([f"INPUT.{key}", value])
+    with pytest.raises(ConfigError, match=message):
+        read_section(InputConfig, cfg, at="INPUT")
+
+
+def test_section_owns_detectron2s_keys():
+    assert defaults_of(InputConfig).dump() == a_config().INPUT.dump()
+    assert set(defaults_of(InputConfig)) == {
+        "MIN_SIZE_TRAIN",
+        "MIN_SIZE_TRAIN_SAMPLING",
+        "MAX_SIZE_TRAIN",
+        "MIN_SIZE_TEST",
+        "MAX_SIZE_TEST",
+        "RANDOM_FLIP",
+        "CROP",
+        "FORMAT",
+        "MASK_FORMAT",
+    }
+    assert BoxMode.XYXY_ABS == 0
