@@ -5,9 +5,9 @@
 // once for all channels, and pooling one channel is: weighted sums of rows (contiguous,
 // vectorised), then weighted sums of the few columns. The gradient is the transpose of that.
 //
-// Both directions go plane by plane (one channel of one image): the plane stays in the cache while
-// its regions are pooled, and one thread alone adds to a plane's gradient, region after region, so
-// the result does not depend on the number of threads.
+// Both directions go channel by channel: its map stays in the cache while its regions are pooled,
+// and one thread alone adds to a channel's gradient, region after region, so the result does not
+// depend on the number of threads. A few channels share one walk over the lists.
 #include "roi_align.h"
 
 #include <algorithm>
@@ -114,68 +114,113 @@ std::vector<std::vector<Region<T>>> regions_by_image(const Tensor& rois, int64_t
   return images;
 }
 
-// plane (H, W) -> out (h, w); row: scratch of W.
+// As many channels as share one walk over the lists of factors.
+constexpr int64_t kChannels = 4;
+
+// The channels of one image that one call works on.
 template <class T>
-SEGDET_INLINE void pool(const T* plane, int64_t width, const Region<T>& region, T* row, T* out) {
-  const AxisWeights<T>&ys = region.y, &xs = region.x;
-  const int64_t span = xs.high - xs.low;
-  const int64_t bins_y = int64_t(ys.begin.size()) - 1, bins_x = int64_t(xs.begin.size()) - 1;
-  for (int64_t py = 0; py < bins_y; ++py) {
-    for (int64_t x = 0; x < span; ++x) row[x] = 0;
-    for (int32_t i = ys.begin[py]; i < ys.begin[py + 1]; ++i) {
-      const T* cells = plane + ys.terms[i].cell * width + xs.low;
-      const T weight = ys.terms[i].weight;
-      for (int64_t x = 0; x < span; ++x) row[x] += weight * cells[x];
-    }
-    for (int64_t px = 0; px < bins_x; ++px) {
-      T sum = 0;
-      for (int32_t i = xs.begin[px]; i < xs.begin[px + 1]; ++i)
-        sum += xs.terms[i].weight * row[xs.terms[i].cell - xs.low];
-      out[py * bins_x + px] = sum;
+struct Channels {
+  int64_t height, width;
+  int64_t bins;           // of one region and channel, h * w
+  int64_t region_stride;  // from a region's pooled values to the next region's
+  T* rows;                // scratch, (kChannels, W)
+};
+
+// planes (K, H, W) -> pooled: (K, h, w) of the first region.
+template <int64_t K, class T>
+SEGDET_INLINE void pool(const T* planes, const std::vector<Region<T>>& regions,
+                        const Channels<T>& in, T* pooled) {
+  for (const Region<T>& region : regions) {
+    const AxisWeights<T>&ys = region.y, &xs = region.x;
+    const int64_t span = xs.high - xs.low;
+    T* out = pooled + region.index * in.region_stride;
+    for (std::size_t py = 0; py + 1 < ys.begin.size(); ++py) {
+      for (int64_t k = 0; k < K; ++k) {
+        T* row = in.rows + k * in.width;
+        std::fill(row, row + span, T(0));
+        for (int32_t i = ys.begin[py]; i < ys.begin[py + 1]; ++i) {
+          const T* cells = planes + (k * in.height + ys.terms[i].cell) * in.width + xs.low;
+          const T weight = ys.terms[i].weight;
+          for (int64_t x = 0; x < span; ++x) row[x] += weight * cells[x];
+        }
+      }
+      for (std::size_t px = 0; px + 1 < xs.begin.size(); ++px, ++out) {
+        T sum[K] = {};
+        for (int32_t i = xs.begin[px]; i < xs.begin[px + 1]; ++i) {
+          const T* cell = in.rows + (xs.terms[i].cell - xs.low);
+          for (int64_t k = 0; k < K; ++k) sum[k] += xs.terms[i].weight * cell[k * in.width];
+        }
+        for (int64_t k = 0; k < K; ++k) out[k * in.bins] = sum[k];
+      }
     }
   }
 }
 
-// The transpose: grad (h, w) is added to plane_grad (H, W).
-template <class T>
-SEGDET_INLINE void spread(const T* grad, int64_t width, const Region<T>& region, T* row,
-                          T* plane_grad) {
-  const AxisWeights<T>&ys = region.y, &xs = region.x;
-  const int64_t span = xs.high - xs.low;
-  const int64_t bins_y = int64_t(ys.begin.size()) - 1, bins_x = int64_t(xs.begin.size()) - 1;
-  for (int64_t py = 0; py < bins_y; ++py) {
-    for (int64_t x = 0; x < span; ++x) row[x] = 0;
-    for (int64_t px = 0; px < bins_x; ++px) {
-      const T value = grad[py * bins_x + px];
-      for (int32_t i = xs.begin[px]; i < xs.begin[px + 1]; ++i)
-        row[xs.terms[i].cell - xs.low] += xs.terms[i].weight * value;
-    }
-    for (int32_t i = ys.begin[py]; i < ys.begin[py + 1]; ++i) {
-      T* cells = plane_grad + ys.terms[i].cell * width + xs.low;
-      const T weight = ys.terms[i].weight;
-      for (int64_t x = 0; x < span; ++x) cells[x] += weight * row[x];
+// The transpose: planes (K, H, W) become the sum of what the regions' gradients give each cell.
+template <int64_t K, class T>
+SEGDET_INLINE void spread(const T* pooled, const std::vector<Region<T>>& regions,
+                          const Channels<T>& in, T* planes) {
+  std::fill(planes, planes + K * in.height * in.width, T(0));
+  for (const Region<T>& region : regions) {
+    const AxisWeights<T>&ys = region.y, &xs = region.x;
+    const int64_t span = xs.high - xs.low;
+    const T* grad = pooled + region.index * in.region_stride;
+    for (std::size_t py = 0; py + 1 < ys.begin.size(); ++py) {
+      for (int64_t k = 0; k < K; ++k)
+        std::fill(in.rows + k * in.width, in.rows + k * in.width + span, T(0));
+      for (std::size_t px = 0; px + 1 < xs.begin.size(); ++px, ++grad) {
+        for (int32_t i = xs.begin[px]; i < xs.begin[px + 1]; ++i) {
+          T* cell = in.rows + (xs.terms[i].cell - xs.low);
+          for (int64_t k = 0; k < K; ++k)
+            cell[k * in.width] += xs.terms[i].weight * grad[k * in.bins];
+        }
+      }
+      for (int64_t k = 0; k < K; ++k) {
+        const T* row = in.rows + k * in.width;
+        for (int32_t i = ys.begin[py]; i < ys.begin[py + 1]; ++i) {
+          T* cells = planes + (k * in.height + ys.terms[i].cell) * in.width + xs.low;
+          const T weight = ys.terms[i].weight;
+          for (int64_t x = 0; x < span; ++x) cells[x] += weight * row[x];
+        }
+      }
     }
   }
 }
 
-// target_clones needs plain functions, hence one per type. pooled: channel's cells of region 0;
-// the next region's are region_stride further.
-#define SEGDET_PLANE_KERNELS(T)                                                               \
-  SEGDET_SIMD void pool_plane(const T* plane, int64_t width,                                  \
-                              const std::vector<Region<T>>& regions, T* row, T* pooled,       \
-                              int64_t region_stride) {                                        \
-    for (const auto& region : regions)                                                        \
-      pool(plane, width, region, row, pooled + region.index * region_stride);                 \
-  }                                                                                           \
-  SEGDET_SIMD void spread_plane(const T* pooled_grad, int64_t region_stride,                  \
-                                const std::vector<Region<T>>& regions, int64_t width, T* row, \
-                                T* plane_grad) {                                              \
-    for (const auto& region : regions)                                                        \
-      spread(pooled_grad + region.index * region_stride, width, region, row, plane_grad);     \
+// target_clones needs plain functions, hence one per type. count: at most kChannels.
+#define SEGDET_CHANNEL_KERNELS(T)                                                                \
+  SEGDET_SIMD void pool_channels(int64_t count, const T* planes,                                 \
+                                 const std::vector<Region<T>>& regions, const Channels<T>& in,   \
+                                 T* pooled) {                                                    \
+    if (count == kChannels) return pool<kChannels>(planes, regions, in, pooled);                 \
+    for (int64_t k = 0; k < count; ++k)                                                          \
+      pool<1>(planes + k * in.height * in.width, regions, in, pooled + k * in.bins);             \
+  }                                                                                              \
+  SEGDET_SIMD void spread_channels(int64_t count, const T* pooled,                               \
+                                   const std::vector<Region<T>>& regions, const Channels<T>& in, \
+                                   T* planes) {                                                  \
+    if (count == kChannels) return spread<kChannels>(pooled, regions, in, planes);               \
+    for (int64_t k = 0; k < count; ++k)                                                          \
+      spread<1>(pooled + k * in.bins, regions, in, planes + k * in.height * in.width);           \
   }
-SEGDET_PLANE_KERNELS(float)
-SEGDET_PLANE_KERNELS(double)
-#undef SEGDET_PLANE_KERNELS
+SEGDET_CHANNEL_KERNELS(float)
+SEGDET_CHANNEL_KERNELS(double)
+#undef SEGDET_CHANNEL_KERNELS
+
+// Calls work(image, first channel, count, in) for groups of channels, on all threads.
+template <class T, class Work>
+void for_channels(int64_t batch, int64_t channels, const Channels<T>& shape, const Work& work) {
+  const int64_t groups = (channels + kChannels - 1) / kChannels;
+  torch::stable::parallel_for(0, batch * groups, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> rows(kChannels * shape.width);
+    Channels<T> in = shape;
+    in.rows = rows.data();
+    for (int64_t g = begin; g < end; ++g) {
+      const int64_t first = g % groups * kChannels;
+      work(g / groups, first, std::min(kChannels, channels - first), in);
+    }
+  });
+}
 
 template <class T>
 void forward(const Tensor& input, const Tensor& rois, const Pooling& pooling, Tensor& out) {
@@ -185,11 +230,10 @@ void forward(const Tensor& input, const Tensor& rois, const Pooling& pooling, Te
   const auto images = regions_by_image<T>(rois, batch, height, width, pooling);
   const T* planes = input.const_data_ptr<T>();
   T* pooled = out.mutable_data_ptr<T>();
-  torch::stable::parallel_for(0, batch * channels, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> row(width);
-    for (int64_t p = begin; p < end; ++p)
-      pool_plane(planes + p * height * width, width, images[p / channels], row.data(),
-                 pooled + p % channels * bins, channels * bins);
+  const Channels<T> shape{height, width, bins, channels * bins, nullptr};
+  for_channels(batch, channels, shape, [&](int64_t image, int64_t first, int64_t count, auto& in) {
+    pool_channels(count, planes + (image * channels + first) * height * width, images[image], in,
+                  pooled + first * bins);
   });
 }
 
@@ -199,16 +243,12 @@ void backward(const Tensor& grad, const Tensor& rois, const Pooling& pooling, Te
   const int64_t height = out.size(2), width = out.size(3);
   const int64_t bins = pooling.pooled_height * pooling.pooled_width;
   const auto images = regions_by_image<T>(rois, batch, height, width, pooling);
-  const T* pooled_grad = grad.const_data_ptr<T>();
+  const T* pooled = grad.const_data_ptr<T>();
   T* planes = out.mutable_data_ptr<T>();
-  torch::stable::parallel_for(0, batch * channels, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> row(width);
-    for (int64_t p = begin; p < end; ++p) {
-      T* plane = planes + p * height * width;
-      std::fill(plane, plane + height * width, T(0));
-      spread_plane(pooled_grad + p % channels * bins, channels * bins, images[p / channels], width,
-                   row.data(), plane);
-    }
+  const Channels<T> shape{height, width, bins, channels * bins, nullptr};
+  for_channels(batch, channels, shape, [&](int64_t image, int64_t first, int64_t count, auto& in) {
+    spread_channels(count, pooled + first * bins, images[image], in,
+                    planes + (image * channels + first) * height * width);
   });
 }
 
@@ -235,7 +275,7 @@ Tensor roi_align_cpu(const Tensor& input, const Tensor& rois, int64_t pooled_hei
 Tensor roi_align_backward_cpu(const Tensor& grad, const Tensor& rois, int64_t batch,
                               int64_t channels, int64_t height, int64_t width, double spatial_scale,
                               int64_t sampling_ratio, bool aligned) {
-  check_roi_align_backward(grad, rois, channels);
+  check_roi_align_backward(grad, rois, channels, height, width);
   const ScalarType type = compute_type(grad.scalar_type());
   const Tensor pooled = as_contiguous(grad, type), regions = as_contiguous(rois, type);
   const Pooling pooling{grad.size(2), grad.size(3), spatial_scale, sampling_ratio, aligned};

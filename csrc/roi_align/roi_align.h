@@ -97,21 +97,26 @@ inline void check_map(const Tensor& map, const char* name, const char* op) {
                " must be floating point, is ", torch::headeronly::toString(map.scalar_type()));
 }
 
+inline void check_cells(int64_t height, int64_t width, const char* op) {
+  SEGDET_CHECK(height > 0 && width > 0, "segdet::", op,
+               ": input must have at least one cell, has height ", height, " and width ", width);
+}
+
 inline void check_roi_align(const Tensor& input, const Tensor& rois, int64_t pooled_height,
                             int64_t pooled_width) {
   check_map(input, "input", "roi_align");
   check_rois(rois, "roi_align");
-  SEGDET_CHECK(input.size(2) > 0 && input.size(3) > 0,
-               "segdet::roi_align: input must have at least one cell, has height ", input.size(2),
-               " and width ", input.size(3));
+  check_cells(input.size(2), input.size(3), "roi_align");
   SEGDET_CHECK(pooled_height > 0 && pooled_width > 0,
                "segdet::roi_align: output_size must be positive, is (", pooled_height, ", ",
                pooled_width, ")");
 }
 
-inline void check_roi_align_backward(const Tensor& grad, const Tensor& rois, int64_t channels) {
+inline void check_roi_align_backward(const Tensor& grad, const Tensor& rois, int64_t channels,
+                                     int64_t height, int64_t width) {
   check_map(grad, "grad", "roi_align_backward");
   check_rois(rois, "roi_align_backward");
+  check_cells(height, width, "roi_align_backward");
   SEGDET_CHECK(grad.size(0) == rois.size(0) && grad.size(1) == channels,
                "segdet::roi_align_backward: grad must be (R, C, h, w) with R = ", rois.size(0),
                " and C = ", channels, ", starts with (", grad.size(0), ", ", grad.size(1), ")");

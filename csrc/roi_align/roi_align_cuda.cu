@@ -158,7 +158,7 @@ Tensor roi_align_cuda(const Tensor& input, const Tensor& rois, int64_t pooled_he
 Tensor roi_align_backward_cuda(const Tensor& grad, const Tensor& rois, int64_t batch,
                                int64_t channels, int64_t height, int64_t width,
                                double spatial_scale, int64_t sampling_ratio, bool aligned) {
-  check_roi_align_backward(grad, rois, channels);
+  check_roi_align_backward(grad, rois, channels, height, width);
   check_same_device(grad, rois, "roi_align_backward");
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   const ScalarType type = compute_type(grad.scalar_type());
