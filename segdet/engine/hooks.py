@@ -130,19 +130,23 @@ class LRScheduler(HookBase):
         self._group = 0
 
     @property
+    def optimizer(self) -> Optimizer:
+        """Whose rate it stores."""
+        return self._optimizer or self.trainer.optimizer
+
+    @property
     def scheduler(self) -> TorchLRScheduler:
         """What it steps."""
         return self._scheduler or self.trainer.scheduler
 
     def before_train(self) -> None:
         """Choose the group whose rate is stored: the one with the most parameters."""
-        self._optimizer = self._optimizer or self.trainer.optimizer
-        sizes = [len(group["params"]) for group in self._optimizer.param_groups]
+        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
         self._group = sizes.index(max(sizes))
 
     def after_step(self) -> None:
         """Store the rate of this iteration and set that of the next."""
-        rate = self._optimizer.param_groups[self._group]["lr"]
+        rate = self.optimizer.param_groups[self._group]["lr"]
         self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
         self.scheduler.step()
 
@@ -303,7 +307,7 @@ class ProgressBar(HookBase):
     """A bar on stderr with the iteration, the time left and the total loss."""
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
+        self._bar = tqdm(disable=True)
 
     def before_train(self) -> None:
         """Draw the bar."""
@@ -324,5 +328,4 @@ class ProgressBar(HookBase):
 
     def after_train(self) -> None:
         """Leave it where it stands."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()

@@ -11,6 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import (
+    ProcessExitedException,
+    ProcessRaisedException,
+    start_processes,
+)
 
 from segdet.errors import ConfigError, SegdetError
 from segdet.utils import comm
@@ -66,13 +71,13 @@ def launch(
     errors = context.SimpleQueue()
     job = (main_func, args, machine_rank, num_gpus_per_machine, world_size)
     try:
-        mp.start_processes(
+        start_processes(
             _worker,
             args=(job, dist_url, timeout, errors),
             nprocs=num_gpus_per_machine,
             start_method="spawn",
         )
-    except (mp.ProcessRaisedException, mp.ProcessExitedException):
+    except (ProcessRaisedException, ProcessExitedException):
         if not errors.empty():
             raise errors.get() from None
         raise

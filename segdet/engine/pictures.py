@@ -50,5 +50,6 @@ def save_predictions(
         )
         drawn = list(itertools.islice(pairs, count))
     if drawn:
-        save_prediction_sheet(path, *zip(*drawn, strict=True), MetadataCatalog.get(dataset_name))
+        shown, found = zip(*drawn, strict=True)
+        save_prediction_sheet(path, shown, found, MetadataCatalog.get(dataset_name))
         _log.info("Predictions beside ground truth: %s", path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -26,11 +27,12 @@ _log = logging.getLogger(__name__)
 class HookBase:
     """Called by the trainer around every iteration; override what is needed.
 
-    `self.trainer` is the trainer that the hook is registered with: `trainer.iter`,
-    `trainer.max_iter`, `trainer.storage`, `trainer.model` ...
+    Attributes:
+        trainer: the one that the hook is registered with: `trainer.iter`, `trainer.max_iter`,
+            `trainer.storage`, `trainer.model` ...
     """
 
-    trainer: TrainerBase
+    trainer: Any
 
     def before_train(self) -> None:
         """Before the first iteration."""
@@ -208,7 +210,7 @@ class SimpleTrainer(TrainerBase):
         if isinstance(losses, Tensor):
             losses = {"total_loss": losses}
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        self.grad_scaler.scale(functools.reduce(torch.add, losses.values())).backward()
         self.after_backward()
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)

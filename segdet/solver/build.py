@@ -244,10 +244,9 @@ def get_default_optimizer_params(
     """
     if base_lr is None and (bias_lr_factor != 1.0 or lr_factor_func is not None):
         raise ValueError("bias_lr_factor and lr_factor_func multiply base_lr: give base_lr too")
-    bias = _without_none(
-        lr=None if bias_lr_factor == 1.0 else base_lr * bias_lr_factor,
-        weight_decay=weight_decay_bias,
-    )
+    bias = _without_none(weight_decay=weight_decay_bias)
+    if base_lr is not None and bias_lr_factor != 1.0:
+        bias["lr"] = base_lr * bias_lr_factor
     by_name = dict(overrides or {})
     if bias and "bias" in by_name:
         raise ValueError("`bias` is in overrides and set by bias_lr_factor or weight_decay_bias")
