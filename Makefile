@@ -17,6 +17,7 @@ bin := $(VENV)/bin/
 stamp := $(VENV)/setup
 endif
 
+benchmarks := $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
 csrc := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 pip := $(python) -m pip install --disable-pip-version-check --quiet
 .PHONY: setup demo test test-slow check format bench wheel
@@ -61,7 +62,7 @@ format: setup
 	$(bin)clang-format -i $(csrc)
 
 bench: setup
-	$(python) -m benchmarks.import_time
+	$(foreach name,$(benchmarks),$(python) -m benchmarks.$(name) &&) true
 
 wheel: setup
 	$(python) -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import yaml
-
-from segdet.config import CfgNode, get_cfg
-from segdet.config.node import DEFAULT
+from segdet.engine import predict, train
 from segdet.errors import SegdetError
 from segdet.utils.collect_env import collect_env_info
 
@@ -37,29 +34,23 @@ def info(argv: list[str]) -> None:
     parser.add_argument("--config-file", "--config", metavar="FILE", default="")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args(argv)
-    cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = train.load_config(args)
     print(collect_env_info())
     if args.config_file or args.opts:
-        print("", *yaml_with_sources(cfg), sep="\n")
+        print(f"\n{cfg.dump_with_sources()}", end="")
 
 
-def yaml_with_sources(cfg: CfgNode, indent: str = "") -> Iterator[str]:
-    """Lines of YAML; behind each value that something set stands what."""
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield f"{indent}{key}:"
-            yield from yaml_with_sources(value, indent + "  ")
-        else:
-            text = yaml.safe_dump({key: value}, default_flow_style=True, width=sys.maxsize)
-            source = cfg.source_of(key)
-            comment = "" if source == DEFAULT else f"  # {source}"
-            yield indent + text.strip().removeprefix("{").removesuffix("}") + comment
+def evaluate(argv: list[str]) -> None:
+    """Evaluate a trained model: `train --eval-only`."""
+    train.main(["--eval-only", *argv])
 
 
-COMMANDS: dict[str, Callable[[list[str]], object]] = {"info": info}
+COMMANDS: dict[str, Callable[[list[str]], object]] = {
+    "info": info,
+    "train": train.main,
+    "eval": evaluate,
+    "predict": predict.main,
+}
 
 
 def main() -> None:

@@ -5,68 +5,8 @@ The command line is detectron2's. OUTPUT_DIR of the config gets the log, metrics
 results and pictures.
 """
 
-import argparse
-
-from segdet.checkpoint import DetectionCheckpointer
-from segdet.cli import run_command, yaml_with_sources
-from segdet.config import CfgNode, get_cfg
-from segdet.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from segdet.evaluation import verify_results
-from segdet.utils import comm
-
-
-def load_config(args: argparse.Namespace) -> CfgNode:
-    """Defaults, below the file, below the command line."""
-    cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
-    return cfg
-
-
-def run(args: argparse.Namespace) -> None:
-    """What each process does."""
-    cfg = load_config(args)
-    default_setup(cfg, args)
-    if args.eval_only:
-        evaluate(cfg, resume=args.resume)
-    else:
-        trainer = DefaultTrainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        trainer.train()
-
-
-def evaluate(cfg: CfgNode, *, resume: bool) -> None:
-    """Evaluate MODEL.WEIGHTS, or OUTPUT_DIR's last checkpoint if `resume`."""
-    model = DefaultTrainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    results = DefaultTrainer.test(cfg, model)
-    if comm.is_main_process():
-        verify_results(cfg, results)
-
-
-def main(argv: list[str]) -> None:
-    """Parse the command line and start the processes."""
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--print-config", action="store_true", help="show every setting and what set it, and stop"
-    )
-    parser.add_argument("--debug", action="store_true", help="keep the traceback of a mistake")
-    args = parser.parse_args(argv)
-    if args.print_config:
-        print(*yaml_with_sources(load_config(args)), sep="\n")
-        return
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
-
+from segdet.cli import run_command
+from segdet.engine.train import main
 
 if __name__ == "__main__":
     run_command(main)

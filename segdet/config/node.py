@@ -6,6 +6,7 @@ import ast
 import copy
 import difflib
 import os
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, cast
 
@@ -228,6 +229,23 @@ class CfgNode(dict[str, Any]):
             if not isinstance(value, _LEAF_TYPES):
                 raise ConfigError(f"{path} holds a {type(value).__name__}, which YAML cannot write")
         return cast(str, yaml.safe_dump(_plain(self), **kwargs))
+
+    def dump_with_sources(self, indent: str = "") -> str:
+        """The tree as YAML, one line for each key; a comment says what set it, if anything did.
+
+        Args:
+            indent: before each line.
+        """
+        lines: list[str] = []
+        for key, value in self.items():
+            if isinstance(value, CfgNode):
+                lines.append(f"{indent}{key}:\n{value.dump_with_sources(indent + '  ')}")
+            else:
+                text = yaml.safe_dump({key: value}, default_flow_style=True, width=sys.maxsize)
+                source = self._sources.get(key, DEFAULT)
+                comment = "" if source == DEFAULT else f"  # {source}"
+                lines.append(f"{indent}{text.strip()[1:-1]}{comment}\n")
+        return "".join(lines)
 
 
 def _as_node(value: Any) -> Any:

@@ -284,6 +284,14 @@ def test_a_dump_is_read_back(cfg, write):
     assert str(cfg) == cfg.dump()
 
 
+def test_a_dump_with_sources_is_the_same_yaml(cfg):
+    cfg.MODEL.WEIGHTS = "a, b: {c} # d"
+    cfg.merge_from_list(["MODEL.RPN.IOU", "(0.4,)"])
+    dumped = cfg.dump_with_sources()
+    assert yaml.safe_load(dumped) == yaml.safe_load(cfg.dump())
+    assert "\n    IOU: [0.4]  # command line\n" in dumped and "\n    SIZES: [[32]]\n" in dumped
+
+
 def test_what_yaml_cannot_write_is_named(cfg):
     cfg.MODEL.WEIGHTS = object()
     with pytest.raises(ConfigError, match=r"MODEL.WEIGHTS holds a object"):

@@ -1,0 +1,66 @@
+"""Training and evaluating what a config describes, in one process or several."""
+
+from __future__ import annotations
+
+import argparse
+
+from segdet.checkpoint import DetectionCheckpointer
+from segdet.config import CfgNode, get_cfg
+from segdet.engine.defaults import DefaultTrainer
+from segdet.engine.launch import launch
+from segdet.engine.setup import default_argument_parser, default_setup
+from segdet.evaluation import verify_results
+from segdet.utils import comm
+
+
+def main(argv: list[str]) -> None:
+    """Train what a config describes and evaluate it, or only evaluate it."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--print-config", action="store_true", help="show every setting and what set it, and stop"
+    )
+    parser.add_argument("--debug", action="store_true", help="keep the traceback of a mistake")
+    args = parser.parse_args(argv)
+    if args.print_config:
+        print(load_config(args).dump_with_sources(), end="")
+        return
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """Defaults, below the file, below the command line."""
+    cfg = get_cfg()
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def run(args: argparse.Namespace) -> None:
+    """What each process does."""
+    cfg = load_config(args)
+    default_setup(cfg, args)
+    if args.eval_only:
+        evaluate(cfg, resume=args.resume)
+    else:
+        trainer = DefaultTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+
+
+def evaluate(cfg: CfgNode, *, resume: bool) -> None:
+    """Evaluate MODEL.WEIGHTS, or OUTPUT_DIR's last checkpoint if `resume`."""
+    model = DefaultTrainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = DefaultTrainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
