@@ -127,8 +127,7 @@ class DefaultTrainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         setup_logger(distributed_rank=comm.get_rank())
-        if cfg.TEST.PRECISE_BN.ENABLED:
-            raise ConfigError("TEST.PRECISE_BN.ENABLED: not built yet; set it to False")
+        _refuse_unbuilt(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg if cfg.SEED >= 0 else _with_seed(cfg, comm.shared_random_seed())
         if cfg.SEED < 0:
@@ -233,9 +232,9 @@ class DefaultTrainer(TrainerBase):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            hooks.ProgressBar() if is_main and sys.stderr.isatty() else None,
             hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
-            hooks.ProgressBar() if is_main and sys.stderr.isatty() else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
         ]
 
@@ -301,6 +300,7 @@ class DefaultTrainer(TrainerBase):
             Task -> metric -> value; with several data sets, data set -> task -> metric -> value.
             Only the main process has them.
         """
+        _refuse_unbuilt(cfg)
         names = cfg.DATASETS.TEST
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in names]
@@ -351,6 +351,12 @@ class DefaultTrainer(TrainerBase):
             cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
         _log.info("Scaled the recipe of %d processes to %d: %s", reference, num_workers, section)
         return cfg
+
+
+def _refuse_unbuilt(cfg: CfgNode) -> None:
+    for key in ("PRECISE_BN", "AUG"):
+        if cfg.TEST[key].ENABLED:
+            raise ConfigError(f"TEST.{key}.ENABLED: not built yet; set it to False")
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

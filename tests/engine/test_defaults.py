@@ -229,10 +229,13 @@ def test_evaluator_by_metadata(cfg):
         DefaultTrainer.build_evaluator(cfg, "engine_test_lvis")
 
 
-def test_what_is_not_built_is_refused(cfg):
-    cfg.TEST.PRECISE_BN.ENABLED = True
-    with pytest.raises(ConfigError, match=r"PRECISE_BN.ENABLED: not built yet"):
+@pytest.mark.parametrize("key", ["PRECISE_BN", "AUG"])
+def test_what_is_not_built_is_refused(cfg, key):
+    cfg.TEST[key].ENABLED = True
+    with pytest.raises(ConfigError, match=rf"TEST.{key}.ENABLED: not built yet"):
         Trainer(cfg)
+    with pytest.raises(ConfigError, match=rf"TEST.{key}.ENABLED: not built yet"):
+        Trainer.test(cfg, Net())
 
 
 def test_scaling_to_another_number_of_processes(cfg):
