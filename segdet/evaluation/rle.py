@@ -21,12 +21,39 @@ def encode_masks(masks: Tensor) -> list[dict]:
     Returns:
         N dicts {"size": [H, W], "counts": str}.
     """
-    if len(masks) == 0:
-        return []
-    # The encoder runs down the columns: each mask has to be Fortran-contiguous.
-    columns = masks.detach().cpu().bool().transpose(1, 2).contiguous()  # (N, W, H)
-    encoded = mask_api.encode(columns.numpy().view(np.uint8).transpose(2, 1, 0))
-    return [{"size": list(r["size"]), "counts": r["counts"].decode("ascii")} for r in encoded]
+    pixels = masks.detach().cpu().bool().numpy()
+    size = list(pixels.shape[1:])
+    has_pixels = pixels.any(2)  # (N, H)
+    rles = []
+    for mask, rows in zip(pixels, has_pixels, strict=True):
+        rle = mask_api.frPyObjects({"size": size, "counts": _runs(mask, rows).tolist()}, *size)
+        rles.append({"size": size.copy(), "counts": rle["counts"].decode("ascii")})
+    return rles
+
+
+def _runs(mask: np.ndarray, has_pixels: np.ndarray) -> np.ndarray:
+    """Lengths of the runs of 0 and 1 in turn, column by column; only the object is looked at.
+
+    Args:
+        mask: (H, W) bool.
+        has_pixels: (H,) bool, of its rows.
+    """
+    height = len(mask)
+    rows = np.flatnonzero(has_pixels)
+    if len(rows) == 0:
+        return np.array([mask.size])
+    top, bottom = rows[0], rows[-1] + 1
+    columns = np.flatnonzero(mask[top:bottom].any(0))
+    left, right = columns[0], columns[-1] + 1
+    window = np.zeros((right - left, bottom - top + 2), np.int8)  # a 0 before and after columns
+    window[:, 1:-1] = mask[top:bottom, left:right].T
+    column, row = np.nonzero(np.diff(window, axis=1))
+    changes = (column + left) * height + row + top  # begin, end, begin, end, ...
+    if bottom - top == height:  # a run may go on in the next column
+        meets = 2 * np.flatnonzero(changes[1:-1:2] == changes[2::2]) + 1
+        changes = np.delete(changes, np.concatenate([meets, meets + 1]))
+    runs = np.diff(changes, prepend=0, append=mask.size)
+    return runs if runs[-1] else runs[:-1]
 
 
 def count_pixels(strings: Sequence[str]) -> np.ndarray:

@@ -11,13 +11,28 @@ def random_masks(number: int, height: int, width: int) -> torch.Tensor:
     return torch.rand(number, height, width) < torch.linspace(0, 1, number)[:, None, None]
 
 
-@pytest.mark.parametrize("number, height, width", [(9, 37, 53), (1, 1, 1), (3, 200, 1)])
-def test_decoding_gives_the_masks_back(number, height, width):
+def by_pycocotools(masks: torch.Tensor) -> list[dict]:
+    columns = np.asfortranarray(masks.numpy().astype(np.uint8).transpose(1, 2, 0))
+    return [
+        {"size": rle["size"], "counts": rle["counts"].decode()} for rle in mask_api.encode(columns)
+    ]
+
+
+@pytest.mark.parametrize(
+    "number, height, width", [(40, 37, 53), (2, 1, 1), (30, 3, 4), (9, 200, 1), (9, 1, 200)]
+)
+def test_strings_are_those_of_pycocotools(number, height, width):
     masks = random_masks(number, height, width)
-    rles = encode_masks(masks)
-    assert all(rle["size"] == [height, width] and type(rle["counts"]) is str for rle in rles)
-    decoded = np.stack([mask_api.decode(rle) for rle in rles])
-    np.testing.assert_array_equal(decoded, masks.numpy())
+    assert encode_masks(masks) == by_pycocotools(masks)
+    columns = torch.rand(number, 1, width).gt(0.5).expand(-1, height, -1)  # runs beyond columns
+    assert encode_masks(columns) == by_pycocotools(columns)
+    assert encode_masks(masks.byte() * 7) == by_pycocotools(masks)
+
+
+def test_an_object_in_a_corner_or_nowhere():
+    masks = torch.zeros(3, 6, 7, dtype=torch.bool)
+    masks[0, :2, :3] = masks[1, 4:, 5:] = True
+    assert encode_masks(masks) == by_pycocotools(masks)
 
 
 def test_no_masks_give_no_rles():
