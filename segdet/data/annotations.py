@@ -26,7 +26,7 @@ from segdet.structures import (
 
 def transform_instance_annotations(
     annotation: dict[str, Any],
-    transforms: Transform | TransformList,
+    transforms: Transform | list[Transform],
     image_size: tuple[int, int],
     *,
     keypoint_hflip_indices: np.ndarray | None = None,
@@ -37,7 +37,7 @@ def transform_instance_annotations(
 
     Args:
         annotation: of a standard dict.
-        transforms: what was applied to the image.
+        transforms: what was applied to the image: one, a `TransformList`, or a plain list.
         image_size: (height, width) after the transforms.
         keypoint_hflip_indices: from `create_keypoint_hflip_indices`.
 
@@ -47,6 +47,8 @@ def transform_instance_annotations(
     Raises:
         DataError: a polygon or RLE that cannot be used.
     """
+    if isinstance(transforms, list):
+        transforms = TransformList(transforms)
     box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
     moved = transforms.apply_box(np.array([box], np.float64))[0].clip(min=0)
     height, width = image_size
@@ -64,7 +66,7 @@ def transform_instance_annotations(
 
 
 def _transform_segmentation(
-    segmentation: Any, transforms: Transform | TransformList, image_size: tuple[int, int]
+    segmentation: Any, transforms: Transform, image_size: tuple[int, int]
 ) -> list[np.ndarray] | np.ndarray:
     if isinstance(segmentation, list):
         points = [_read_polygon(part) for part in segmentation]
@@ -96,7 +98,7 @@ def _read_polygon(part: Any) -> np.ndarray:
 
 def transform_keypoint_annotations(
     keypoints: Any,
-    transforms: Transform | TransformList,
+    transforms: Transform,
     image_size: tuple[int, int],
     keypoint_hflip_indices: np.ndarray | None = None,
 ) -> np.ndarray:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from segdet.config.node import CfgNode
 from segdet.config.reader import read_section
 from segdet.data.cfg_call import takes_cfg
-from segdet.data.common import DatasetFromList, MapDataset
+from segdet.data.common import DatasetFromList, MapDataset, MapStyle
 from segdet.data.image_io import image_size_of
 from segdet.data.loader import Loader, Samples, TrainLoader
 from segdet.data.mapper import DatasetMapper
@@ -93,21 +93,21 @@ class DataLoaderConfig:
         check_trainable(records, names)
         return drop_objects_without_masks(records) if self.mask_on else records
 
-    def build_sampler(self, records: Records, seed: int) -> Sampler[int]:
+    def build_sampler(self, records: MapStyle, seed: int) -> Sampler[int]:
         """The training sampler over records."""
         return SAMPLERS[self.sampler_train](self, records, seed)
 
 
 def _repeat_factor_sampler(
-    section: DataLoaderConfig, records: Records, seed: int
+    section: DataLoaderConfig, records: MapStyle, seed: int
 ) -> RepeatFactorTrainingSampler:
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        records, section.repeat_threshold, section.repeat_sqrt
+        [records[i] for i in range(len(records))], section.repeat_threshold, section.repeat_sqrt
     )
     return RepeatFactorTrainingSampler(factors, seed=seed)
 
 
-SAMPLERS: dict[str, Callable[[DataLoaderConfig, Records, int], Sampler[int]]] = {
+SAMPLERS: dict[str, Callable[[DataLoaderConfig, MapStyle, int], Sampler[int]]] = {
     "TrainingSampler": lambda _, records, seed: TrainingSampler(len(records), seed=seed),
     "RepeatFactorTrainingSampler": _repeat_factor_sampler,
 }
@@ -117,7 +117,7 @@ def _train_arguments(
     cfg: CfgNode,
     *,
     mapper: Callable[[dict[str, Any]], Any] | None = None,
-    dataset: Sequence[dict[str, Any]] | Dataset[Any] | None = None,
+    dataset: MapStyle | None = None,
     sampler: Iterable[int] | None = None,
     seed: int | None = None,
 ) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _train_arguments(
 
 @takes_cfg(_train_arguments)
 def build_detection_train_loader(
-    dataset: Sequence[dict[str, Any]] | Dataset[Any],
+    dataset: MapStyle,
     *,
     mapper: Callable[[dict[str, Any]], Any] | None,
     sampler: Iterable[int] | None = None,
@@ -211,7 +211,7 @@ def _test_arguments(
 
 @takes_cfg(_test_arguments)
 def build_detection_test_loader(
-    dataset: Sequence[dict[str, Any]] | Dataset[Any],
+    dataset: MapStyle,
     *,
     mapper: Callable[[dict[str, Any]], Any] | None,
     sampler: Sampler[int] | None = None,

@@ -42,9 +42,9 @@ class Metadata:
     def __setattr__(self, key: str, value: Any) -> None:
         key = _RENAMED.get(key, key)
         if key in vars(self) and vars(self)[key] != value:
-            raise AttributeError(
-                f"metadata {key} of data set {self.name!r} is already {vars(self)[key]!r}, cannot "
-                f"become {value!r}; take another name, or MetadataCatalog.remove({self.name!r})"
+            raise DataError(
+                f"metadata {key} of data set {self.name!r} is already {vars(self)[key]!r:.200}, "
+                f"cannot become {value!r:.200}; give the new data another name"
             )
         super().__setattr__(key, value)
 
@@ -59,7 +59,7 @@ class Metadata:
             Itself.
 
         Raises:
-            AttributeError: one of them is set and has another value.
+            DataError: one of them is set and has another value.
         """
         for key, value in kwargs.items():
             setattr(self, key, value)

@@ -23,12 +23,13 @@ def takes_cfg(from_config: Callable[..., dict[str, Any]] | None = None) -> Calla
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            bound, rest = (args[:1], args[1:]) if from_config is None else ((), args)
+            bound = args[:1] if from_config is None else ()  # self
+            rest = args[len(bound) :]
             if isinstance(kwargs.get("cfg"), CfgNode):
                 rest = (kwargs.pop("cfg"), *rest)
             if not rest or not isinstance(rest[0], CfgNode):
                 return function(*args, **kwargs)
-            read = from_config or type(bound[0]).from_config
+            read = from_config or args[0].from_config
             named = inspect.signature(read).parameters
             settings = read(*rest, **{k: v for k, v in kwargs.items() if k in named})
             return function(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,14 @@ from torch.utils.data import Dataset
 from segdet.errors import DataError
 
 logger = logging.getLogger("segdet.data")
+
+
+class MapStyle(Protocol):
+    """Records or samples by index: a list, or a torch data set with a length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class DatasetFromList(Dataset[Any]):
@@ -45,7 +53,7 @@ class DatasetFromList(Dataset[Any]):
         if self._list is not None:
             return copy.deepcopy(self._list[index]) if self._copy else self._list[index]
         start, end = self._ends[index % len(self) :][:2].tolist()
-        return pickle.loads(self._buffer[start:end].numpy())
+        return pickle.loads(self._buffer[start:end].numpy().data)
 
 
 class MapDataset(Dataset[Any]):
@@ -59,9 +67,7 @@ class MapDataset(Dataset[Any]):
 
     TRIES = 1000  # a mapper that refuses so many in a row refuses all
 
-    def __init__(
-        self, dataset: Sequence[Any] | Dataset[Any], map_func: Callable[[Any], Any]
-    ) -> None:
+    def __init__(self, dataset: MapStyle, map_func: Callable[[Any], Any]) -> None:
         self._dataset, self._map_func = dataset, map_func
 
     def __len__(self) -> int:

@@ -114,7 +114,7 @@ def _instance(thing: SceneObject) -> dict[str, Any]:
     if thing.is_crowd:
         segmentation: Any = {"size": list(thing.mask.shape), "counts": _runs(thing.mask)}
     elif any(part.interiors for part in parts):
-        rle = mask_util.encode(np.asfortranarray(thing.mask, np.uint8))
+        rle: Any = mask_util.encode(np.asfortranarray(thing.mask, np.uint8))
         segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
     else:
         outlines = [np.asarray(part.exterior.coords[:-1]) for part in parts]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from segdet.data.common import MapStyle
 from segdet.data.seeding import seeded
 from segdet.errors import ConfigError, SegdetError
 
@@ -16,8 +17,9 @@ from segdet.errors import ConfigError, SegdetError
 class Draw(NamedTuple):
     """One sample of the training stream."""
 
-    position: int  # in the global stream of batches; with the seed it fixes the randomness
-    index: int  # of the record
+    seed: int
+    position: int  # in the stream of all processes; with the seed it fixes the randomness
+    record: int
 
 
 class _Failure(NamedTuple):
@@ -27,26 +29,24 @@ class _Failure(NamedTuple):
 
 
 class Samples(Dataset[Any]):
-    """Hands out samples to workers: seeded where asked for, with users' mistakes as values.
+    """Hands out samples to workers, by index or by `Draw`, with users' mistakes as values.
 
     Args:
         dataset: of samples, by index.
-        seed: None for a data set without randomness, whose keys are indices; otherwise the keys
-            are `Draw`s.
     """
 
-    def __init__(self, dataset: Sequence[Any] | Dataset[Any], seed: int | None = None) -> None:
-        self._dataset, self._seed = dataset, seed
+    def __init__(self, dataset: MapStyle) -> None:
+        self._dataset = dataset
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, key: int | Draw) -> Any:
         try:
-            if self._seed is None:
+            if not isinstance(key, Draw):
                 return self._dataset[key]
-            with seeded(self._seed, key.position):
-                return self._dataset[key.index]
+            with seeded(key.seed, key.position):
+                return self._dataset[key.record]
         except SegdetError as error:
             return _Failure(error)
 
@@ -86,7 +86,7 @@ class Loader(DataLoader[Any]):
             **kwargs,
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         for batch in super().__iter__():
             if isinstance(batch, _Failure):
                 raise batch.error
@@ -133,7 +133,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: Sequence[Any] | Dataset[Any],
+        dataset: MapStyle,
         *,
         sampler: Iterable[int],
         total_batch_size: int,
@@ -163,13 +163,14 @@ class TrainLoader:
         """This process' share of each batch, from the one that was sought."""
         batches = cut_batches(self.sampler, self._size, self._is_wide)
         for number, batch in itertools.islice(enumerate(batches), self._next, None):
-            draws = [Draw(number * self._size + slot, index) for slot, index in enumerate(batch)]
+            start = number * self._size
+            draws = [Draw(self.seed, start + slot, index) for slot, index in enumerate(batch)]
             yield draws[self._share]
 
     def __iter__(self) -> Iterator[Any]:
         yield from Loader(
-            Samples(self.dataset, self.seed),
-            batch_sampler=self.draws(),  # type: ignore[arg-type]
+            Samples(self.dataset),
+            batch_sampler=self.draws(),
             num_workers=self._num_workers,
             collate_fn=self._collate_fn,
         )

@@ -51,6 +51,7 @@ def test_box_polygon_and_rle_move_together():
     assert one["bbox"].tolist() == [40, 5, 120, 20] and one["bbox_mode"] == BoxMode.XYXY_ABS
     (polygon,) = one["segmentation"]
     assert polygon.tolist() == [120, 5, 40, 5, 40, 20, 120, 20]
+    assert moved([*resize_and_flip.transforms], (30, 160))["bbox"].tolist() == [40, 5, 120, 20]
     two = moved(resize_and_flip, (30, 160), segmentation=rle(square_mask()))
     expected = np.zeros((30, 160), bool)
     expected[5:20, 40:120] = True

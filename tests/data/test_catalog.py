@@ -41,7 +41,7 @@ def test_metadata_keeps_its_first_value():
     assert MetadataCatalog.get("mine") is metadata and metadata.name == "mine"
     assert metadata.thing_classes == ["a"] and metadata.get("nothing", 5) == 5
     metadata.thing_classes = ["a"]
-    with pytest.raises(AttributeError, match=r"of data set 'mine' is already \['a'\]"):
+    with pytest.raises(DataError, match=r"of data set 'mine' is already \['a'\]"):
         metadata.thing_classes = ["b"]
     with pytest.raises(
         AttributeError, match=r"'mine' has no stuff_classes \(it has colour, name, thing_classes\)"

@@ -68,7 +68,7 @@ def test_same_record_is_not_augmented_the_same_twice(expected):
 
 def test_batches_hold_one_shape_and_lose_nothing(expected):
     assert all(len({IS_WIDE[sample[0]] for sample in batch}) == 1 for batch in expected)
-    drawn = [draw.index for batch in islice(a_loader().draws(), 500) for draw in batch]
+    drawn = [draw.record for batch in islice(a_loader().draws(), 500) for draw in batch]
     counts = np.bincount(drawn, minlength=SIZE)
     assert counts.max() - counts.min() <= 2, "what is left over waits for the next epoch"
 

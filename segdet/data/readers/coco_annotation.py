@@ -63,7 +63,8 @@ def read_annotation(
         raise DataError(f"iscrowd must be 0 or 1, is {iscrowd!r}")
     if row.get("ignore", 0) != 0:
         raise DataError("'ignore' is set; mark the region with iscrowd instead")
-    result = {"iscrowd": int(iscrowd), "category_id": category_ids[category_id]}
+    result: dict[str, Any] = {"iscrowd": int(iscrowd)}
+    result["category_id"] = category_ids[category_id]
     segmentation, extent = _read_segmentation(row.get("segmentation"), image, remarks)
     if row.get("bbox") is None:
         if extent is None:
@@ -75,7 +76,7 @@ def read_annotation(
         result["bbox"] = row["bbox"]
     _check_box(result["bbox"], image)
     result["bbox_mode"] = BoxMode.XYWH_ABS
-    if segmentation is not None:
+    if extent is not None:
         if extent[0] >= image["width"] or extent[1] >= image["height"] or min(extent[2:]) <= 0:
             raise Drop("mask outside the image, annotation dropped")
         result["segmentation"] = segmentation

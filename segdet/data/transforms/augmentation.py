@@ -27,7 +27,7 @@ class Augmentation:
             if name != "self" and not name.startswith("_"):
                 setattr(self, name, value)
 
-    def get_transform(self, *args: Any) -> Transform:
+    def get_transform(self, *args: Any, **kwargs: Any) -> Transform:
         """The transform for one image."""
         raise NotImplementedError(f"{type(self).__name__} does not define get_transform")
 

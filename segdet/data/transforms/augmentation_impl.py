@@ -84,7 +84,9 @@ class Resize(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resize."""
-        return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
+        h, w = image.shape[:2]
+        new_h, new_w = self.shape
+        return ResizeTransform(h, w, new_h, new_w, self.interp)
 
 
 class ResizeShortestEdge(Augmentation):

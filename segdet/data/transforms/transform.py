@@ -132,9 +132,13 @@ class NoOpTransform(Transform):
         """The coordinates themselves."""
         return coords
 
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """The labels themselves."""
+        return segmentation
+
     def inverse(self) -> Transform:
-        """Likewise changes nothing."""
-        return self
+        """Likewise changes nothing; what subclasses do to pixels is not undone."""
+        return NoOpTransform()
 
 
 class HFlipTransform(Transform):
@@ -400,10 +404,27 @@ class BlendTransform(NoOpTransform):
             return np.clip(mixed, 0, 255).astype(np.uint8)
         return mixed.astype(img.dtype)
 
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """The labels themselves."""
-        return segmentation
 
-    def inverse(self) -> Transform:
-        """Changes nothing: only pixels were mixed."""
-        return NoOpTransform()
+class ColorTransform(NoOpTransform):
+    """Changes pixels by a function and moves nothing.
+
+    Args:
+        op: takes and returns an image of the same size.
+    """
+
+    def __init__(self, op: Callable[[Any], Any]) -> None:
+        if not callable(op):
+            raise TypeError(f"op must be a function of an image, is {op!r}")
+        self.op = op
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """What `op` makes of the image."""
+        return self.op(img)
+
+
+class PILColorTransform(ColorTransform):
+    """The same with a function of Pillow images."""
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """What `op` makes of the image."""
+        return np.asarray(self.op(Image.fromarray(img)))

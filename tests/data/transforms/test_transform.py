@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from segdet.data import transforms as T
 from segdet.structures import polygons_to_bitmask
@@ -154,6 +154,18 @@ def test_blend_clips_and_truncates():
     image = np.array([[0, 100, 201]], np.uint8)
     assert T.BlendTransform(0, 0.0, 1.5).apply_image(image).tolist() == [[0, 150, 255]]
     assert T.BlendTransform(255, 0.5, 0.5).apply_image(image).tolist() == [[127, 177, 228]]
+
+
+def test_colour_functions_move_nothing():
+    half = T.ColorTransform(lambda image: image // 2)
+    negative = T.PILColorTransform(ImageOps.invert)
+    assert (half.apply_image(IMAGE) == IMAGE // 2).all()
+    assert (negative.apply_image(IMAGE) == 255 - IMAGE).all()
+    for transform in (half, negative):
+        assert (transform.apply_segmentation(IMAGE[:, :, 0]) == IMAGE[:, :, 0]).all()
+        assert (transform.apply_coords(POINTS.copy()) == POINTS).all()
+    with pytest.raises(TypeError, match="must be a function"):
+        T.ColorTransform(3)
 
 
 def test_list_flattens_applies_in_order_and_inverts():
