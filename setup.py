@@ -63,6 +63,12 @@ def libraries() -> list[Extension]:
 class BuildOps(build_ext):
     """Compiles and links each library with plain compiler calls, several sources at once."""
 
+    def run(self) -> None:
+        """Build, and say where there is nothing to build for the GPU."""
+        if all(ext.name != CUDA_LIBRARY for ext in self.extensions):
+            print("segdet: no nvcc, or SEGDET_CUDA=0: ops for the CPU only", file=sys.stderr)
+        super().run()
+
     def get_ext_filename(self, fullname: str) -> str:
         """A name without the Python version."""
         return f"{fullname.replace('.', '/')}.so"

@@ -22,8 +22,8 @@ __device__ inline int64_t thread_count() { return int64_t(gridDim.x) * blockDim.
 
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  const auto status = aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream);
+  SEGDET_CHECK(status == TORCH_SUCCESS, "segdet: torch gives no CUDA stream");
   return static_cast<cudaStream_t>(stream);
 }
 

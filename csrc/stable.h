@@ -59,8 +59,8 @@ inline Tensor as_contiguous(const Tensor& tensor, ScalarType type) {
 
 template <std::size_t N>
 void call_torch(const char* name, const char* overload, std::array<StableIValue, N>& stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  const auto status = torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION);
+  SEGDET_CHECK(status == TORCH_SUCCESS, "segdet: torch refused ", name, ", see its message above");
 }
 
 // Indices that sort a 1-D tensor; equal elements keep their order.
