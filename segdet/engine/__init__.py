@@ -2,6 +2,16 @@
 
 from segdet.engine import hooks
 from segdet.engine.defaults import DefaultPredictor, DefaultTrainer
+from segdet.engine.hooks import (
+    BestCheckpointer,
+    CallbackHook,
+    EvalHook,
+    IterationTimer,
+    LRScheduler,
+    PeriodicCheckpointer,
+    PeriodicWriter,
+    ProgressBar,
+)
 from segdet.engine.launch import DEFAULT_TIMEOUT, launch
 from segdet.engine.setup import (
     create_ddp_model,
@@ -14,9 +24,17 @@ from segdet.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, Traine
 __all__ = [
     "DEFAULT_TIMEOUT",
     "AMPTrainer",
+    "BestCheckpointer",
+    "CallbackHook",
     "DefaultPredictor",
     "DefaultTrainer",
+    "EvalHook",
     "HookBase",
+    "IterationTimer",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "ProgressBar",
     "SimpleTrainer",
     "TrainerBase",
     "create_ddp_model",
