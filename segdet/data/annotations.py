@@ -49,8 +49,7 @@ def transform_instance_annotations(
     """
     if isinstance(transforms, list):
         transforms = TransformList(transforms)
-    box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    moved = transforms.apply_box(np.array([box], np.float64))[0].clip(min=0)
+    moved = transforms.apply_box(_read_box(annotation))[0].clip(min=0)
     height, width = image_size
     annotation["bbox"] = np.minimum(moved, [width, height, width, height])
     annotation["bbox_mode"] = BoxMode.XYXY_ABS
@@ -65,6 +64,18 @@ def transform_instance_annotations(
     return annotation
 
 
+def _read_box(annotation: dict[str, Any]) -> np.ndarray:
+    """(1, 4) float64 XYXY, checked."""
+    mode, numbers = BoxMode(annotation["bbox_mode"]), list(annotation["bbox"])
+    try:
+        box = np.array([BoxMode.convert(numbers, mode, BoxMode.XYXY_ABS)], np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"bbox cannot be read as {mode.name}, is {numbers}") from None
+    if box.shape != (1, 4) or not np.isfinite(box).all():
+        raise DataError(f"bbox must be finite numbers ({mode.name}), is {numbers}")
+    return box
+
+
 def _transform_segmentation(
     segmentation: Any, transforms: Transform, image_size: tuple[int, int]
 ) -> list[np.ndarray] | np.ndarray:
@@ -72,7 +83,11 @@ def _transform_segmentation(
         points = [_read_polygon(part) for part in segmentation]
         return [part.reshape(-1) for part in transforms.apply_polygons(points)]
     if isinstance(segmentation, dict):
-        mask = transforms.apply_segmentation(decode_rle(segmentation))
+        mask = decode_rle(segmentation)
+        try:
+            mask = transforms.apply_segmentation(mask)
+        except ValueError as error:
+            raise DataError(f"RLE cannot be transformed as its image was: {error}") from None
         if mask.shape[:2] != tuple(image_size):
             raise DataError(
                 f"RLE size {segmentation['size']} is not the image's: the transformed mask is "

@@ -92,6 +92,27 @@ def test_refuses(segmentation, message):
         moved(T.NoOpTransform(), SIZE, segmentation=segmentation)
 
 
+@pytest.mark.parametrize(
+    "bbox, message",
+    [
+        ([1, 2, 3], "bbox cannot be read as XYWH_ABS"),
+        ([1, 2, 3, "4"], "bbox cannot be read as XYWH_ABS"),
+        ([1, 2, 3, float("nan")], "bbox must be finite numbers"),
+    ],
+)
+def test_refuses_boxes_of_hand_registered_data(bbox, message):
+    with pytest.raises(DataError, match=message):
+        moved(T.NoOpTransform(), SIZE, bbox=bbox)
+    with pytest.raises(DataError, match="bbox must be finite numbers"):
+        moved(T.NoOpTransform(), SIZE, bbox=[1, 2, 3], bbox_mode=BoxMode.XYXY_ABS)
+
+
+def test_refuses_a_mask_that_its_images_resize_does_not_fit():
+    small = {"size": [50, 50], "counts": [2500]}
+    with pytest.raises(DataError, match=r"RLE cannot be transformed .* this is \(50, 50\)"):
+        moved(T.ResizeTransform(60, 80, 30, 40), (30, 40), segmentation=small)
+
+
 def test_keypoints_flip_to_their_partners_and_leave_the_image():
     metadata = MetadataCatalog.get("people")
     metadata.set(keypoint_names=["nose", "left", "right"], keypoint_flip_map=[("left", "right")])

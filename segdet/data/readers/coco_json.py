@@ -52,7 +52,7 @@ def read_coco_json(
     Raises:
         DataError: the file, or one record in it, is not what it should be.
     """
-    # Collecting garbage among millions of new objects takes half of the time that this takes.
+    # Garbage collection among millions of new objects adds half to the time (27 s -> 42 s).
     with _paused_gc():
         return _read(Path(json_file), str(image_root), tuple(extra_annotation_keys))
 
