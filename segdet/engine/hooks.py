@@ -263,6 +263,8 @@ class EvalHook(HookBase):
         """Evaluate, unless the run failed."""
         if self._at_end and self.trainer.iter >= self.trainer.max_iter:
             self._evaluate()
+        # It often holds the trainer, a cycle that would keep the model's memory.
+        del self._function
 
     def _evaluate(self) -> None:
         for name, value in flatten_results_dict(self._function() or {}).items():

@@ -1,5 +1,7 @@
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,12 @@ class Trainer(DefaultTrainer):
         self.losses.append(trainer.storage.latest()["total_loss"][0])
 
 
+class Plain(Trainer):
+    """With the standard hooks only; that of `Trainer` holds it."""
+
+    build_hooks = DefaultTrainer.build_hooks
+
+
 @pytest.fixture
 def cfg(tmp_path) -> CfgNode:
     cfg = get_cfg()
@@ -127,6 +135,20 @@ def test_a_run_leaves_what_it_should(cfg):
     assert set(content["trainer"]) == {"iteration", "hooks", "_trainer", "seed"}
     assert set(content["trainer"]["_trainer"]) == {"iteration", "optimizer"}
     assert content["trainer"]["hooks"]["LRScheduler"] == {"base_lrs": [0.01], "last_epoch": 8}
+
+
+def test_a_trainer_that_is_done_is_not_kept_alive(cfg):
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, ()
+    cfg.TEST.EVAL_PERIOD = 1
+    trainer = Plain(cfg)
+    trainer.train()
+    model = weakref.ref(trainer.model)
+    gc.disable()
+    try:
+        del trainer
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def cut(cfg: CfgNode) -> list[float]:
