@@ -15,15 +15,13 @@ def test_make_demo_data_and_visualize_it(tmp_path: Path, monkeypatch, capsys, so
     runpy.run_path(str(TOOLS / "make_demo_data.py"))["main"](["--num-train", "3", "--num-val", "0"])
     config = tmp_path / "config.yaml"
     config.write_text(
-        "DATASETS: {TRAIN: ('demo_train',)}\nMODEL: {MASK_ON: True}\n"
+        "DATASETS: {TRAIN: [demo_train]}\nMODEL: {MASK_ON: True}\n"
         "DATALOADER: {NUM_WORKERS: 0}\nSOLVER: {IMS_PER_BATCH: 1}\nSEED: 1\n"
-        "INPUT: {MIN_SIZE_TRAIN: (100,)}\n"
+        "INPUT: {MIN_SIZE_TRAIN: [100]}\n"
     )
     output = tmp_path / "drawn"
-    runpy.run_path(str(TOOLS / "visualize_data.py"))["main"](
-        ["--source", source, "--config-file", str(config), "--output-dir", str(output)]
-        + ["--count", "2"]
-    )
+    argv = ["--source", source, "--config-file", str(config), "--output-dir", str(output)]
+    runpy.run_path(str(TOOLS / "visualize_data.py"))["main"]([*argv, "--count", "2"])
     assert [file.name for file in sorted(output.iterdir())] == ["0000.jpg", "0001.jpg"]
     if source == "dataloader":
         assert min(Image.open(output / "0000.jpg").size) == 100
