@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_api
+import pycocotools.mask
 import torch
 from tqdm import tqdm
 
@@ -36,6 +36,7 @@ from segdet.evaluation.coco_records import read_ground_truth
 from segdet.evaluation.coco_results import read_predictions
 from segdet.evaluation.rle import encode_masks
 
+mask_api: Any = pycocotools.mask  # its type stubs are stricter than it is
 HEIGHT, WIDTH, CLASSES = 480, 640, 80
 PER_IMAGE = 100  # detections
 PEERS = {  # package -> module and class that evaluates, with COCO beside it
@@ -209,6 +210,7 @@ def encoding_duels() -> Iterator[Duel]:
 def median_seconds(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     """Median wall time and the result; no further call once 10 seconds have passed."""
     times: list[float] = []
+    result = None
     while len(times) < repeats and sum(times) < 10:
         started = time.perf_counter()
         result = run()
@@ -225,7 +227,7 @@ def check_equal(duel: Duel, ours: Any, theirs: Any) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument(

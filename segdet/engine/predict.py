@@ -256,7 +256,7 @@ def _write_json(output_dir: Path, rows: list[dict[str, Any]]) -> None:
 @contextmanager
 def _video(
     file: Path, copy: Path
-) -> Iterator[tuple[Iterator[np.ndarray], Callable[[np.ndarray], None]]]:
+) -> Iterator[tuple[Iterator[np.ndarray], Callable[[np.ndarray], object]]]:
     """The frames of a video (H, W, 3) BGR, and a function that adds one to its copy."""
     try:
         import cv2

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_api
@@ -57,6 +58,8 @@ def coco_metrics(
     """
     if kind not in ("bbox", "segm"):
         raise ValueError(f"kind must be bbox or segm, is {kind!r}")
+    if (predictions.masks if kind == "segm" else predictions.boxes) is None:
+        raise ValueError(f"the predictions have nothing to evaluate for {kind}")
     if kind == "segm":
         ground_truth = _with_a_mask_for_all(ground_truth)
     precision, recall = BACKENDS[backend or default_backend()](
@@ -120,6 +123,8 @@ def _hotcoco(
 
     images, categories = _lists(truth)
     segm = kind == "segm"
+    boxes: Any = np.zeros((len(found), 4)) if segm else found.boxes
+    masks: Any = found.masks if segm else None
     coco_gt = hotcoco.COCO.from_arrays(
         images,
         categories,
@@ -131,16 +136,15 @@ def _hotcoco(
         iscrowd=truth.crowd.astype(np.int64),
         segmentation=truth.masks if segm else None,
     )
-    boxes = np.zeros((len(found), 4)) if segm else found.boxes
     rows = np.column_stack([found.image + 1, boxes, found.scores, found.category + 1])
-    coco_dt = coco_gt.load_res(rows, segmentation=found.masks if segm else None)
+    coco_dt = coco_gt.load_res(rows, segmentation=masks)
     if segm and len(found):
-        coco_dt.update_anns(ids=np.arange(1, len(found) + 1), area=hotcoco.mask.area(found.masks))
+        coco_dt.update_anns(ids=np.arange(1, len(found) + 1), area=hotcoco.mask.area(masks))
     evaluation = hotcoco.COCOeval(coco_gt, coco_dt, kind)
     evaluation.params.maxDets = max_detections
     evaluation.evaluate()
     evaluation.accumulate()
-    curves = evaluation.eval
+    curves: Any = evaluation.eval
     return curves["precision"], curves["recall"]
 
 
@@ -152,16 +156,14 @@ def _pycocotools(
 
     images, categories = _lists(truth)
     segm = kind == "segm"
-    if segm:
-        boxes = np.zeros((len(found), 4))
-        areas = np.array([mask_api.area(mask) for mask in found.masks], dtype=np.float64)
-    else:
-        boxes, areas = found.boxes, found.boxes[:, 2] * found.boxes[:, 3]
+    boxes: Any = np.zeros((len(found), 4)) if segm else found.boxes
+    masks: Any = found.masks if segm else [None] * len(found)
+    areas = [float(mask_api.area(mask)) for mask in masks] if segm else boxes[:, 2] * boxes[:, 3]
 
-    def dataset(columns: dict[str, list]) -> COCO:
+    def dataset(columns: dict[str, list]) -> Any:
         keys, records = list(columns), zip(*columns.values(), strict=True)
         annotations = [dict(zip(keys, r, strict=True), id=i + 1) for i, r in enumerate(records)]
-        coco = COCO()
+        coco: Any = COCO()
         coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
         coco.createIndex()
         return coco
@@ -182,13 +184,13 @@ def _pycocotools(
                 "image_id": (found.image + 1).tolist(),
                 "category_id": (found.category + 1).tolist(),
                 "bbox": boxes.tolist(),
-                "area": areas.tolist(),
+                "area": list(areas),
                 "score": found.scores.tolist(),
                 "iscrowd": [0] * len(found),
-                "segmentation": found.masks if segm else [None] * len(found),
+                "segmentation": masks,
             }
         )
-        evaluation = COCOeval(coco_gt, coco_dt, kind)
+        evaluation: Any = COCOeval(coco_gt, coco_dt, kind)  # pyright: ignore[reportArgumentType]
         evaluation.params.maxDets = max_detections
         evaluation.evaluate()
         evaluation.accumulate()

@@ -18,6 +18,7 @@ import pycocotools.mask as mask_api
 
 from segdet.data.readers.coco_json import read_coco_json
 from segdet.errors import DataError
+from segdet.evaluation.rle import compress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,7 @@ def read_ground_truth(json_file: str | os.PathLike[str], image_root: str = "") -
 def _compressed(segmentation: Any, height: int, width: int) -> Any:
     """Run lengths given as a list of numbers become COCO's string; the rest stays as it is."""
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-        rle = mask_api.frPyObjects(segmentation, height, width)
-        return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+        return compress(segmentation["counts"], height, width)
     return segmentation
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_api
 
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
 from segdet.evaluation.coco_metrics import MAX_DETECTIONS, coco_metrics
 from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
 from segdet.evaluation.coco_report import TASKS, checked_tasks, report
-from segdet.evaluation.rle import count_pixels
+from segdet.evaluation.rle import compress, count_pixels
 
 _LARGEST = sys.float_info.max
 
@@ -92,7 +91,7 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
     if "segmentation" in kinds:
         counts = count_pixels([mask["counts"] for mask in masks])
         pixels = ground_truth.image_sizes.prod(1)[list(images)]
-        for number in np.flatnonzero(counts != pixels):
+        for number in np.flatnonzero(counts != pixels).tolist():
             try:
                 rle_runs(masks[number])
             except DataError as error:
@@ -174,7 +173,5 @@ def _check_rle(rle: Any, size: list[int]) -> dict[str, Any]:
             f"segmentation size [height, width] is {rle.get('size')}, the image's is {size}"
         )
     if type(rle["counts"]) is list:
-        rle_runs(rle)
-        counts = mask_api.frPyObjects(rle, *size)["counts"].decode("ascii")
-        return {"size": size, "counts": counts}
+        return compress(rle_runs(rle).tolist(), *size)
     return rle

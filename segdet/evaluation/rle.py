@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_api
@@ -22,13 +23,16 @@ def encode_masks(masks: Tensor) -> list[dict]:
         N dicts {"size": [H, W], "counts": str}.
     """
     pixels = masks.detach().cpu().bool().numpy()
-    size = list(pixels.shape[1:])
-    has_pixels = pixels.any(2)  # (N, H)
-    rles = []
-    for mask, rows in zip(pixels, has_pixels, strict=True):
-        rle = mask_api.frPyObjects({"size": size, "counts": _runs(mask, rows).tolist()}, *size)
-        rles.append({"size": size.copy(), "counts": rle["counts"].decode("ascii")})
-    return rles
+    has_pixels = np.any(pixels, axis=2)  # (N, H)
+    runs = map(_runs, pixels, has_pixels)
+    return [compress(one.tolist(), pixels.shape[1], pixels.shape[2]) for one in runs]
+
+
+def compress(runs: list[int], height: int, width: int) -> dict[str, Any]:
+    """COCO's compressed RLE {"size", "counts": str} of run lengths that fill the image."""
+    size = [height, width]
+    rle: Any = mask_api.frPyObjects({"size": size, "counts": runs}, height, width)  # type: ignore[arg-type]
+    return {"size": size, "counts": rle["counts"].decode("ascii")}
 
 
 def _runs(mask: np.ndarray, has_pixels: np.ndarray) -> np.ndarray:

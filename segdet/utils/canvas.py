@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segdet.utils.colormap import RGB, text_color_on
 
+Box = Sequence[float] | np.ndarray  # x1, y1, x2, y2
+
 
 class VisImage:
     """A picture being drawn; all coordinates are pixels of the picture, after scaling."""
@@ -23,10 +25,11 @@ class VisImage:
             scale: factor on the size of the picture; text and lines are drawn after it.
         """
         picture = Image.fromarray(np.ascontiguousarray(np.clip(img, 0, 255).astype(np.uint8)))
-        self.size = tuple(max(1, round(side * scale)) for side in picture.size)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        self.size = (width, height)
         self.canvas = picture.convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
         self.scale = scale
-        side = math.sqrt(self.size[0] * self.size[1])
+        side = math.sqrt(width * height)
         self.line_width = max(1, round(side / 350))
         self.font_size = max(11, round(side / 42))
         self._taken: list[tuple[int, int, int, int]] = []  # x1, y1, x2, y2 where labels stand
@@ -60,7 +63,7 @@ class VisImage:
         grey = self.canvas.convert("L").convert("RGB")
         self.canvas.paste(grey, mask=Image.fromarray(_opacity(~mask, 1)))
 
-    def rectangle(self, box: Sequence[float], color: RGB, alpha: float = 1) -> None:
+    def rectangle(self, box: Box, color: RGB, alpha: float = 1) -> None:
         """Outline a box x1, y1, x2, y2."""
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
@@ -85,7 +88,7 @@ class VisImage:
             stroke_fill=text_color_on(color),
         )
 
-    def label(self, text: str, box: Sequence[float], color: RGB) -> None:
+    def label(self, text: str, box: Box, color: RGB) -> None:
         """Write on a plate of the given colour at a box's top, smaller for a small box.
 
         Where other labels leave no place around the box, nothing is written.
@@ -95,7 +98,7 @@ class VisImage:
         font = ImageFont.load_default(max(9, self.font_size * min(1, 0.6 + 4 * share)))
         pad = max(1, self.font_size // 6)
         width = round(font.getlength(text)) + 2 * pad
-        height = sum(font.getmetrics())  # ascent and descent
+        height = round(font.getbbox("Åg")[3]) + pad  # from the highest to the lowest letter
         is_large = y2 - y1 > 2 * height
         for y in (y1 - height, y1, y2) if is_large else (y1 - height, y2, y1):
             for x in (x1, x2 - width):

@@ -99,7 +99,7 @@ class Visualizer:
         self,
         *,
         boxes: Boxes | np.ndarray | torch.Tensor | None = None,
-        labels: Sequence[str] | None = None,
+        labels: list[str] | None = None,
         masks: Any = None,
         assigned_colors: Sequence[Color] | None = None,
         alpha: float = 0.45,
@@ -134,7 +134,7 @@ class Visualizer:
             if boxes is not None:
                 self.output.rectangle(corners[i], colors[i])
         for i in order:
-            if labels is not None and labels[i]:
+            if labels and labels[i]:
                 self.output.label(labels[i], corners[i], colors[i])
         return self.output
 
