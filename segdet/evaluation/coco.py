@@ -146,13 +146,15 @@ class COCOEvaluator(DatasetEvaluator):
                 seen,
                 len(truth.image_ids),
             )
-        return {task: self._evaluate(task, truth, predictions) for task in self._tasks_of(found)}
+        return {
+            task: self._evaluate_task(task, truth, predictions) for task in self._tasks_of(found)
+        }
 
     def _tasks_of(self, found: list[_Found]) -> Sequence[str]:
         has_masks = any(one.masks is not None for one in found)
         return self._tasks or (TASKS if has_masks else TASKS[:1])
 
-    def _evaluate(
+    def _evaluate_task(
         self, task: str, truth: GroundTruth, predictions: Predictions
     ) -> dict[str, float]:
         if len(predictions) == 0:

@@ -51,10 +51,10 @@ def _distinct_names(truth: GroundTruth) -> list[str]:
     return [name if count[name] == 1 else f"{name} ({key})" for name, key in both]
 
 
-def _table(values: dict[str, float], columns: int = 6) -> str:
+def _table(values: dict[str, float]) -> str:
     """A markdown table of names and values; several pairs a line if there are many."""
     cells = [(name, f"{value:.3f}") for name, value in values.items()]
-    if len(cells) <= columns:
+    if len(cells) <= 6:
         widths = [max(len(name), len(value)) for name, value in cells]
         rows = [[name for name, _ in cells], [value for _, value in cells]]
     else:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -154,7 +156,9 @@ def test_pycocotools_stands_in_where_hotcoco_is_missing(monkeypatch):
     assert module.default_backend() == "pycocotools"
 
 
-def test_unknown_kinds_are_refused():
+def test_what_cannot_be_evaluated_is_refused():
     truth, found = random_set(0)
     with pytest.raises(ValueError, match="must be bbox or segm, is 'keypoints'"):
         coco_metrics(truth, found, "keypoints")
+    with pytest.raises(ValueError, match="nothing to evaluate for segm"):
+        coco_metrics(truth, replace(found, masks=None), "segm")
