@@ -3,7 +3,8 @@
 // Boxes are sorted by class, then by score, and each class is worked through from its best box
 // down: a box stays unless it overlaps one that stayed before it. The ones that stayed lie next to
 // each other, so the comparison is a vectorised loop without divisions; only where it finds a
-// likely overlap is the exact quotient taken.
+// likely overlap is the exact quotient taken. One thread does it: on a busy machine to wait for a
+// second one takes longer than the work.
 #include "nms.h"
 
 #include <algorithm>
@@ -74,21 +75,11 @@ SEGDET_OVERLAP_KERNEL(double)
 // the front of that range.
 template <class T>
 void suppress(Columns<T>& boxes, int64_t begin, int64_t end, double iou_threshold, char* stays) {
-  constexpr int64_t kChunk = 512;
   int64_t kept_end = begin;
-  for (int64_t chunk = begin; chunk < end; chunk += kChunk) {
-    const int64_t chunk_end = std::min(chunk + kChunk, end), old_end = kept_end;
-    const int64_t grain = 1 + 65536 / (1 + old_end - begin);  // boxes that are worth a thread
-    torch::stable::parallel_for(chunk, chunk_end, grain, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i)
-        stays[i] = !overlaps_one_of(boxes, begin, old_end, boxes.at(i), iou_threshold);
-    });
-    for (int64_t i = chunk; i < chunk_end; ++i) {
-      if (!stays[i]) continue;
-      const Box<T> box = boxes.at(i);
-      stays[i] = !overlaps_one_of(boxes, old_end, kept_end, box, iou_threshold);
-      if (stays[i]) boxes.set(kept_end++, box);
-    }
+  for (int64_t i = begin; i < end; ++i) {
+    const Box<T> box = boxes.at(i);
+    stays[i] = !overlaps_one_of(boxes, begin, kept_end, box, iou_threshold);
+    if (stays[i]) boxes.set(kept_end++, box);
   }
 }
 
@@ -103,11 +94,8 @@ std::vector<int64_t> kept_boxes(const Tensor& boxes, const int64_t* by_score,
   Columns<T> columns(n);
   for (int64_t k = 0; k < n; ++k) columns.set(k, make_box(xyxy + 4 * by_score[place[k]]));
   std::vector<char> stays(n);
-  const int64_t classes = int64_t(class_begin.size()) - 1;
-  torch::stable::parallel_for(0, classes, 1, [&](int64_t from, int64_t to) {
-    for (int64_t c = from; c < to; ++c)
-      suppress(columns, class_begin[c], class_begin[c + 1], iou_threshold, stays.data());
-  });
+  for (std::size_t c = 0; c + 1 < class_begin.size(); ++c)
+    suppress(columns, class_begin[c], class_begin[c + 1], iou_threshold, stays.data());
   std::vector<char> stays_by_rank(n);
   for (int64_t k = 0; k < n; ++k) stays_by_rank[place[k]] = stays[k];
   std::vector<int64_t> kept;

@@ -89,28 +89,17 @@ std::vector<std::vector<Region<T>>> regions_by_image(const Tensor& rois, int64_t
                                                      const Pooling& pooling) {
   const T* roi = rois.const_data_ptr<T>();
   std::vector<std::vector<Region<T>>> images(batch);
-  std::vector<Region<T>*> regions(rois.size(0));
-  for (int64_t r = 0; r < rois.size(0); ++r) {
-    const T image = roi[5 * r];
-    SEGDET_CHECK(image >= 0 && image < T(batch), "segdet::roi_align: rois[", r,
+  for (int64_t r = 0; r < rois.size(0); ++r, roi += 5) {
+    SEGDET_CHECK(roi[0] >= 0 && roi[0] < T(batch), "segdet::roi_align: rois[", r,
                  ", 0] is the image's index in the batch and must be in [0, ", batch, "), is ",
-                 image);
-    images[int64_t(image)].push_back({r, {}, {}});
+                 roi[0]);
+    const auto y = make_axis<double>(roi[2], roi[4], pooling.spatial_scale, pooling.aligned,
+                                     pooling.pooled_height, pooling.sampling_ratio);
+    const auto x = make_axis<double>(roi[1], roi[3], pooling.spatial_scale, pooling.aligned,
+                                     pooling.pooled_width, pooling.sampling_ratio);
+    images[int64_t(roi[0])].push_back({r, axis_weights<T>(y, pooling.pooled_height, height),
+                                       axis_weights<T>(x, pooling.pooled_width, width)});
   }
-  for (auto& image : images)
-    for (auto& region : image) regions[region.index] = &region;
-  torch::stable::parallel_for(0, rois.size(0), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const double x1 = roi[5 * r + 1], y1 = roi[5 * r + 2];
-      const double x2 = roi[5 * r + 3], y2 = roi[5 * r + 4];
-      const auto y = make_axis<double>(y1, y2, pooling.spatial_scale, pooling.aligned,
-                                       pooling.pooled_height, pooling.sampling_ratio);
-      const auto x = make_axis<double>(x1, x2, pooling.spatial_scale, pooling.aligned,
-                                       pooling.pooled_width, pooling.sampling_ratio);
-      regions[r]->y = axis_weights<T>(y, pooling.pooled_height, height);
-      regions[r]->x = axis_weights<T>(x, pooling.pooled_width, width);
-    }
-  });
   return images;
 }
 

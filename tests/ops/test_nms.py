@@ -53,18 +53,6 @@ def test_batched_matches_definition(implementation, device, n):
     assert kept.tolist() == nms_by_definition(boxes, scores, idxs, 0.31)
 
 
-def test_many_boxes_agree_with_the_definition_on_any_number_of_threads():
-    boxes, scores = crowd(1500)  # more than one chunk
-    expected = nms_by_definition(boxes, scores, torch.zeros(1500), 0.51)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            assert nms(boxes, scores, 0.51).tolist() == expected
-    finally:
-        torch.set_num_threads(threads)
-
-
 def test_overlap_at_the_threshold_stays(implementation, device):
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]], device=device)
     scores = torch.tensor([1.0, 0.5], device=device)
