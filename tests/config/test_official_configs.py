@@ -47,8 +47,9 @@ def opening_comment(file: Path) -> str:
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.name)
-def test_a_file_opens_with_its_source(file):
+def test_a_file_opens_with_its_source_and_can_be_merged(file):
     assert "Source:" in opening_comment(file)
+    get_cfg().merge_from_file(file)
 
 
 @pytest.mark.parametrize("name", OURS)
