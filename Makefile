@@ -4,6 +4,7 @@
 # VENV    where its virtual environment goes. With VENV= the interpreter is used as it is: what it
 #         lacks is installed into it, its torch stays.
 # DATA, IMAGES  for `make demo`: your own COCO json and its folder of images.
+export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON ?= python3
 VENV ?= .venv
 

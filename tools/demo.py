@@ -21,6 +21,7 @@ HOLD_OUT = 5  # every 5th image of a user's data set is for evaluation
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,6 +33,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
+    """Data, training, evaluation, pictures."""
     args = parse_args(argv)
     cfg = get_cfg()
     cfg.merge_from_file(args.config_file)

@@ -18,6 +18,7 @@ from segdet.data.loader import Loader, Samples, TrainLoader
 from segdet.data.mapper import DatasetMapper
 from segdet.data.records import (
     Records,
+    check_class_count,
     check_trainable,
     drop_objects_without_masks,
     filter_images_with_few_keypoints,
@@ -71,6 +72,7 @@ class DataLoaderConfig:
     filter_empty_annotations: bool = True
     ims_per_batch: int = field(default=16, metadata={"key": "SOLVER.IMS_PER_BATCH"})
     seed: int = field(default=-1, metadata={"key": "SEED"})  # negative: drawn anew for each run
+    num_classes: int = field(default=80, metadata={"key": "MODEL.ROI_HEADS.NUM_CLASSES"})
     mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
     keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
     min_keypoints_per_image: int = field(
@@ -91,6 +93,7 @@ class DataLoaderConfig:
             min_keypoints=self.min_keypoints_per_image if self.keypoint_on else 0,
         )
         check_trainable(records, names)
+        check_class_count(records, names, self.num_classes)
         return drop_objects_without_masks(records) if self.mask_on else records
 
     def build_sampler(self, records: MapStyle, seed: int) -> Sampler[int]:

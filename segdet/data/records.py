@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
-from segdet.errors import DataError
+from segdet.errors import ConfigError, DataError
 
 logger = logging.getLogger("segdet.data")
 
@@ -160,4 +160,23 @@ def check_trainable(dataset_dicts: Records, names: Sequence[str]) -> None:
         raise DataError(
             f"nothing to train on in {', '.join(names) or 'the data set'}: no image has an object "
             "(an annotation with iscrowd 0)"
+        )
+
+
+def check_class_count(dataset_dicts: Records, names: Sequence[str], num_classes: int) -> None:
+    """Refuse objects of a class that the model does not have: it would take them for background.
+
+    Args:
+        dataset_dicts: what is trained on.
+        names: of the data sets, for the message.
+        num_classes: of the model; objects need `category_id` in [0, num_classes).
+
+    Raises:
+        ConfigError: there is such an object.
+    """
+    classes = {a["category_id"] for record in dataset_dicts for a in _objects(record)}
+    if classes and max(classes) >= num_classes:
+        raise ConfigError(
+            f"{', '.join(names)} has objects of {max(classes) + 1} classes, "
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; set it to the number of classes"
         )

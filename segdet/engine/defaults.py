@@ -182,6 +182,8 @@ class DefaultTrainer(TrainerBase):
             The results of the final evaluation on the main process, if there was one.
         """
         self._trainer.data_loader = self.data_loader
+        for name in self.cfg.DATASETS.TEST:  # a mistake in one must not show after the training
+            self.build_test_loader(self.cfg, name)
         super().train(self.start_iter, self.max_iter)
         if comm.is_main_process():
             self.save_pictures()

@@ -47,6 +47,7 @@ def setup_logger(
     has_console = any(isinstance(handler, _Console) for handler in logger.handlers)
     if configure_stdout and distributed_rank == 0 and not has_console:
         console = _Console(sys.stdout)
+        console.setLevel(logging.INFO)  # the file keeps the debug lines
         console.setFormatter(_Formatter(names, color=color and sys.stdout.isatty()))
         logger.addHandler(console)
 

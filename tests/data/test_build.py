@@ -219,3 +219,9 @@ def test_training_leaves_global_generators_alone(cfg: CfgNode):
     np.random.seed(3)
     next(iter(build_detection_train_loader(cfg)))
     assert (torch.rand(1), np.random.rand()) == expected
+
+
+def test_a_class_that_the_model_lacks_is_refused(cfg: CfgNode):
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
+    with pytest.raises(ConfigError, match=r"objects of 1 classes, MODEL.ROI_HEADS.NUM_CLASSES is 0"):
+        build_detection_train_loader(cfg)

@@ -192,6 +192,19 @@ def test_a_drawn_seed_is_logged_kept_and_continued(cfg, tmp_path, capsys):
     assert first.losses + second.losses == whole.losses
 
 
+def test_a_mistake_in_the_test_set_stops_the_run_before_it_trains(cfg):
+    class Typo(Trainer):
+        @classmethod
+        def build_test_loader(cls, cfg, dataset_name):
+            raise DataError(f"no data set is named {dataset_name!r}")
+
+    cfg.DATASETS.TEST = ("typo",)
+    trainer = Typo(cfg)
+    with pytest.raises(DataError, match="no data set is named 'typo'"):
+        trainer.train()
+    assert trainer.iter == 0 and not trainer.checkpointer.has_checkpoint()
+
+
 def test_resuming_without_a_checkpoint_begins_at_the_weights(cfg, tmp_path):
     donor = Net()
     DetectionCheckpointer(donor, str(tmp_path)).save("weights")
