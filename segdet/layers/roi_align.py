@@ -43,7 +43,7 @@ class ROIAlign(nn.Module):
             raise ValueError(f"rois must be (R, 5), have shape {tuple(rois.shape)}")
         return ops.roi_align(
             input,
-            rois.to(input.dtype),
+            rois,
             self.output_size,
             self.spatial_scale,
             self.sampling_ratio,

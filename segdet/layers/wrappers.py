@@ -5,6 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.layers.batch_norm import get_norm
+from segdet.layers.weight_init import c2_msra_fill
+
 ConvTranspose2d = nn.ConvTranspose2d
 BatchNorm2d = nn.BatchNorm2d
 Linear = nn.Linear
@@ -42,6 +45,27 @@ class Conv2d(nn.Conv2d):
         if self.activation is not None:
             output = self.activation(output)
         return output
+
+
+def conv3x3_relu(in_channels: int, out_channels: int, norm: str = "") -> Conv2d:
+    """3x3 convolution that keeps the size, norm, ReLU; the layer that heads are stacked from.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        norm: a name that `get_norm` knows; the convolution has a bias only without one.
+    """
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=3,
+        padding=1,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=nn.ReLU(),
+    )
+    c2_msra_fill(conv)
+    return conv
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

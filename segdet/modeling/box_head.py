@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Conv2d, Losses, batched_nms, c2_msra_fill, c2_xavier_fill, get_norm
+from segdet.layers import Losses, batched_nms, c2_xavier_fill, conv3x3_relu
 from segdet.modeling.box_coder import Box2BoxTransform, box_regression_loss, check_box_loss
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Boxes, Detections, Proposals, clip_boxes
@@ -112,16 +112,7 @@ class FastRCNNConvFCHead(nn.Module):
         self.convs: list[nn.Module] = []
         channels = in_channels
         for k, dim in enumerate(conv_dims, start=1):
-            conv = Conv2d(
-                channels,
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not norm,
-                norm=get_norm(norm, dim),
-                activation=nn.ReLU(),
-            )
-            c2_msra_fill(conv)
+            conv = conv3x3_relu(channels, dim, norm)
             self.add_module(f"conv{k}", conv)
             self.convs.append(conv)
             channels = dim

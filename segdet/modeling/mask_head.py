@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Conv2d, Losses, c2_msra_fill, get_norm
+from segdet.layers import Losses, c2_msra_fill, conv3x3_relu
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Proposals, Targets
 
@@ -69,16 +69,7 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         self.convs: list[nn.Module] = []
         channels = in_channels
         for k in range(1, num_conv + 1):
-            conv = Conv2d(
-                channels,
-                conv_dim,
-                kernel_size=3,
-                padding=1,
-                bias=not norm,
-                norm=get_norm(norm, conv_dim),
-                activation=nn.ReLU(),
-            )
-            c2_msra_fill(conv)
+            conv = conv3x3_relu(channels, conv_dim, norm)
             self.add_module(f"mask_fcn{k}", conv)
             self.convs.append(conv)
             channels = conv_dim

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from enum import IntEnum, unique
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -153,6 +153,7 @@ class Boxes:
     """
 
     tensor: Tensor
+    _numbers: ClassVar[int] = 4  # of a box
 
     def __init__(self, tensor: Tensor | np.ndarray[Any, Any] | Sequence[Any]) -> None:
         if not isinstance(tensor, Tensor):
@@ -160,18 +161,21 @@ class Boxes:
         elif tensor.dtype != torch.float64:
             tensor = tensor.to(torch.float32)
         if tensor.numel() == 0:
-            tensor = tensor.reshape(-1, 4)
-        if tensor.ndim != 2 or tensor.shape[-1] != 4:
-            raise ValueError(f"Boxes takes an (N, 4) tensor, got shape {tuple(tensor.shape)}")
+            tensor = tensor.reshape(-1, self._numbers)
+        if tensor.ndim != 2 or tensor.shape[-1] != self._numbers:
+            raise ValueError(
+                f"{type(self).__name__} takes an (N, {self._numbers}) tensor, "
+                f"got shape {tuple(tensor.shape)}"
+            )
         self.tensor = tensor
 
-    def clone(self) -> Boxes:
+    def clone(self) -> Self:
         """A copy that shares no memory."""
-        return Boxes(self.tensor.clone())
+        return type(self)(self.tensor.clone())
 
-    def to(self, device: torch.device | str) -> Boxes:
+    def to(self, device: torch.device | str) -> Self:
         """The boxes on `device`."""
-        return Boxes(self.tensor.to(device=device))
+        return type(self)(self.tensor.to(device=device))
 
     @property
     def device(self) -> torch.device:
@@ -201,24 +205,26 @@ class Boxes:
         """(N,) bool: both width and height are greater than `threshold` pixels."""
         return (self.tensor[:, 2:] - self.tensor[:, :2] > threshold).all(-1)
 
-    def __getitem__(self, item: Index) -> Boxes:
+    def __getitem__(self, item: Index) -> Self:
         """The boxes at an int (as one box), a slice, a list, or an int64 or bool tensor."""
         if isinstance(item, int):
-            return Boxes(self.tensor[item][None])
+            return type(self)(self.tensor[item][None])
         rows = self.tensor[item]
         if rows.ndim != 2:
-            raise IndexError(f"indexing Boxes with {item!r} gives shape {tuple(rows.shape)}")
-        return Boxes(rows)
+            raise IndexError(
+                f"indexing {type(self).__name__} with {item!r} gives shape {tuple(rows.shape)}"
+            )
+        return type(self)(rows)
 
     def __len__(self) -> int:
         return self.tensor.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
-        """One (4,) tensor per box."""
+        """One tensor per box."""
         yield from self.tensor
 
     def __repr__(self) -> str:
-        return f"Boxes({self.tensor})"
+        return f"{type(self).__name__}({self.tensor})"
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
         """(N,) bool: the box crosses the image border by no more than a margin.
@@ -241,12 +247,12 @@ class Boxes:
         factors = self.tensor.new_tensor([scale_x, scale_y, scale_x, scale_y])
         self.tensor = self.tensor * factors
 
-    @staticmethod
-    def cat(boxes_list: Sequence[Boxes]) -> Boxes:
-        """One Boxes of all, in order; (0, 4) for an empty list."""
+    @classmethod
+    def cat(cls, boxes_list: Sequence[Self]) -> Self:
+        """All boxes in one, in order; none for an empty list."""
         if len(boxes_list) == 0:
-            return Boxes(torch.empty(0, 4))
-        return Boxes(torch.cat([boxes.tensor for boxes in boxes_list]))
+            return cls(torch.empty(0, cls._numbers))
+        return cls(torch.cat([boxes.tensor for boxes in boxes_list]))
 
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from segdet.structures.boxes import BoxMode, Index, clip_boxes
+from segdet.structures.boxes import Boxes, BoxMode, clip_boxes
 
 
-class RotatedBoxes:
+class RotatedBoxes(Boxes):
     """(N, 5) rotated boxes: centre x, centre y, width, height, angle.
 
     Absolute pixels; the angle is in degrees, counter-clockwise on the screen (y points down).
@@ -21,31 +19,7 @@ class RotatedBoxes:
         tensor: (N, 5).
     """
 
-    tensor: Tensor
-
-    def __init__(self, tensor: Tensor | np.ndarray[Any, Any] | Sequence[Any]) -> None:
-        if not isinstance(tensor, Tensor):
-            tensor = torch.as_tensor(np.asarray(tensor, np.float32))
-        elif tensor.dtype != torch.float64:
-            tensor = tensor.to(torch.float32)
-        if tensor.numel() == 0:
-            tensor = tensor.reshape(0, 5)
-        if tensor.ndim != 2 or tensor.shape[-1] != 5:
-            raise ValueError(f"RotatedBoxes takes an (N, 5) tensor, got {tuple(tensor.shape)}")
-        self.tensor = tensor
-
-    def clone(self) -> RotatedBoxes:
-        """A copy that shares no memory."""
-        return RotatedBoxes(self.tensor.clone())
-
-    def to(self, device: torch.device | str) -> RotatedBoxes:
-        """The boxes on `device`."""
-        return RotatedBoxes(self.tensor.to(device=device))
-
-    @property
-    def device(self) -> torch.device:
-        """Where `tensor` is."""
-        return self.tensor.device
+    _numbers: ClassVar[int] = 5
 
     def area(self) -> Tensor:
         """(N,) areas in square pixels."""
@@ -78,25 +52,6 @@ class RotatedBoxes:
         """(N,) bool: both width and height are greater than `threshold` pixels."""
         return (self.tensor[:, 2:4] > threshold).all(-1)
 
-    def __getitem__(self, item: Index) -> RotatedBoxes:
-        """The boxes at an int (as one box), a slice, a list, or an int64 or bool tensor."""
-        if isinstance(item, int):
-            return RotatedBoxes(self.tensor[item][None])
-        rows = self.tensor[item]
-        if rows.ndim != 2:
-            raise IndexError(f"indexing RotatedBoxes with {item!r} gives {tuple(rows.shape)}")
-        return RotatedBoxes(rows)
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """One (5,) tensor per box."""
-        yield from self.tensor
-
-    def __repr__(self) -> str:
-        return f"RotatedBoxes({self.tensor})"
-
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
         """(N,) bool: no corner crosses the image border by more than a margin.
 
@@ -126,10 +81,3 @@ class RotatedBoxes:
         h = h * torch.hypot(scale_x * sin, scale_y * cos)
         angle = torch.atan2(scale_x * sin, scale_y * cos) * (180 / math.pi)
         self.tensor = torch.stack([x * scale_x, y * scale_y, w, h, angle], -1)
-
-    @staticmethod
-    def cat(boxes_list: Sequence[RotatedBoxes]) -> RotatedBoxes:
-        """One RotatedBoxes of all, in order; (0, 5) for an empty list."""
-        if len(boxes_list) == 0:
-            return RotatedBoxes(torch.empty(0, 5))
-        return RotatedBoxes(torch.cat([boxes.tensor for boxes in boxes_list]))

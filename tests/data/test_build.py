@@ -223,5 +223,5 @@ def test_training_leaves_global_generators_alone(cfg: CfgNode):
 
 def test_a_class_that_the_model_lacks_is_refused(cfg: CfgNode):
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
-    with pytest.raises(ConfigError, match=r"objects of 1 classes, MODEL.ROI_HEADS.NUM_CLASSES is 0"):
+    with pytest.raises(ConfigError, match=r"1 classes, MODEL.ROI_HEADS.NUM_CLASSES is 0"):
         build_detection_train_loader(cfg)
