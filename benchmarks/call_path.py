@@ -3,9 +3,9 @@
     python -m benchmarks.call_path
 
 Prints our own stack frames from `build_model` to the mask head's constructor (at most four), and
-how many of our functions, in how many files, run before the first mask loss of a training run.
-For comparison, detectron2 (its own count, same run): 12 frames from the command line to a head,
-378 functions in 67 files before the first mask loss.
+how many of our functions, in how many files, run from `DefaultTrainer(cfg)` to the first mask
+loss. For detectron2 the counts are 12 frames from the command line to a head, and 378 functions
+in 67 files before the first mask loss.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> None:
         )
         seen = functions_before_mask_loss(cfg)
     files = {code.co_filename for code in seen}
-    print(f"command to the first mask loss: {len(seen)} functions of ours in {len(files)} files")
+    print(f"DefaultTrainer to the first mask loss: {len(seen)} functions of ours, {len(files)} files")
 
 
 if __name__ == "__main__":
