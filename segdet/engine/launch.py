@@ -39,7 +39,7 @@ def launch(
 
     Args:
         main_func: importable by name, since new processes import it.
-        num_gpus_per_machine: processes on each machine.
+        num_gpus_per_machine: processes on each machine; 0, as for a CPU, is one without a group.
         num_machines: how many machines call this.
         machine_rank: which of them this is.
         dist_url: where they meet, such as "tcp://10.0.0.1:29500"; "auto" finds a free port, for
@@ -51,13 +51,17 @@ def launch(
         What `main_func` returned, if it ran in this process; else None.
 
     Raises:
-        ConfigError: more processes than devices, or no meeting point for several machines.
+        ConfigError: a negative number, more processes than devices, or no meeting point for several machines.
         SegdetError: a user's mistake that a process raised.
     """
     if dist.is_torchelastic_launched():
         return _run(main_func, args, int(os.environ["LOCAL_RANK"]), "env://", timeout=timeout)
+    if num_gpus_per_machine < 0:
+        raise ConfigError(f"--num-gpus must be >= 0, is {num_gpus_per_machine}")
+    if num_machines < 1:
+        raise ConfigError(f"--num-machines must be >= 1, is {num_machines}")
     world_size = num_machines * num_gpus_per_machine
-    if world_size == 1:
+    if world_size <= 1:
         return main_func(*args)
     if torch.cuda.is_available() and num_gpus_per_machine > torch.cuda.device_count():
         raise ConfigError(

@@ -61,8 +61,16 @@ def test_a_users_mistake_in_a_process_arrives_as_it_was():
         launch(users_mistake, 2)
 
 
-def test_one_process_is_this_one():
-    assert launch(os.getpid, 1) == os.getpid()
+@pytest.mark.parametrize("processes", [0, 1])
+def test_one_process_is_this_one(processes):
+    assert launch(os.getpid, processes) == os.getpid()
+
+
+def test_refuses_numbers_that_count_nothing():
+    with pytest.raises(ConfigError, match="--num-gpus must be >= 0, is -1"):
+        launch(os.getpid, -1)
+    with pytest.raises(ConfigError, match="--num-machines must be >= 1, is 0"):
+        launch(os.getpid, 1, num_machines=0)
 
 
 def test_refuses_machines_without_a_meeting_point_and_too_many_gpus(monkeypatch):
