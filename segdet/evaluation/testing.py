@@ -56,14 +56,17 @@ class TestConfig:
             raise ConfigError(f"DETECTIONS_PER_IMAGE must be >= 1, is {self.detections_per_image}")
 
 
-def print_csv_format(results: Mapping[str, Mapping[str, float]]) -> None:
+def print_csv_format(results: Mapping[str, Any]) -> None:
     """Log results in lines that can be copied into a spreadsheet.
 
     Args:
-        results: task -> metric -> value; metrics with a "-" in their name (those of single
-            classes) are left out.
+        results: task -> metric -> value, or task -> value; metrics with a "-" in their name
+            (those of single classes) are left out.
     """
     for task, metrics in results.items():
+        if not isinstance(metrics, Mapping):
+            logger.info("copypaste: %s=%s", task, metrics)
+            continue
         shown = {name: value for name, value in metrics.items() if "-" not in name}
         logger.info("copypaste: Task: %s", task)
         logger.info("copypaste: %s", ",".join(shown))
@@ -81,19 +84,20 @@ def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def verify_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> bool:
+def verify_results(cfg: CfgNode, results: Mapping[str, Any]) -> bool:
     """Compare results with TEST.EXPECTED_RESULTS; leave with exit code 1 if they differ.
 
     Args:
         cfg: whose rows are [task, metric, value, tolerance].
-        results: task -> metric -> value.
+        results: task -> metric -> value; a task with a bare value has no metrics.
 
     Returns:
         True: every expected value is there, finite and within its tolerance.
     """
     wrong = []
     for task, metric, expected, tolerance in cfg.TEST.EXPECTED_RESULTS:
-        actual = results.get(task, {}).get(metric)
+        metrics = results.get(task)
+        actual = metrics.get(metric) if isinstance(metrics, Mapping) else None
         if actual is None or not math.isfinite(actual) or abs(actual - expected) > tolerance:
             wrong.append(f"{task}/{metric} is {actual}, expected {expected} +- {tolerance}")
     if wrong:

@@ -38,23 +38,25 @@ def test_results_within_tolerance_pass():
         (["bbox", "AP", 39.0, 0.2], "bbox/AP is 38.5, expected 39.0"),
         (["bbox", "AP50", 60.0, 100.0], "bbox/AP50 is nan"),
         (["segm", "AP", 30.0, 100.0], "segm/AP is None"),
+        (["count", "AP", 5.0, 1.0], "count/AP is None"),
     ],
 )
 def test_other_results_end_with_exit_code_1(row, said, caplog):
     with pytest.raises(SystemExit) as exit_info:
-        verify_results(config([row]), RESULTS)
+        verify_results(config([row]), {**RESULTS, "count": 5})
     assert exit_info.value.code == 1
     assert said in caplog.text
 
 
 def test_copied_lines_leave_single_classes_out(caplog):
     caplog.set_level("INFO")
-    print_csv_format(RESULTS)
+    print_csv_format({**RESULTS, "count": 5})
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
         "copypaste: Task: bbox",
         "copypaste: AP,AP50",
         "copypaste: 38.5000,nan",
+        "copypaste: count=5",
     ]
 
 
