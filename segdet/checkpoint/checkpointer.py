@@ -16,6 +16,7 @@ from segdet.checkpoint.catalog import locate
 from segdet.checkpoint.loading import LoadReport, load_weights
 from segdet.checkpoint.reading import read_checkpoint
 from segdet.checkpoint.writing import write_atomically
+from segdet.errors import CheckpointError
 from segdet.utils import comm
 
 _log = logging.getLogger("segdet.checkpoint")
@@ -52,11 +53,12 @@ class DetectionCheckpointer:
         self.checkpointables = checkpointables
         self.report: LoadReport | None = None
 
-    def save(self, name: str, **extra: Any) -> None:
+    def save(self, name: str, *, tag: bool = True, **extra: Any) -> None:
         """Write `save_dir`/`name`.pth, and its name into `last_checkpoint`.
 
         Args:
             name: without folder and suffix.
+            tag: whether it becomes the last checkpoint.
             extra: further entries of the file (`iteration=...`).
         """
         if not self.save_dir or not self.save_to_disk:
@@ -68,7 +70,8 @@ class DetectionCheckpointer:
         path.parent.mkdir(parents=True, exist_ok=True)
         _log.info("saving %s", path)
         write_atomically(path, lambda file: torch.save(content, file))
-        self.tag_last_checkpoint(path.name)
+        if tag:
+            self.tag_last_checkpoint(path.name)
 
     def load(
         self,
@@ -124,15 +127,27 @@ class DetectionCheckpointer:
         return self.load(path, checkpointables=[])
 
     def has_checkpoint(self) -> bool:
-        """Whether `save_dir` has a last checkpoint."""
+        """Whether `save_dir` has a last checkpoint; raises as `get_checkpoint_file`."""
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
-        """Path of the last checkpoint; "" when there is none."""
+        """Path of the last checkpoint; "" when there is none.
+
+        Raises:
+            CheckpointError: `last_checkpoint` is empty, or names a file that is not there.
+        """
         tag = Path(self.save_dir) / LAST
         if not self.save_dir or not tag.is_file():
             return ""
-        return str(tag.with_name(tag.read_text().strip()))
+        name = tag.read_text().strip()
+        path = tag.parent / name
+        if not path.is_file():
+            found = f"{path}: no such file" if name else "it is empty"
+            raise CheckpointError(
+                f"{tag} must name the checkpoint to resume from, but {found}; write a checkpoint's "
+                "name into it, or delete it to begin from the weights"
+            )
+        return str(path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of `save_dir` the one that `resume_or_load` resumes from."""

@@ -175,6 +175,8 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 class BestCheckpointer(HookBase):
     """Saves the model whenever a metric is the best so far; register it after the evaluation.
 
+    A resumed run does not continue from this checkpoint but from the last one.
+
     Args:
         eval_period: iterations between evaluations; 0: only at the end.
         checkpointer: saves.
@@ -222,7 +224,7 @@ class BestCheckpointer(HookBase):
             return
         if self._best is None or self._is_better(value, self._best):
             self._best, self._best_iter = value, iteration
-            self._checkpointer.save(self._prefix, iteration=iteration)
+            self._checkpointer.save(self._prefix, tag=False, iteration=iteration)
             _log.info("Best %s so far: %.5f at iteration %d", self._metric, value, iteration)
 
     def state_dict(self) -> dict[str, Any]:

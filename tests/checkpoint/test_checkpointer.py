@@ -103,11 +103,31 @@ def test_resume_or_load(tmp_path):
     assert rest == {"iteration": 6}
 
 
-def test_a_lost_last_checkpoint_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "text, said", [("model_0000001.pth", "model_0000001.pth: no such file"), ("\n", "it is empty")]
+)
+def test_a_lost_last_checkpoint_is_named(tmp_path, text, said):
     checkpointer = DetectionCheckpointer(nn.Linear(2, 3), tmp_path)
-    checkpointer.tag_last_checkpoint("model_0000001.pth")
-    with pytest.raises(CheckpointError, match=r"model_0000001.pth: no such file"):
+    checkpointer.tag_last_checkpoint(text)
+    with pytest.raises(CheckpointError, match=rf"last_checkpoint must name .*{said}; write"):
         checkpointer.resume_or_load("", resume=True)
+
+
+def test_the_last_checkpoint_may_lie_in_another_folder(tmp_path):
+    other = DetectionCheckpointer(nn.Linear(2, 3), tmp_path / "other")
+    other.save("model")
+    checkpointer = DetectionCheckpointer(nn.Linear(2, 3), tmp_path)
+    for name in ("other/model.pth", other.get_checkpoint_file()):
+        checkpointer.tag_last_checkpoint(name)
+        assert checkpointer.get_checkpoint_file() == str(tmp_path / "other" / "model.pth")
+
+
+def test_a_checkpoint_can_be_saved_beside_the_last_one(tmp_path):
+    checkpointer = DetectionCheckpointer(nn.Linear(2, 3), tmp_path)
+    checkpointer.save("last")
+    checkpointer.save("best", tag=False, iteration=1)
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "last.pth")
+    assert set(torch.load(tmp_path / "best.pth", weights_only=True)) == {"model", "iteration"}
 
 
 def test_a_failing_save_leaves_the_old_checkpoint(tmp_path):

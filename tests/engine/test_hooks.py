@@ -192,7 +192,8 @@ def best(folder: Path, values: list[float], state: dict | None = None, mode: str
     saved = []
 
     class Checkpointer:
-        def save(self, name: str, iteration: int) -> None:
+        def save(self, name: str, *, tag: bool, iteration: int) -> None:
+            assert not tag  # a resumed run must not fall back to it
             saved.append((name, iteration))
 
     results = iter(values)
