@@ -34,7 +34,7 @@ from segdet.engine.setup import (
     default_writers,
 )
 from segdet.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
-from segdet.errors import ConfigError, DataError
+from segdet.errors import ConfigError, DataError, SegdetError
 from segdet.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -86,7 +86,7 @@ class DefaultPredictor:
         """What the model finds in one image.
 
         Args:
-            original_image: (H, W, 3) uint8, BGR whatever INPUT.FORMAT is.
+            original_image: (H, W, 3) uint8 or floating in [0, 255], BGR whatever INPUT.FORMAT is.
 
         Returns:
             The model's results, such as `instances`, in pixels of `original_image`.
@@ -109,6 +109,8 @@ def _check_image(image: Any) -> None:
         raise DataError(f"the image must be a numpy array, is {type(image).__name__}")
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise DataError(f"the image must be (H, W, 3) in BGR order, is {image.shape}")
+    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+        raise DataError(f"the image must be uint8 or floating in [0, 255], is {image.dtype}")
 
 
 class DefaultTrainer(TrainerBase):
@@ -186,9 +188,11 @@ class DefaultTrainer(TrainerBase):
             self.build_test_loader(self.cfg, name)
         super().train(self.start_iter, self.max_iter)
         if comm.is_main_process():
-            self.save_pictures()
-        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self._last_eval_results or {})
+            try:
+                self.save_pictures()
+            except SegdetError as error:  # the results of the run are worth more
+                _log.warning("No pictures of predictions: %s", error)
         return self._last_eval_results
 
     def run_step(self) -> None:
@@ -306,7 +310,7 @@ class DefaultTrainer(TrainerBase):
         names = cfg.DATASETS.TEST
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in names]
-        elif isinstance(evaluators, DatasetEvaluator):
+        elif not isinstance(evaluators, list | tuple):
             evaluators = [evaluators]
         if len(evaluators) != len(names):
             raise ValueError(f"{len(names)} data sets in DATASETS.TEST, {len(evaluators)} given")

@@ -29,7 +29,8 @@ def save_predictions(
 ) -> None:
     """Draw what a model finds in the first images of a data set, beside the ground truth.
 
-    Nothing is drawn where the data set is not in the catalog, or the model finds no `instances`.
+    Nothing is drawn where the data set is not in the catalog, its records have no `file_name`, or
+    the model finds no `instances`.
 
     Args:
         path: of the picture.
@@ -40,7 +41,13 @@ def save_predictions(
     """
     if dataset_name not in DatasetCatalog and find_builtin(dataset_name) is None:
         return
-    records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
+    records = {
+        record["file_name"]: record
+        for record in DatasetCatalog.get(dataset_name)
+        if "file_name" in record
+    }
+    if not records:
+        return
     with inference_context(model), torch.no_grad():
         pairs = (
             (records[inputs["file_name"]], outputs["instances"].to("cpu"))

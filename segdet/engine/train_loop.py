@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import time
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segdet.errors import DataError
+from segdet.layers.losses import Losses
 from segdet.utils import comm
 from segdet.utils.events import EventStorage, get_event_storage
 
@@ -134,12 +134,15 @@ class TrainerBase:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The iteration and the state of the hooks that have one, by class name."""
+        """The last finished iteration, and the state of the hooks that have one, by class name."""
         hooks: dict[str, Any] = {}
         for name, hook in self._named_hooks():
             if state := hook.state_dict():
                 hooks[name] = state
-        return {"iteration": self.iter, **({"hooks": hooks} if hooks else {})}
+        # A trainer that another one steps has no max_iter.
+        is_over = 0 < self.max_iter <= self.iter
+        iteration = self.iter - 1 if is_over else self.iter
+        return {"iteration": iteration, **({"hooks": hooks} if hooks else {})}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; hooks are matched by class name."""
@@ -210,7 +213,7 @@ class SimpleTrainer(TrainerBase):
         if isinstance(losses, Tensor):
             losses = {"total_loss": losses}
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(functools.reduce(torch.add, losses.values())).backward()
+        self.grad_scaler.scale(Losses(losses).total()).backward()
         self.after_backward()
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)

@@ -249,6 +249,26 @@ def test_expected_results_that_are_missed_end_with_exit_code_1(cfg):
     assert exit.value.code == 1
 
 
+def test_pictures_come_last_and_cost_no_results(cfg, capsys):
+    class NoPictures(Trainer):
+        def save_pictures(self) -> None:
+            raise DataError("a.jpg: cannot be read")
+
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, ()
+    assert NoPictures(cfg).train() == {"bbox": {"AP": 3.0}}
+    assert "No pictures of predictions: a.jpg: cannot be read" in capsys.readouterr().out
+
+
+def test_a_run_saved_after_its_end_can_be_prolonged(cfg):
+    first = Trainer(cfg)
+    first.train()
+    first.checkpointer.save("by_hand")
+    cfg.SOLVER.MAX_ITER = 10
+    second = Trainer(cfg)
+    second.resume_or_load(resume=True)
+    assert second.start_iter == 8
+
+
 def test_several_data_sets_keep_their_names(cfg):
     cfg.DATASETS.TEST = ("a", "bc")
     assert Trainer.test(cfg, Net()) == {"a": {"bbox": {"AP": 1.0}}, "bc": {"bbox": {"AP": 2.0}}}
@@ -335,6 +355,14 @@ def test_predictor_prepares_one_bgr_image(cfg, predictor_of, image, format, blue
     assert torch.equal(given["image"].amax((1, 2)), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_predictor_takes_floats(cfg, predictor_of, image, dtype):
+    cfg.INPUT.MIN_SIZE_TEST = 10
+    given = predictor_of(cfg)(image.astype(dtype))["image"]
+    assert given.dtype == torch.float32
+    assert torch.equal(given, predictor_of(cfg)(image)["image"])
+
+
 def test_predictor_keeps_the_size_where_the_config_says_so(cfg, predictor_of, image):
     cfg.INPUT.MIN_SIZE_TEST = 0
     assert predictor_of(cfg)(image)["image"].shape == (3, 20, 40)
@@ -348,6 +376,9 @@ def test_predictor_keeps_the_size_where_the_config_says_so(cfg, predictor_of, im
         (np.zeros((4, 4), np.uint8), r"must be \(H, W, 3\) in BGR order, is \(4, 4\)"),
         (np.zeros((4, 4, 4), np.uint8), r"is \(4, 4, 4\)"),
         (np.zeros((0, 4, 3), np.uint8), r"is \(0, 4, 3\)"),
+        (np.zeros((4, 4, 3), np.int64), r"must be uint8 or floating in \[0, 255\], is int64"),
+        (np.zeros((4, 4, 3), bool), "is bool"),
+        (np.zeros((4, 4, 3), object), "is object"),
     ],
 )
 def test_predictor_names_what_is_no_image(cfg, predictor_of, wrong, message):

@@ -64,3 +64,13 @@ def test_draws_nothing_where_there_is_nothing_to_draw(name, tmp_path):
     save_predictions(path, Finds(), loader, "pictures_not_registered")
     save_predictions(path, Finds(), [[{"image_id": 0}]], name)
     assert not path.exists()
+
+
+def test_records_without_a_file_are_passed_over(name, tmp_path):
+    path = tmp_path / "out.png"
+    records = DatasetCatalog.get(name)
+    del records[0]["file_name"]
+    save_predictions(path, Finds(), [records[:1]], name)
+    assert not path.exists()
+    save_predictions(path, Finds(), [records], name)
+    assert path.exists()
