@@ -51,7 +51,8 @@ def launch(
         What `main_func` returned, if it ran in this process; else None.
 
     Raises:
-        ConfigError: a negative number, more processes than devices, or no meeting point for several machines.
+        ConfigError: a negative number, more processes than devices, or no meeting point for
+            several machines.
         SegdetError: a user's mistake that a process raised.
     """
     if dist.is_torchelastic_launched():

@@ -19,6 +19,7 @@ from segdet.config import get_cfg
 from segdet.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from segdet.data.image_io import read_image
 from segdet.engine.defaults import DefaultPredictor
+from segdet.engine.setup import make_output_folder
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation.rle import encode_masks
 from segdet.structures import Instances
@@ -65,9 +66,10 @@ def main(argv: list[str]) -> None:
         raise ConfigError(
             "MODEL.WEIGHTS is empty; name the trained weights: --opts MODEL.WEIGHTS FILE"
         )
+    output = Path(args.output)
+    make_output_folder(output, "--output")
     predictor = DefaultPredictor(cfg)
     metadata = load_metadata(cfg.DATASETS.TEST)
-    output = Path(args.output)
     if args.video:
         predict_video(predictor, files[0], output, metadata, args.confidence_threshold)
     else:

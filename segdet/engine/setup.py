@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,14 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     Args:
         cfg: the complete config.
         args: `config_file` is logged; with `eval_only` cuDNN tries no algorithms.
+
+    Raises:
+        ConfigError: OUTPUT_DIR cannot be written to, or an unknown FLOAT32_PRECISION.
     """
     rank = comm.get_rank()
     output = Path(cfg.OUTPUT_DIR)
     if comm.is_main_process():
-        output.mkdir(parents=True, exist_ok=True)
+        make_output_folder(output)
     comm.synchronize()
     log = setup_logger(output, distributed_rank=rank).getChild("engine")
     log.info("Process %d of %d; arguments: %s", rank, comm.get_world_size(), args)
@@ -98,6 +102,27 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
 
 
+def make_output_folder(path: Path, setting: str = "OUTPUT_DIR") -> None:
+    """Make a folder, unless it is there.
+
+    Args:
+        path: of the folder.
+        setting: the key or flag that named it.
+
+    Raises:
+        ConfigError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(path, os.W_OK | os.X_OK) else "it is not writable"
+    except FileExistsError:
+        reason = "it is a file"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise ConfigError(f"{setting} {path} cannot be used: {reason}; choose another folder")
+
+
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
     """Console line, metrics.json and TensorBoard.
 
@@ -106,7 +131,7 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
         max_iter: the run's length, for the time left.
     """
     output = Path(output_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output)
     return [
         CommonMetricPrinter(max_iter),
         JSONWriter(output / "metrics.json"),

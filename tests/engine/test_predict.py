@@ -203,6 +203,7 @@ def test_the_command_predicts_with_a_real_model(config, pictures, tmp_path):
         (["--video", "absent.mp4"], "absent.mp4: there is no such file"),
         (["--input", "IMAGE", "--opts", "MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
         (["--input", "BROKEN"], "1 of 1 images could not be read"),
+        (["--input", "IMAGE", "--output", "BROKEN"], "broken.jpg cannot be used: it is a file"),
     ],
 )
 def test_mistakes_end_with_exit_code_2(config, pictures, tmp_path, capsys, given, said):

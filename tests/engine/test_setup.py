@@ -1,4 +1,5 @@
 import argparse
+import os
 import random
 
 import numpy as np
@@ -46,6 +47,18 @@ def test_leaves_the_config_and_a_log(cfg, tmp_path):
     log = (folder / "log.txt").read_text()
     assert "Process 0 of 1" in log
     assert torch.__version__ in log
+
+
+def test_an_output_dir_that_cannot_be_used_is_named(cfg, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    for folder, reason in [(file, "it is a file"), (file / "run", "Not a directory")]:
+        cfg.OUTPUT_DIR = str(folder)
+        with pytest.raises(ConfigError, match=rf"OUTPUT_DIR {folder} cannot be used: {reason}"):
+            default_setup(cfg, ARGS)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # permissions do not bind root
+    with pytest.raises(ConfigError, match=r"OUTPUT_DIR .* it is not writable"):
+        default_writers(str(tmp_path / "read_only"))
 
 
 def test_seeds_every_generator(cfg):
