@@ -16,7 +16,7 @@ import torch
 
 from segdet.data.catalog import MetadataCatalog
 from segdet.data.datasets.coco import convert_to_coco_json
-from segdet.errors import DataError
+from segdet.errors import ConfigError, DataError
 from segdet.evaluation.coco_metrics import MAX_DETECTIONS, coco_metrics
 from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
 from segdet.evaluation.coco_report import REPORTED, TASKS, checked_tasks, report
@@ -51,6 +51,7 @@ class COCOEvaluator(DatasetEvaluator):
         *,
         max_dets_per_image: int | None = None,
         use_fast_impl: bool = True,
+        kpt_oks_sigmas: Sequence[float] = (),
         allow_cached_coco: bool = False,
     ) -> None:
         """Read the ground truth.
@@ -66,13 +67,16 @@ class COCOEvaluator(DatasetEvaluator):
                 converted ground truth; None writes nothing.
             max_dets_per_image: best detections that count per image and class; None is COCO's 100.
             use_fast_impl: hotcoco where it is installed; False takes pycocotools.
+            kpt_oks_sigmas: of keypoints, which are not evaluated yet: must be empty.
             allow_cached_coco: take a conversion that lies in `output_dir` from an earlier run,
                 which is wrong if the data set has changed since.
 
         Raises:
-            ConfigError: unknown tasks.
+            ConfigError: unknown tasks, or keypoints.
             DataError: a broken ground truth.
         """
+        if len(kpt_oks_sigmas):
+            raise ConfigError("kpt_oks_sigmas: evaluation of keypoints is not built yet; leave ()")
         self._tasks = None if tasks is None or isinstance(tasks, Mapping) else checked_tasks(tasks)
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)

@@ -18,6 +18,7 @@ from segdet.utils import comm
 logger = logging.getLogger(__name__)
 
 _WARM_UP = 5  # batches that no time is taken of
+_MOMENTS = ("on_start", "before_inference", "after_inference", "on_end")  # of callbacks
 _LOG_EVERY = 60.0  # seconds between lines where no progress bar can be shown
 
 
@@ -76,29 +77,42 @@ def inference_on_dataset(
     model: Callable[[list[dict]], list[dict]],
     data_loader: Iterable[list[dict]],
     evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+    callbacks: Mapping[str, Callable[[], object]] | None = None,
 ) -> Mapping[str, Any]:
     """Run a model over a data set in evaluation mode, without gradients.
 
     Args:
         model: a module or any callable; a module's training flag is restored after.
         data_loader: batches, with a length.
-        evaluator: one or several; None only runs the model, as for a timing.
+        evaluator: one, or a list or tuple of several; None only runs the model, as for a timing.
+        callbacks: functions by when they are called: "on_start" and "on_end" around the loop,
+            "before_inference" and "after_inference" around the model of each batch.
 
     Returns:
         What the evaluator reports; {} where it reports nothing.
+
+    Raises:
+        ValueError: a callback of an unknown name.
     """
-    if not isinstance(evaluator, DatasetEvaluator):
-        evaluator = DatasetEvaluators(evaluator or [])
+    if evaluator is None or isinstance(evaluator, list | tuple):
+        evaluator = DatasetEvaluators(evaluator or ())
+    call = dict.fromkeys(_MOMENTS, lambda: None) | dict(callbacks or {})
+    if unknown := sorted(call.keys() - set(_MOMENTS)):
+        raise ValueError(f"callbacks are {', '.join(_MOMENTS)}; got {', '.join(unknown)}")
     batches = len(data_loader)  # type: ignore[arg-type]
     logger.info("Inference on %d batches", batches)
     evaluator.reset()
     times = _Times(batches)
     with inference_context(model), torch.no_grad():
+        call["on_start"]()
         for inputs in times.of_loading(data_loader):
+            call["before_inference"]()
             outputs = model(inputs)
+            call["after_inference"]()
             times.lap("model")
             evaluator.process(inputs, outputs)
             times.lap("evaluator")
+        call["on_end"]()
     logger.info(times.summary())
     started = time.perf_counter()
     results = evaluator.evaluate()

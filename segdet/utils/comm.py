@@ -47,30 +47,34 @@ def synchronize() -> None:
         dist.barrier(group=_cpu_group(dist.group.WORLD))
 
 
-def all_gather(data: Any) -> list[Any]:
+def all_gather(data: Any, group: Any = None) -> list[Any]:
     """What every process passed, by rank.
 
     Args:
         data: anything that pickles.
+        group: of the processes that take part; None means all.
     """
     if get_world_size() == 1:
         return [data]
-    gathered: list[Any] = [None] * get_world_size()
-    dist.all_gather_object(gathered, data, group=_cpu_group(dist.group.WORLD))
+    group = group or _cpu_group(dist.group.WORLD)
+    gathered: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, data, group=group)
     return gathered
 
 
-def gather(data: Any, dst: int = 0) -> list[Any]:
+def gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
     """What every process passed, by rank, on process `dst`; elsewhere an empty list.
 
     Args:
         data: anything that pickles.
-        dst: the rank that receives.
+        dst: the rank that receives, counted among all processes.
+        group: of the processes that take part; None means all.
     """
     if get_world_size() == 1:
         return [data]
-    gathered: list[Any] | None = [None] * get_world_size() if get_rank() == dst else None
-    dist.gather_object(data, gathered, dst=dst, group=_cpu_group(dist.group.WORLD))
+    group = group or _cpu_group(dist.group.WORLD)
+    gathered = [None] * dist.get_world_size(group) if get_rank() == dst else None
+    dist.gather_object(data, gathered, dst=dst, group=group)
     return gathered or []
 
 

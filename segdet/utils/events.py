@@ -236,7 +236,10 @@ class EventWriter:
 
 
 class JSONWriter(EventWriter):
-    """One JSON object a line and iteration: `{"iteration": 19, "total_loss": 1.5, ...}`.
+    """A line for each write, a JSON object: `{"iteration": 19, "total_loss": 1.5, ...}`.
+
+    It holds each scalar's latest value, or the median of recent ones where its hint asks.
+    Iterations between two writes have no line of their own.
 
     A line goes to the file in one piece, so a run that is killed leaves whole lines.
 
@@ -252,7 +255,7 @@ class JSONWriter(EventWriter):
         self._last_write = -1
 
     def write(self) -> None:
-        """Write the scalars of every iteration since the last call."""
+        """Write the new scalars; only those stored at different iterations take several lines."""
         lines: dict[int, dict[str, float]] = defaultdict(dict)
         latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
         for name, (value, iteration) in latest.items():

@@ -215,6 +215,13 @@ def test_unknown_tasks_are_refused():
         COCOEvaluator(NAME, ("bbox", "masks"))
 
 
+def test_keypoints_are_refused():
+    register_by_hand()
+    COCOEvaluator(NAME, kpt_oks_sigmas=())
+    with pytest.raises(ConfigError, match=r"kpt_oks_sigmas: .* not built yet"):
+        COCOEvaluator(NAME, kpt_oks_sigmas=[0.1, 0.1])
+
+
 def test_nothing_found_is_nan(caplog):
     register_by_hand()
     nothing = {"instances": square()["instances"][:0]}

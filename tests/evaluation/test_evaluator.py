@@ -53,6 +53,28 @@ def test_without_an_evaluator_the_model_only_runs():
     assert seen == [1]
 
 
+def test_an_evaluator_needs_no_base_class():
+    class Own:
+        reset, process, evaluate = Recorder.reset, Recorder.process, lambda self: {"n": self.seen}
+
+    results = inference_on_dataset(lambda inputs: inputs, [[1]], Own())
+    assert results == {"n": [(1, 1)]}
+
+
+def test_callbacks_are_called_around_the_loop_and_the_model():
+    calls = []
+    moments = ("on_start", "before_inference", "after_inference", "on_end")
+    callbacks = {moment: lambda moment=moment: calls.append(moment) for moment in moments}
+    model = lambda inputs: calls.append("model") or inputs  # noqa: E731
+    inference_on_dataset(model, [[1], [2]], None, callbacks)
+    around = ["before_inference", "model", "after_inference"]
+    assert calls == ["on_start", *around, *around, "on_end"]
+    inference_on_dataset(model, [[1]], None, {"on_end": callbacks["on_end"]})
+    assert calls[-2:] == ["model", "on_end"]
+    with pytest.raises(ValueError, match=r"callbacks are on_start, .*; got at_end"):
+        inference_on_dataset(model, [[1]], None, {"at_end": callbacks["on_end"]})
+
+
 def test_results_of_several_evaluators_are_merged():
     evaluators = [Recorder({"a": {"x": 1.0}}), Recorder(None), Recorder({"b": {"x": 2.0}})]
     results = inference_on_dataset(lambda inputs: inputs, [[1]], evaluators)

@@ -31,6 +31,9 @@ def both(rank: int, file: str) -> None:
     assert comm.all_gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
     assert comm.gather(rank) == ([0, 1] if rank == 0 else [])
     assert comm.gather(rank, dst=1) == ([0, 1] if rank == 1 else [])
+    alone = dist.new_subgroups(1)[0]
+    assert comm.all_gather(rank, group=alone) == [rank]
+    assert comm.gather(rank, dst=rank, group=alone) == [rank]
     seeds = comm.all_gather(comm.shared_random_seed())
     assert seeds[0] == seeds[1]
     reduced = comm.reduce_dict({"b": torch.tensor(rank + 1.0), "a": torch.tensor(4.0)})
