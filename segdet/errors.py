@@ -4,6 +4,9 @@ The commands end with exit code 2 and the message alone; any other exception is 
 internal fault and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Sequence
+
 
 class SegdetError(Exception):
     """A user's mistake; the message names the file, record or key and the next step."""
@@ -19,3 +22,15 @@ class DataError(SegdetError):
 
 class CheckpointError(SegdetError):
     """A weight file that cannot be read or does not fit the model."""
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name.
+
+    Returns:
+        "; did you mean ...?", or "; known: ..." where nothing is near and the list is short.
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known: {', '.join(one or repr(one) for one in known)}" if len(known) <= 30 else ""

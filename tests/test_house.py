@@ -38,6 +38,8 @@ LAYERS = {
         "segdet.modeling",
     ],
     "segdet.modeling.build": [
+        "segdet.errors",
+        "segdet.layers",
         "segdet.config.node",
         "segdet.config.reader",
         "segdet.modeling",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 import os
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -14,7 +13,7 @@ import yaml
 
 from segdet.config.compat import upgrade
 from segdet.config.yaml_files import BASE_KEY, is_mapping, is_sequence, yaml_layers
-from segdet.errors import ConfigError
+from segdet.errors import ConfigError, did_you_mean
 
 DEFAULT = "default"
 CODE = "code"
@@ -303,9 +302,3 @@ def _is_a_section(path: str, value: Any, source: str) -> ConfigError:
     return ConfigError(
         f"{source}: {path} is a section of keys and cannot become {value!r}; set keys below it"
     )
-
-
-def did_you_mean(name: str, known: list[str]) -> str:
-    """The end of a message about an unknown name: "; did you mean ...?", or nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -5,13 +5,12 @@ The built-in names, and names of the form `FILE.json:IMAGE_FOLDER`, need no regi
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from segdet.data.builtin import BUILTIN, find_builtin
+from segdet.data.builtin import BUILTIN, CocoFiles, find_builtin
 from segdet.data.readers.coco_json import read_coco_json
-from segdet.errors import DataError
+from segdet.errors import DataError, did_you_mean
 
 Records = list[dict[str, Any]]
 
@@ -89,7 +88,7 @@ class _MetadataCatalog:
             raise DataError("metadata needs the name of a data set, got an empty one")
         if name not in self._metadata:
             self._metadata[name] = Metadata().set(name=name)
-            if (files := find_builtin(name)) is not None:
+            if (files := DatasetCatalog.files_of(name)) is not None:
                 self._metadata[name].set(**files.metadata())
         return self._metadata[name]
 
@@ -101,10 +100,22 @@ class _MetadataCatalog:
         return name in self._metadata
 
     def remove(self, name: str) -> None:
-        """Forget a name's metadata."""
+        """Forget a name's metadata.
+
+        Raises:
+            DataError: it has none.
+        """
+        if name not in self._metadata:
+            raise DataError(f"data set {name!r} has no metadata to remove")
         del self._metadata[name]
 
     pop = remove
+
+    def forget_facts(self, name: str, keys: Iterable[str]) -> None:
+        """Unset facts of a name, where they are set."""
+        if name in self._metadata:
+            for key in keys:
+                vars(self._metadata[name]).pop(key, None)
 
 
 class _DatasetCatalog:
@@ -117,7 +128,7 @@ class _DatasetCatalog:
         """Name a function that loads a data set.
 
         Args:
-            name: not in use yet.
+            name: not registered yet; the sample sets' names may be taken, COCO's may not.
             func: takes nothing, returns the standard dicts, in the same order at every call.
 
         Raises:
@@ -125,9 +136,12 @@ class _DatasetCatalog:
         """
         if not callable(func):
             raise DataError(f"data set {name!r} needs a function that loads it, got {func!r}")
-        if name in self:
+        sample = BUILTIN.get(name)
+        if name in self._loaders or (sample is not None and sample.is_coco):
             raise DataError(f"data set {name!r} is registered already; take another name")
         self._loaders[name] = func
+        if sample is not None:
+            MetadataCatalog.forget_facts(name, sample.metadata())
 
     def get(self, name: str) -> Records:
         """Load a data set.
@@ -137,12 +151,16 @@ class _DatasetCatalog:
         """
         if name in self._loaders:
             return self._loaders[name]()
-        if find_builtin(name) is None:
+        if self.files_of(name) is None:
             raise DataError(_unknown(name, self.list()))
         metadata = MetadataCatalog.get(name)
         data = read_coco_json(metadata.json_file, metadata.image_root)
         metadata.set(**data.metadata)
         return data.records
+
+    def files_of(self, name: str) -> CocoFiles | None:
+        """The files of a name that needs no registration; None for any other, registered or not."""
+        return None if name in self._loaders else find_builtin(name)
 
     def list(self) -> list[str]:
         """All names, the built-in ones too."""
@@ -152,20 +170,30 @@ class _DatasetCatalog:
         return name in self._loaders or name in BUILTIN
 
     def remove(self, name: str) -> None:
-        """Forget a registered name."""
+        """Forget a registered name; a sample set's name means the sample set again.
+
+        Raises:
+            DataError: it is not registered.
+        """
+        if name not in self._loaders:
+            if name in BUILTIN:
+                raise DataError(f"data set {name!r} is built in: it cannot be removed")
+            raise DataError(_unknown(name, self.list()))
         del self._loaders[name]
+        if name in BUILTIN and name in MetadataCatalog:
+            MetadataCatalog.remove(name)
 
     pop = remove
 
     def clear(self) -> None:
         """Forget all registered names; the built-in ones stay."""
-        self._loaders.clear()
+        for name in list(self._loaders):
+            self.remove(name)
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
-    return f"no data set is named {name!r}; {hint} Or give FILE.json:IMAGE_FOLDER."
+    hint = did_you_mean(name, known)
+    return f"no data set is named {name!r}{hint} (or give FILE.json:IMAGE_FOLDER)"
 
 
 MetadataCatalog = _MetadataCatalog()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import ConfigError
+from segdet.errors import ConfigError, did_you_mean
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -207,7 +206,5 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
     if callable(norm):
         return norm(out_channels)
     if norm not in NORMS:
-        close = difflib.get_close_matches(norm, NORMS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f'known: "", {", ".join(NORMS)}'
-        raise ConfigError(f"unknown norm {norm!r}; {hint}")
+        raise ConfigError(f"unknown norm {norm!r}{did_you_mean(norm, ['', *NORMS])}")
     return NORMS[norm](out_channels)

@@ -8,8 +8,7 @@ import torch
 
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.config import CfgNode, get_cfg
-from segdet.config.node import did_you_mean
-from segdet.errors import ConfigError
+from segdet.errors import ConfigError, did_you_mean
 from segdet.modeling import build_model
 from segdet.modeling.system import System
 

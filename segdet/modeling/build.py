@@ -8,6 +8,8 @@ import torch
 
 from segdet.config.node import CfgNode
 from segdet.config.reader import read_section
+from segdet.errors import ConfigError
+from segdet.layers import ShapeSpec
 from segdet.modeling.backbones import Backbone, BackboneSections
 from segdet.modeling.meta_arch import SYSTEMS, system_name
 from segdet.modeling.system import System
@@ -21,19 +23,42 @@ def build_model(cfg: CfgNode) -> System:
     Raises:
         ConfigError: an unknown name or an unusable value.
     """
+    for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
+        if cfg.MODEL[key]:
+            raise ConfigError(f"MODEL.{key} is not built yet; set it to False")
+    if cfg.VIS_PERIOD > 0:
+        _log.warning("VIS_PERIOD is %d but has no effect yet", cfg.VIS_PERIOD)
     name = system_name(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME)
-    return read_section(SYSTEMS[name], cfg, at="MODEL").build().to(usable_device(cfg))
+    device = usable_device(cfg)
+    return read_section(SYSTEMS[name], cfg, at="MODEL").build().to(device)
 
 
-def build_backbone(cfg: CfgNode) -> Backbone:
-    """The backbone that MODEL.BACKBONE.NAME names, with random weights, on the CPU."""
-    return read_section(BackboneSections, cfg, at="MODEL").build_backbone()
+def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
+    """The backbone that MODEL.BACKBONE.NAME names, with random weights, on the CPU.
+
+    Args:
+        cfg: the whole config.
+        input_shape: its `channels` are the images'; None takes one per value of MODEL.PIXEL_MEAN.
+    """
+    sections = read_section(BackboneSections, cfg, at="MODEL")
+    return sections.build_backbone(input_shape.channels if input_shape else None)
 
 
 def usable_device(cfg: CfgNode) -> torch.device:
-    """MODEL.DEVICE, or the CPU where it says cuda (the default) and there is none."""
-    device = torch.device(cfg.MODEL.DEVICE)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        _log.warning("MODEL.DEVICE is %s but there is no CUDA device: using the CPU", device)
+    """MODEL.DEVICE, or the CPU where it says cuda (the default) and there is none.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    name = cfg.MODEL.DEVICE
+    if name == "cuda" and not torch.cuda.is_available():
+        _log.warning("MODEL.DEVICE is cuda but there is no CUDA device: using the CPU")
         return torch.device("cpu")
-    return device
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError, TypeError) as error:  # AssertionError: built without CUDA
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"MODEL.DEVICE {name!r} cannot be used; there is {there} ({reason})"
+        ) from None

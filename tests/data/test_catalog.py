@@ -6,6 +6,7 @@ import pytest
 
 from segdet.data import DatasetCatalog, Metadata, MetadataCatalog
 from segdet.data.builtin import COCO_THINGS, datasets_root
+from segdet.data.datasets import register_coco_instances
 from segdet.errors import DataError
 
 from .conftest import CocoFolder
@@ -26,6 +27,38 @@ def test_register_get_list_remove():
     DatasetCatalog.register("mine", lambda: [])
     DatasetCatalog.clear()
     assert "mine" not in DatasetCatalog and "coco_2017_val" in DatasetCatalog
+
+
+def test_a_registration_shadows_a_sample_name_and_its_metadata(coco_folder: CocoFolder):
+    sample_file = MetadataCatalog.get("nuclei_train").json_file
+    MetadataCatalog.get("nuclei_train").thing_classes = ["dog", "cat"]
+    for name in ("nuclei_train", "demo_val"):
+        json_file, images = coco_folder.write()
+        register_coco_instances(name, {}, json_file, images)
+        assert len(DatasetCatalog.get(name)) == 2
+        metadata = MetadataCatalog.get(name)
+        assert metadata.json_file == str(json_file) and metadata.thing_classes == ["dog", "cat"]
+    DatasetCatalog.remove("nuclei_train")
+    assert MetadataCatalog.get("nuclei_train").json_file == sample_file
+    DatasetCatalog.clear()
+    assert "demo_val" in DatasetCatalog
+    assert not hasattr(MetadataCatalog.get("demo_val"), "thing_classes")
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("coco_2017_val", "is built in"),
+        ("demo_val", "is built in"),
+        ("mine", "no data set is named"),
+    ],
+)
+def test_only_registered_names_can_be_removed(name: str, message: str):
+    for remove in (DatasetCatalog.remove, DatasetCatalog.pop):
+        with pytest.raises(DataError, match=message):
+            remove(name)
+    with pytest.raises(DataError, match="no metadata to remove"):
+        MetadataCatalog.pop(name)
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ class TestGetNorm:
     def test_refuses(self):
         with pytest.raises(ConfigError, match=r"unknown norm 'FrozenBn'; did you mean FrozenBN\?"):
             get_norm("FrozenBn", 64)
-        with pytest.raises(ConfigError, match='known: "", BN, SyncBN'):
+        with pytest.raises(ConfigError, match="known: '', BN, SyncBN"):
             get_norm("whatever", 64)
         with pytest.raises(ConfigError, match="GN makes 32 groups and cannot divide 48 channels"):
             get_norm("GN", 48)

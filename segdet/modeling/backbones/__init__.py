@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from segdet.errors import ConfigError
+from segdet.errors import ConfigError, did_you_mean
 from segdet.modeling.backbones.backbone import Backbone
 from segdet.modeling.backbones.fpn import FPN, FPNConfig, LastLevelMaxPool, LastLevelP6P7
 from segdet.modeling.backbones.mobilenet import MobileNetV2
@@ -55,40 +54,46 @@ class BackboneSections:
     resnets: ResNetConfig = field(default_factory=ResNetConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
 
-    def build_backbone(self) -> Backbone:
-        """The backbone that `backbone.name` names, with random weights."""
+    def build_backbone(self, input_channels: int | None = None) -> Backbone:
+        """The backbone that `backbone.name` names, with random weights.
+
+        Args:
+            input_channels: of the images; None means one per value of `pixel_mean`.
+        """
         name = self.backbone.name
         if name not in BACKBONES:
-            close = difflib.get_close_matches(name, BACKBONES, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(BACKBONES)}"
-            raise ConfigError(f"unknown MODEL.BACKBONE.NAME {name}; {hint}")
-        return BACKBONES[name](self)
+            raise ConfigError(
+                f"unknown MODEL.BACKBONE.NAME {name}{did_you_mean(name, list(BACKBONES))}"
+            )
+        if input_channels is None:
+            input_channels = len(self.pixel_mean)
+        return BACKBONES[name](self, input_channels)
 
 
-def _resnet(sections: BackboneSections) -> ResNet:
+def _resnet(sections: BackboneSections, input_channels: int) -> ResNet:
     return sections.resnets.build(
-        freeze_at=sections.backbone.freeze_at, input_channels=len(sections.pixel_mean)
+        freeze_at=sections.backbone.freeze_at, input_channels=input_channels
     )
 
 
-def _resnet_fpn(sections: BackboneSections) -> FPN:
-    return sections.fpn.build(_resnet(sections), LastLevelMaxPool())
+def _resnet_fpn(sections: BackboneSections, input_channels: int) -> FPN:
+    return sections.fpn.build(_resnet(sections, input_channels), LastLevelMaxPool())
 
 
-def _mobilenetv2(sections: BackboneSections) -> MobileNetV2:
+def _mobilenetv2(sections: BackboneSections, input_channels: int) -> MobileNetV2:
     return MobileNetV2(  # reads RESNETS' keys, as AdelaiDet's and CenterMask2's files expect
         out_features=sections.resnets.out_features,
         norm=sections.resnets.norm,
         freeze_at=sections.backbone.freeze_at,
-        input_channels=len(sections.pixel_mean),
+        input_channels=input_channels,
     )
 
 
-def _mobilenetv2_fpn(sections: BackboneSections) -> FPN:
-    return sections.fpn.build(_mobilenetv2(sections), LastLevelMaxPool())
+def _mobilenetv2_fpn(sections: BackboneSections, input_channels: int) -> FPN:
+    return sections.fpn.build(_mobilenetv2(sections, input_channels), LastLevelMaxPool())
 
 
-BACKBONES: dict[str, Callable[[BackboneSections], Backbone]] = {
+BACKBONES: dict[str, Callable[[BackboneSections, int], Backbone]] = {  # (_, input channels)
     "build_resnet_backbone": _resnet,
     "build_resnet_fpn_backbone": _resnet_fpn,
     "build_mobilenetv2_backbone": _mobilenetv2,

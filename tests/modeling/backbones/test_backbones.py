@@ -81,7 +81,7 @@ def test_mobilenetv2_has_centermask_names(shared_configs):
     ]
     sections = sections_of(entry["overrides"])
     with torch.device("meta"):
-        bottom_up = BACKBONES["build_mobilenetv2_backbone"](sections)
+        bottom_up = BACKBONES["build_mobilenetv2_backbone"](sections, 3)
         fpn = sections.fpn.build(bottom_up, LastLevelP6P7(128, 128, "p5"))
     assert names_and_shapes(fpn, "backbone.") == part(entry, "backbone.")
 
