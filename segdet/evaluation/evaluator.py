@@ -76,7 +76,7 @@ class DatasetEvaluators(DatasetEvaluator):
 def inference_on_dataset(
     model: Callable[[list[dict]], list[dict]],
     data_loader: Iterable[list[dict]],
-    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+    evaluator: DatasetEvaluator | list[DatasetEvaluator] | tuple[DatasetEvaluator, ...] | None,
     callbacks: Mapping[str, Callable[[], object]] | None = None,
 ) -> Mapping[str, Any]:
     """Run a model over a data set in evaluation mode, without gradients.

@@ -257,6 +257,10 @@ def test_pictures_come_last_and_cost_no_results(cfg, capsys):
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, ()
     assert NoPictures(cfg).train() == {"bbox": {"AP": 3.0}}
     assert "No pictures of predictions: a.jpg: cannot be read" in capsys.readouterr().out
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 4.0, 0.1]]
+    with pytest.raises(SystemExit):
+        NoPictures(cfg).train()
+    assert "No pictures" not in capsys.readouterr().out
 
 
 def test_a_run_saved_after_its_end_can_be_prolonged(cfg):
@@ -276,6 +280,13 @@ def test_several_data_sets_keep_their_names(cfg):
         Trainer.test(cfg, Net(), Count())
     cfg.DATASETS.TEST = ("a",)
     assert Trainer.test(cfg, Net(), Count()) == {"bbox": {"AP": 1.0}}
+
+
+def test_a_single_evaluator_needs_no_base_class(cfg):
+    class Own:
+        reset, process, evaluate = Count.reset, Count.process, Count.evaluate
+
+    assert Trainer.test(cfg, Net(), Own()) == {"bbox": {"AP": 3.0}}
 
 
 def test_evaluator_by_metadata(cfg):
