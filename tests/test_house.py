@@ -26,6 +26,7 @@ LAYERS = {
     "segdet.config.yaml_files": ["segdet.errors"],
     "segdet.config.compat": ["segdet.errors"],
     "segdet.config.node": ["segdet.errors", "segdet.config.yaml_files", "segdet.config.compat"],
+    "segdet.config.configurable": ["segdet.config.node"],
     "segdet.config.reader": ["segdet.errors", "segdet.config.node"],
     "segdet.ops": ["segdet.errors"],
     "segdet.structures": ["segdet.errors", "segdet.ops"],
@@ -50,6 +51,7 @@ LAYERS = {
     "segdet.utils.collect_env": ["segdet", "segdet.ops"],
     "segdet.data": [
         "segdet.errors",
+        "segdet.config.configurable",
         "segdet.config.node",
         "segdet.config.reader",
         "segdet.structures",
@@ -69,6 +71,7 @@ LAYERS = {
     "segdet.checkpoint": ["segdet.errors", "segdet.utils"],
     "segdet.config": [  # get_cfg, which gathers the sections
         "segdet.config.compat",
+        "segdet.config.configurable",
         "segdet.config.node",
         "segdet.config.reader",
         "segdet.config.yaml_files",

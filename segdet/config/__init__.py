@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from segdet.config.configurable import configurable
 from segdet.config.node import CfgNode
 
 if TYPE_CHECKING:
     from segdet.config.defaults import get_cfg
 
-__all__ = ["CfgNode", "get_cfg"]
+__all__ = ["CfgNode", "configurable", "get_cfg"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def transform_instance_annotations(
         The same dict; an RLE segmentation is now an (H, W) bool mask.
 
     Raises:
-        DataError: a polygon or RLE that cannot be used.
+        DataError: a box, polygon, RLE or keypoint that cannot be used.
     """
     if isinstance(transforms, list):
         transforms = TransformList(transforms)
@@ -64,9 +65,39 @@ def transform_instance_annotations(
     return annotation
 
 
+def category_of(annotation: dict[str, Any]) -> int:
+    """The contiguous class of an annotation.
+
+    Raises:
+        DataError: it has none, or one that is no number.
+    """
+    category = annotation.get("category_id")
+    if not isinstance(category, Real):
+        raise DataError(f"category_id must be a number, is {category!r}")
+    return int(category)
+
+
+def box_mode_of(annotation: dict[str, Any]) -> BoxMode:
+    """How the box of an annotation is to be read.
+
+    Raises:
+        DataError: it lacks `bbox` or `bbox_mode`, or the mode is none in absolute pixels.
+    """
+    mode = annotation.get("bbox_mode")
+    if annotation.get("bbox") is None or mode is None:
+        lacking = "bbox_mode" if mode is None else "bbox"
+        raise DataError(f"has no {lacking}; it has {', '.join(annotation)}")
+    usable = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS)
+    if mode not in usable:
+        known = ", ".join(one.name for one in usable)
+        raise DataError(f"bbox_mode must be one of {known}, is {mode!r}")
+    return BoxMode(mode)
+
+
 def _read_box(annotation: dict[str, Any]) -> np.ndarray:
     """(1, 4) float64 XYXY, checked."""
-    mode, numbers = BoxMode(annotation["bbox_mode"]), list(annotation["bbox"])
+    mode = box_mode_of(annotation)
+    numbers = list(annotation["bbox"])
     try:
         box = np.array([BoxMode.convert(numbers, mode, BoxMode.XYXY_ABS)], np.float64)
     except (TypeError, ValueError):
@@ -128,8 +159,11 @@ def transform_keypoint_annotations(
 
     Returns:
         (P, 3) float64; points outside the image and points of visibility 0 are all zero.
+
+    Raises:
+        DataError: the keypoints are no finite triples.
     """
-    points = np.array(keypoints, np.float64).reshape(-1, 3)
+    points = _read_keypoints(keypoints)
     xy = transforms.apply_coords(points[:, :2].copy())
     inside = (xy >= 0).all(1) & (xy <= [image_size[1], image_size[0]]).all(1)
     points[:, :2] = xy
@@ -139,6 +173,17 @@ def transform_keypoint_annotations(
             raise ValueError("flipping keypoints needs keypoint_hflip_indices")
         points = points[np.asarray(keypoint_hflip_indices)]
     points[points[:, 2] == 0] = 0
+    return points
+
+
+def _read_keypoints(keypoints: Any) -> np.ndarray:
+    """(P, 3) float64, checked."""
+    try:
+        points = np.array(keypoints, np.float64).reshape(-1, 3)
+    except (TypeError, ValueError):
+        raise DataError("keypoints must be triples of numbers x, y, visibility") from None
+    if not np.isfinite(points).all():
+        raise DataError("keypoints hold NaN or Infinity")
     return points
 
 
@@ -188,7 +233,7 @@ def annotations_to_instances(
     targets = Targets(
         image_size,
         gt_boxes=Boxes(boxes),
-        gt_classes=torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64),
+        gt_classes=torch.tensor([category_of(a) for a in annos], dtype=torch.int64),
     )
     if _all_or_none(annos, "segmentation"):
         targets.gt_masks = masks_from_segmentations(

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from segdet.config.configurable import configurable
 from segdet.config.node import CfgNode
 from segdet.config.reader import read_section
-from segdet.data.cfg_call import takes_cfg
 from segdet.data.common import DatasetFromList, MapDataset, MapStyle
-from segdet.data.image_io import image_size_of
+from segdet.data.image_io import file_name_of, image_size_of
 from segdet.data.loader import Loader, Samples, TrainLoader
 from segdet.data.mapper import DatasetMapper
 from segdet.data.records import (
@@ -141,7 +141,7 @@ def _train_arguments(
     }
 
 
-@takes_cfg(_train_arguments)
+@configurable(from_config=_train_arguments)
 def build_detection_train_loader(
     dataset: MapStyle,
     *,
@@ -195,7 +195,7 @@ def build_detection_train_loader(
 def _is_wide(record: dict[str, Any]) -> bool:
     if "width" in record and "height" in record:
         return record["width"] > record["height"]
-    height, width = image_size_of(record["file_name"])
+    height, width = image_size_of(file_name_of(record))
     return width > height
 
 
@@ -212,7 +212,7 @@ def _test_arguments(
     }
 
 
-@takes_cfg(_test_arguments)
+@configurable(from_config=_test_arguments)
 def build_detection_test_loader(
     dataset: MapStyle,
     *,

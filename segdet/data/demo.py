@@ -13,6 +13,7 @@ import shapely
 from PIL import Image
 
 from segdet.data.demo_scene import STUFF, THINGS, Scene, SceneObject, draw_scene
+from segdet.data.rle import tight_box
 
 # Things first; a category's id is its place from 1, its semantic label its place from 0.
 CATEGORIES = [
@@ -137,9 +138,10 @@ def _runs(mask: np.ndarray) -> list[int]:
 
 def _bbox(mask: np.ndarray) -> list[int]:
     """Tight XYWH box in pixels."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+    box = tight_box(mask)
+    assert box is not None, "every object and segment has a pixel"
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def _panoptic(scene: Scene) -> tuple[np.ndarray, list[dict[str, Any]]]:

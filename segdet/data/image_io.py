@@ -76,6 +76,17 @@ def image_size_of(file_name: str | os.PathLike[str]) -> tuple[int, int]:
         return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
+def file_name_of(record: dict[str, Any]) -> str:
+    """The image file of a record.
+
+    Raises:
+        DataError: the record names none.
+    """
+    if "file_name" not in record:
+        raise DataError(f"a record has no file_name: {record!r:.200}")
+    return record["file_name"]
+
+
 def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
     """Compare an image with its record; a record without a size gets the image's.
 

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from segdet.config.configurable import configurable
 from segdet.config.node import CfgNode
 from segdet.config.reader import read_section
 from segdet.data import transforms as T
 from segdet.data.annotations import (
     annotations_to_instances,
+    category_of,
     create_keypoint_hflip_indices,
     filter_empty_instances,
     masks_from_segmentations,
     transform_instance_annotations,
 )
-from segdet.data.cfg_call import takes_cfg
-from segdet.data.image_io import FORMATS, check_image_size, read_image, read_labels
+from segdet.data.image_io import FORMATS, check_image_size, file_name_of, read_image, read_labels
 from segdet.errors import ConfigError, DataError
 
 
@@ -60,6 +61,23 @@ class InputConfig:
 
     def __post_init__(self) -> None:
         _require("MIN_SIZE_TRAIN_SAMPLING", self.min_size_train_sampling, ("choice", "range"))
+        if not self.min_size_train or min(*self.min_size_train, self.min_size_test, 0) < 0:
+            raise ConfigError(
+                "MIN_SIZE_TRAIN and MIN_SIZE_TEST must be sizes >= 0 (0: no resize), are "
+                f"{self.min_size_train} and {self.min_size_test}"
+            )
+        if min(self.max_size_train, self.max_size_test) < 1:
+            raise ConfigError(
+                "MAX_SIZE_TRAIN and MAX_SIZE_TEST must be >= 1, are "
+                f"{self.max_size_train} and {self.max_size_test}"
+            )
+        is_range = self.min_size_train_sampling == "range"
+        if is_range and (
+            len(self.min_size_train) != 2 or self.min_size_train[0] > self.min_size_train[1]
+        ):
+            raise ConfigError(
+                f"MIN_SIZE_TRAIN must be a range (low, high), is {self.min_size_train}"
+            )
         _require("RANDOM_FLIP", self.random_flip, ("horizontal", "vertical", "none"))
         _require("FORMAT", self.format, FORMATS)
         _require("MASK_FORMAT", self.mask_format, ("polygon", "bitmask"))
@@ -101,7 +119,7 @@ class DatasetMapper:
         recompute_boxes: make boxes tight around the masks that augmentation left.
     """
 
-    @takes_cfg()
+    @configurable
     def __init__(
         self,
         is_train: bool = True,
@@ -161,7 +179,7 @@ class DatasetMapper:
             raise DataError(f"image id {record.get('image_id')}: {error}") from None
 
     def _map(self, record: dict[str, Any]) -> dict[str, Any]:
-        image = read_image(record["file_name"], self.image_format)
+        image = read_image(file_name_of(record), self.image_format)
         check_image_size(record, image)
         sem_seg = (
             read_labels(record["sem_seg_file_name"]) if "sem_seg_file_name" in record else None
@@ -192,6 +210,7 @@ class DatasetMapper:
                 continue
             self._select(annotation, i, dataset_dict)
             try:
+                annotation["category_id"] = category_of(annotation)
                 moved.append(
                     transform_instance_annotations(
                         annotation,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from segdet.data.annotations import category_of
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
 from segdet.errors import ConfigError, DataError
 
@@ -73,6 +74,18 @@ def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [a for a in record.get("annotations", ()) if a.get("iscrowd", 0) == 0]
 
 
+def _classes(dataset_dicts: Records) -> Iterator[tuple[dict[str, Any], int]]:
+    """Record and class of every object that is no crowd."""
+    for record in dataset_dicts:
+        for number, annotation in enumerate(record.get("annotations", ())):
+            if annotation.get("iscrowd", 0) == 0:
+                try:
+                    yield record, category_of(annotation)
+                except DataError as error:
+                    name = record.get("file_name") or f"image id {record.get('image_id')}"
+                    raise DataError(f"{name}, object {number}: {error}") from None
+
+
 def filter_images_with_only_crowd_annotations(dataset_dicts: Records) -> Records:
     """The records with at least one object that is no crowd; logs how many are left out."""
     kept = [record for record in dataset_dicts if _objects(record)]
@@ -103,15 +116,13 @@ def print_instances_class_histogram(dataset_dicts: Records, class_names: Sequenc
         DataError: the class of an object is not among the names.
     """
     counts: Counter[int] = Counter()
-    for record in dataset_dicts:
-        for annotation in _objects(record):
-            category = annotation["category_id"]
-            if not 0 <= category < len(class_names):
-                raise DataError(
-                    f"image id {record.get('image_id')}: category_id is {category}, must be in "
-                    f"[0, {len(class_names)}): one of the {len(class_names)} thing_classes"
-                )
-            counts[category] += 1
+    for record, category in _classes(dataset_dicts):
+        if not 0 <= category < len(class_names):
+            raise DataError(
+                f"image id {record.get('image_id')}: category_id is {category}, must be in "
+                f"[0, {len(class_names)}): one of the {len(class_names)} thing_classes"
+            )
+        counts[category] += 1
     cells = [f"{name[:20]:>20} {counts[k]:>8}" for k, name in enumerate(class_names)]
     rows = [" |".join(cells[i : i + 3]) for i in range(0, len(cells), 3)]
     table = "\n".join(rows)
@@ -174,7 +185,7 @@ def check_class_count(dataset_dicts: Records, names: Sequence[str], num_classes:
     Raises:
         ConfigError: there is such an object.
     """
-    classes = {a["category_id"] for record in dataset_dicts for a in _objects(record)}
+    classes = {category for _, category in _classes(dataset_dicts)}
     if classes and max(classes) >= num_classes:
         raise ConfigError(
             f"{', '.join(names)} has objects of {max(classes) + 1} classes, "

@@ -85,3 +85,18 @@ def decode_rle(rle: dict) -> np.ndarray:
     height, width = rle["size"]
     bits = np.repeat(np.arange(len(runs)) & 1, runs).astype(np.uint8)
     return np.ascontiguousarray(bits.reshape(width, height).T)
+
+
+def tight_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """The box around the pixels of a mask.
+
+    Args:
+        mask: (H, W), nonzero inside.
+
+    Returns:
+        XYXY in pixels, ends exclusive; None for an empty mask.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -15,7 +15,11 @@ from segdet.structures.image_list import ImageList
 from segdet.structures.instances import Detections, Instances, Proposals, Targets
 from segdet.structures.keypoints import Keypoints
 from segdet.structures.masks import BitMasks, PolygonMasks, ROIMasks
-from segdet.structures.polygons import polygons_to_bitmask, rasterize_polygons_within_box
+from segdet.structures.polygons import (
+    polygon_area,
+    polygons_to_bitmask,
+    rasterize_polygons_within_box,
+)
 from segdet.structures.rotated_boxes import RotatedBoxes
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "pairwise_ioa",
     "pairwise_iou",
     "pairwise_point_box_distance",
+    "polygon_area",
     "polygons_to_bitmask",
     "rasterize_polygons_within_box",
 ]

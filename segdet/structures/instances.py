@@ -204,10 +204,10 @@ class Targets(Instances):
 
 
 class Proposals(Instances):
-    """Regions that may hold an object, best first; once sampled, with the targets' fields too."""
+    """Regions that may hold an object, best first; once sampled, with their objects too."""
 
     proposal_boxes: Boxes  # (R, 4) XYXY, absolute pixels of `image_size`
     objectness_logits: Tensor  # (R,)
     gt_boxes: Boxes  # (R, 4) of the matched object; absent where the image has none
     gt_classes: Tensor  # (R,) int64 in [0, num_classes]; num_classes is background
-    gt_masks: PolygonMasks | BitMasks  # R masks; absent where the image has none
+    gt_index: Tensor  # (R,) int64 row of the matched object in `Targets`; absent likewise

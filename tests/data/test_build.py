@@ -223,5 +223,18 @@ def test_training_leaves_global_generators_alone(cfg: CfgNode):
 
 def test_a_class_that_the_model_lacks_is_refused(cfg: CfgNode):
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
-    with pytest.raises(ConfigError, match=r"1 classes, MODEL.ROI_HEADS.NUM_CLASSES is 0"):
+    with pytest.raises(ConfigError, match=r"2 classes, MODEL.ROI_HEADS.NUM_CLASSES is 0"):
         build_detection_train_loader(cfg)
+
+
+@pytest.mark.parametrize("category", [None, "cat"])
+def test_an_object_without_a_class_is_named(category):
+    records = [{"file_name": "a.png", "annotations": objects(0, category)}]
+    register("odd", records, ["cat"])
+    with pytest.raises(DataError, match=r"a\.png, object 1: category_id must be a number, is"):
+        get_detection_dataset_dicts("odd")
+
+
+def test_grouping_needs_a_file_or_a_size():
+    with pytest.raises(DataError, match=r"a record has no file_name: \{'image_id': 7\}"):
+        build_detection_train_loader([{"image_id": 7}], mapper=None, total_batch_size=1)

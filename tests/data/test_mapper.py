@@ -117,6 +117,34 @@ def test_hand_registered_records_work(record: dict):
     assert out["width"] == 80 and len(out["instances"]) == 1
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"bbox": ...}, "has no bbox; it has "),
+        ({"bbox_mode": ...}, "has no bbox_mode; it has "),
+        ({"bbox_mode": 7}, "bbox_mode must be one of XYXY_ABS, XYWH_ABS, XYWHA_ABS, is 7"),
+        ({"bbox_mode": BoxMode.XYXY_REL}, "bbox_mode must be one of XYXY_ABS"),
+        ({"category_id": ...}, "category_id must be a number, is None"),
+        ({"category_id": "cat"}, "category_id must be a number, is 'cat'"),
+        ({"keypoints": [1, 2, 2, 3]}, "keypoints must be triples"),
+        ({"keypoints": [1, 2, float("nan")]}, "keypoints hold NaN"),
+    ],
+)
+def test_defects_of_hand_registered_objects_are_named(record: dict, changes, message):
+    good = record["annotations"][0]
+    bad = {k: v for k, v in (good | changes).items() if v is not ...}
+    record["annotations"] = [good | {"keypoints": [1, 2, 2]}, bad]
+    mapper = a_mapper(use_keypoint="keypoints" in bad)
+    with pytest.raises(DataError, match=rf"image id 1: .*0\.png, object 1: {message}"):
+        mapper(record)
+
+
+def test_a_record_without_a_file_is_named(record: dict):
+    del record["file_name"]
+    with pytest.raises(DataError, match="image id 1: a record has no file_name"):
+        a_mapper()(record)
+
+
 def test_from_config(record: dict):
     cfg = a_config()
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (30, 45), 15
@@ -163,6 +191,10 @@ def test_augmentations_of_the_config():
         ("MASK_FORMAT", "rle", "MASK_FORMAT must be one of polygon"),
         ("MIN_SIZE_TRAIN_SAMPLING", "all", "MIN_SIZE_TRAIN_SAMPLING must be one of choice"),
         ("CROP.TYPE", "half", "CROP.TYPE must be one of absolute"),
+        ("MIN_SIZE_TRAIN", (), r"MIN_SIZE_TRAIN and MIN_SIZE_TEST must be sizes >= 0"),
+        ("MIN_SIZE_TRAIN", (640, -1), "must be sizes >= 0"),
+        ("MIN_SIZE_TEST", -1, "must be sizes >= 0"),
+        ("MAX_SIZE_TRAIN", 0, "MAX_SIZE_TRAIN and MAX_SIZE_TEST must be >= 1, are 0 and"),
     ],
 )
 def test_section_refuses(key, value, message):
@@ -170,6 +202,13 @@ def test_section_refuses(key, value, message):
     cfg.merge_from_list([f"INPUT.{key}", value])
     with pytest.raises(ConfigError, match=message):
         read_section(InputConfig, cfg, at="INPUT")
+
+
+@pytest.mark.parametrize("sizes", [(640,), (640, 700, 800), (800, 640)])
+def test_a_range_of_sizes_has_two_ends(sizes):
+    assert InputConfig(min_size_train=(640, 640), min_size_train_sampling="range")
+    with pytest.raises(ConfigError, match=r"MIN_SIZE_TRAIN must be a range \(low, high\), is \(\d"):
+        InputConfig(min_size_train=sizes, min_size_train_sampling="range")
 
 
 def test_section_owns_detectron2s_keys():

@@ -2,7 +2,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from segdet.data.rle import decode_rle, rle_runs
+from segdet.data.rle import decode_rle, rle_runs, tight_box
 from segdet.errors import DataError
 
 
@@ -50,3 +50,10 @@ def test_long_runs_take_several_characters():
 def test_refuses(rle, message):
     with pytest.raises(DataError, match=message):
         rle_runs(rle)
+
+
+def test_tight_box():
+    mask = np.zeros((5, 7), bool)
+    assert tight_box(mask) is None
+    mask[1, 2] = mask[3, 6] = True
+    assert tight_box(mask) == (2, 1, 7, 4)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from segdet.data.annotations import box_mode_of
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
 from segdet.data.readers.coco_json import read_coco_json
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
-from segdet.structures import BoxMode
+from segdet.structures import BoxMode, polygon_area
 
 logger = logging.getLogger("segdet.data")
 
@@ -91,8 +92,11 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
                 "file_name": str(record["file_name"]),
             }
         )
-        for annotation in record.get("annotations", ()):
-            row = _to_coco_annotation(annotation)
+        for i, annotation in enumerate(record.get("annotations", ())):
+            try:
+                row = _to_coco_annotation(annotation)
+            except DataError as error:
+                raise DataError(f"image id {image_id}, annotation {i}: {error}") from None
             row["id"], row["image_id"] = len(annotations) + 1, image_id
             row["category_id"] = dataset_ids[annotation["category_id"]]
             annotations.append(row)
@@ -108,7 +112,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
 
 
 def _to_coco_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
-    mode = BoxMode(annotation["bbox_mode"])
+    mode = box_mode_of(annotation)
     if mode == BoxMode.XYWHA_ABS:
         raise DataError("rotated boxes cannot be written to a COCO json")
     box = BoxMode.convert([float(v) for v in annotation["bbox"]], mode, BoxMode.XYWH_ABS)
@@ -116,8 +120,9 @@ def _to_coco_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
     row["area"] = box[2] * box[3]
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list):
-        row["segmentation"] = [np.asarray(part, np.float64).tolist() for part in segmentation]
-        row["area"] = sum(_polygon_area(part) for part in row["segmentation"])
+        polygons = [np.asarray(part, np.float64) for part in segmentation]
+        row["segmentation"] = [polygon.tolist() for polygon in polygons]
+        row["area"] = sum(polygon_area(polygon) for polygon in polygons)
     elif isinstance(segmentation, dict):
         row["segmentation"] = {
             "size": [int(side) for side in segmentation["size"]],
@@ -136,12 +141,6 @@ def _counts_as_json(counts: Any) -> str | list[int]:
     if isinstance(counts, bytes):
         return counts.decode("ascii")
     return counts if isinstance(counts, str) else [int(run) for run in counts]
-
-
-def _polygon_area(polygon: list[float]) -> float:
-    """Area inside the outline, by the shoelace formula."""
-    x, y = np.asarray(polygon[0::2]), np.asarray(polygon[1::2])
-    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 
 
 def convert_to_coco_json(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from segdet.data.rle import decode_rle
+from segdet.data.rle import decode_rle, tight_box
 from segdet.errors import DataError
 from segdet.structures import BoxMode
 
@@ -151,11 +149,10 @@ def _read_rle(rle: dict[str, Any], image: dict[str, Any]) -> tuple[dict, XYXY]:
             f"RLE size [height, width] is {rle.get('size')}, the image is "
             f"[{image['height']}, {image['width']}]"
         )
-    mask = decode_rle(rle)
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
+    box = tight_box(decode_rle(rle))
+    if box is None:
         raise Drop("empty mask, annotation dropped")
-    x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    x0, y0, x1, y1 = box
     return rle, (float(x0), float(y0), float(x1), float(y1))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from segdet.data import DatasetCatalog, MetadataCatalog
 from segdet.data.datasets import convert_to_coco_json, load_coco_json, register_coco_instances
+from segdet.data.datasets.coco import convert_to_coco_dict
 from segdet.errors import DataError
 from segdet.structures import BoxMode
 
@@ -103,3 +104,12 @@ def test_rotated_boxes_are_refused(tmp_path: Path):
     MetadataCatalog.get("rotated").thing_classes = ["a"]
     with pytest.raises(DataError, match="rotated boxes"):
         convert_to_coco_json("rotated", tmp_path / "a.json")
+
+
+def test_an_object_without_a_box_mode_is_named():
+    row = {"bbox": [1, 2, 3, 4], "category_id": 0}
+    record = {"file_name": "a.png", "width": 9, "height": 9, "image_id": 5, "annotations": [row]}
+    DatasetCatalog.register("boxless", lambda: [record])
+    MetadataCatalog.get("boxless").thing_classes = ["a"]
+    with pytest.raises(DataError, match="image id 5, annotation 0: has no bbox_mode; it has bbox"):
+        convert_to_coco_dict("boxless")
