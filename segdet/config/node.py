@@ -26,17 +26,29 @@ class CfgNode(dict[str, Any]):
     """A section of the config: `cfg.MODEL.MASK_ON` or `cfg["MODEL"]["MASK_ON"]`.
 
     The calls are detectron2's. Assigning by attribute may add keys (that is how a project declares
-    its own); merging may not. A frozen tree refuses writing with AttributeError.
+    its own); merging may not, unless a section is open to new keys. A frozen tree refuses writing
+    with AttributeError.
+
+    Args:
+        init_dict: nested mappings become nodes; their values count as defaults.
+        key_list: not used; detectron2's constructor has it.
+        new_allowed: whether files and other trees may bring new keys into this section.
     """
 
-    __slots__ = ("_frozen", "_sources")
+    __slots__ = ("_frozen", "_new_allowed", "_sources")
     _frozen: bool
+    _new_allowed: bool
     _sources: dict[str, str]  # of the values here that are no longer the default
 
-    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
-        """Nested mappings become nodes; their values count as defaults."""
-        super().__init__({key: _as_node(value) for key, value in (values or {}).items()})
+    def __init__(
+        self,
+        init_dict: Mapping[str, Any] | None = None,
+        key_list: list[str] | None = None,
+        new_allowed: bool = False,
+    ) -> None:
+        super().__init__({key: _as_node(value) for key, value in (init_dict or {}).items()})
         object.__setattr__(self, "_frozen", False)
+        object.__setattr__(self, "_new_allowed", new_allowed)
         object.__setattr__(self, "_sources", {})
 
     def __getattr__(self, name: str) -> Any:
@@ -66,11 +78,14 @@ class CfgNode(dict[str, Any]):
     clear = MutableMapping[str, Any].clear
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self)._restore, (dict(self), self._frozen, self._sources)
+        state = dict(self), self._frozen, self._sources, self._new_allowed
+        return type(self)._restore, state
 
     @classmethod
-    def _restore(cls, values: dict[str, Any], frozen: bool, sources: dict[str, str]) -> CfgNode:
-        node = cls(values)
+    def _restore(
+        cls, values: dict[str, Any], frozen: bool, sources: dict[str, str], new_allowed: bool
+    ) -> CfgNode:
+        node = cls(values, new_allowed=new_allowed)
         node._sources.update(sources)
         object.__setattr__(node, "_frozen", frozen)
         return node
@@ -101,29 +116,48 @@ class CfgNode(dict[str, Any]):
         return node._sources.get(key, DEFAULT)
 
     @classmethod
-    def load_yaml_with_base(cls, filename: str | os.PathLike[str]) -> CfgNode:
-        """A YAML file merged over the files its `_BASE_` names, before any defaults."""
+    def load_yaml_with_base(
+        cls, filename: str | os.PathLike[str], allow_unsafe: bool = False
+    ) -> CfgNode:
+        """A YAML file merged over the files its `_BASE_` names, before any defaults.
+
+        Args:
+            filename: a local path.
+            allow_unsafe: must be False.
+        """
+        if allow_unsafe:
+            raise ConfigError(
+                f"{os.fspath(filename)}: allow_unsafe would run code from the file; leave it False"
+            )
         tree = cls()
         for file, mapping in yaml_layers(os.fspath(filename)):
             tree._overlay(mapping, file, prefix="")
         return tree
 
-    def merge_from_file(self, cfg_filename: str | os.PathLike[str]) -> None:
+    def merge_from_file(
+        self, cfg_filename: str | os.PathLike[str], allow_unsafe: bool = False
+    ) -> None:
         """Take over the values of a YAML file and its `_BASE_` files.
+
+        Args:
+            cfg_filename: a local path.
+            allow_unsafe: must be False.
 
         Raises:
             ConfigError: a file that cannot be read, an unknown key, a value of a wrong type.
         """
-        leaves = list(self.load_yaml_with_base(cfg_filename).leaves())
+        leaves = list(self.load_yaml_with_base(cfg_filename, allow_unsafe).leaves())
         if "VERSION" in self:
             leaves = upgrade(leaves, os.fspath(cfg_filename))
         for path, value, source in leaves:
+            self._make_room(path, source)
             self._assign(path, value, source)
 
     def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
         """Take over the values of another tree, and what set them."""
         for path, value, source in cfg_other.leaves():
             origin = CODE if source == DEFAULT else source
+            self._make_room(path, origin)
             node, key = self._find(path, origin)
             if source != DEFAULT or node[key] != value:
                 self._assign(path, value, origin)
@@ -184,6 +218,20 @@ class CfgNode(dict[str, Any]):
             raise ConfigError(f"{source}: unknown key {path}{did_you_mean(path, known)}")
         return node, last
 
+    def _make_room(self, path: str, source: str) -> None:
+        """Add the key where it is absent from a section open to new ones."""
+        node = self
+        *sections, last = path.split(".")
+        for name in sections:
+            if name not in node and node._new_allowed:
+                node._put(name, CfgNode(new_allowed=True), source)
+            child = node.get(name)
+            if not isinstance(child, CfgNode):
+                return  # unknown, or a value: `_find` tells
+            node = child
+        if last not in node and node._new_allowed:
+            node._put(last, None, source)
+
     def _put(self, key: str, value: Any, source: str) -> None:
         self._refuse_if_frozen(key)
         super().__setitem__(key, value)
@@ -209,6 +257,17 @@ class CfgNode(dict[str, Any]):
         for value in self.values():
             if isinstance(value, CfgNode):
                 value._set_frozen(frozen)
+
+    def set_new_allowed(self, is_new_allowed: bool) -> None:
+        """Whether merging may bring new keys, here and below."""
+        object.__setattr__(self, "_new_allowed", is_new_allowed)
+        for value in self.values():
+            if isinstance(value, CfgNode):
+                value.set_new_allowed(is_new_allowed)
+
+    def is_new_allowed(self) -> bool:
+        """Whether merging may bring new keys into this section."""
+        return self._new_allowed
 
     def _refuse_if_frozen(self, key: str) -> None:
         if self._frozen:

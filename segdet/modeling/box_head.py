@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, batched_nms, c2_xavier_fill, conv3x3_relu
+from segdet.layers import Losses, batched_nms, c2_xavier_fill, conv3x3_relu, cross_entropy
 from segdet.modeling.box_coder import Box2BoxTransform, box_regression_loss, check_box_loss
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Boxes, Detections, Proposals, clip_boxes
@@ -209,13 +209,11 @@ class FastRCNNOutputLayers(nn.Module):
         )
 
     def _cls_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
-        if len(gt_classes) == 0:
-            return logits.sum() * 0
         if not self.settings.use_sigmoid_ce:
-            return F.cross_entropy(logits, gt_classes)
+            return cross_entropy(logits, gt_classes)
         one_hot = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits[:, :-1], one_hot, reduction="sum")
-        return loss / len(gt_classes)
+        return loss / max(len(gt_classes), 1)
 
     def _deltas_of_class(self, deltas: Tensor, classes: Tensor) -> Tensor:
         """(N, 4): the deltas of each row's class; the only ones when class-agnostic."""

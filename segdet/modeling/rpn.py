@@ -221,8 +221,8 @@ class RPN(nn.Module):
         scale = cfg.loss_weight / (cfg.batch_size_per_image * len(targets))
         return Losses(
             {
-                "loss_rpn_cls": sum_terms(cls_terms) * scale,
-                "loss_rpn_loc": sum_terms(loc_terms) * scale * cfg.bbox_reg_loss_weight,
+                "loss_rpn_cls": torch.stack(cls_terms).sum() * scale,
+                "loss_rpn_loc": torch.stack(loc_terms).sum() * scale * cfg.bbox_reg_loss_weight,
             },
             {
                 "rpn/num_pos_anchors": num_pos / len(targets),
@@ -289,8 +289,3 @@ class RPN(nn.Module):
         return Proposals(
             image_size, proposal_boxes=Boxes(boxes[keep]), objectness_logits=scores[keep]
         )
-
-
-def sum_terms(terms: Sequence[Tensor]) -> Tensor:
-    """The sum of per-image scalars."""
-    return torch.stack(list(terms)).sum()

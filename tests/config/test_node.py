@@ -308,3 +308,31 @@ def test_old_names_are_read_only_in_old_files(cfg, write, caplog):
         cfg.merge_from_file(write("new.yaml", "VERSION: 2\nMODEL: {WEIGHT: a.pkl}"))
     with pytest.raises(ConfigError, match=r"VERSION is 3; this segdet reads up to 2"):
         cfg.merge_from_file(write("future.yaml", "VERSION: 3"))
+
+
+def test_a_section_open_to_new_keys_takes_them_from_files_and_trees(cfg, write):
+    cfg.EXTRA = CfgNode({"A": 1}, None, new_allowed=True)
+    cfg.merge_from_file(write("a.yaml", "EXTRA: {A: 2, B: {C: [1]}}"))
+    assert cfg.EXTRA == {"A": 2, "B": {"C": [1]}} and cfg.EXTRA.B.is_new_allowed()
+    assert cfg.source_of("EXTRA.B.C").endswith("a.yaml")
+    cfg.clone().merge_from_other_cfg(CfgNode({"EXTRA": {"D": "x"}}))
+    with pytest.raises(ConfigError, match=r"unknown key SOLVER.NEW"):
+        cfg.merge_from_file(write("b.yaml", "SOLVER: {NEW: 1}"))
+    with pytest.raises(ConfigError, match=r"command line: unknown key EXTRA.E"):
+        cfg.merge_from_list(["EXTRA.E", 1])
+
+
+def test_a_whole_tree_can_be_opened_and_closed(cfg, write):
+    cfg.set_new_allowed(True)
+    cfg.merge_from_file(write("a.yaml", "SOLVER: {NEW: 1}\nTOP: 2"))
+    assert (cfg.SOLVER.NEW, cfg.TOP) == (1, 2)
+    cfg.set_new_allowed(False)
+    with pytest.raises(ConfigError, match="unknown key NEXT"):
+        cfg.merge_from_file(write("b.yaml", "NEXT: 1"))
+
+
+def test_unsafe_yaml_is_refused(cfg, write):
+    file = write("a.yaml", "SOLVER: {BASE_LR: 0.5}")
+    cfg.merge_from_file(file, allow_unsafe=False)
+    with pytest.raises(ConfigError, match=r"a.yaml: allow_unsafe would run code"):
+        cfg.merge_from_file(file, allow_unsafe=True)
