@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 
 from segdet.data.catalog import MetadataCatalog
+from segdet.data.readers.coco_annotation import whole_number
 from segdet.data.rle import decode_rle
 from segdet.data.transforms import CropTransform, HFlipTransform, Transform, TransformList
 from segdet.errors import DataError
@@ -69,12 +69,11 @@ def category_of(annotation: dict[str, Any]) -> int:
     """The contiguous class of an annotation.
 
     Raises:
-        DataError: it has none, or one that is no number.
+        DataError: it has none, or one that is no whole number.
     """
     category = annotation.get("category_id")
-    if not isinstance(category, Real):
-        raise DataError(f"category_id must be a number, is {category!r}")
-    return int(category)
+    number = category.item() if isinstance(category, np.generic) else category
+    return whole_number(number, "category_id")
 
 
 def box_mode_of(annotation: dict[str, Any]) -> BoxMode:

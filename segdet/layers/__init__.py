@@ -16,7 +16,7 @@ from segdet.layers.mask_ops import paste_masks_in_image
 from segdet.layers.nms import batched_nms, nms
 from segdet.layers.roi_align import ROIAlign
 from segdet.layers.shape_spec import ShapeSpec
-from segdet.layers.weight_init import c2_msra_fill, c2_xavier_fill
+from segdet.layers.weight_init import c2_msra_fill, c2_xavier_fill, normal_fill
 from segdet.layers.wrappers import (
     BatchNorm2d,
     Conv2d,
@@ -53,6 +53,7 @@ __all__ = [
     "interpolate",
     "nms",
     "nonzero_tuple",
+    "normal_fill",
     "paste_masks_in_image",
     "sigmoid_focal_loss",
     "smooth_l1_loss",

@@ -13,3 +13,10 @@ def c2_xavier_fill(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
     nn.init.kaiming_uniform_(module.weight, a=1)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def normal_fill(layer: nn.Conv2d | nn.Linear, std: float) -> None:
+    """Weights from a normal distribution of mean 0, bias 0; in place."""
+    nn.init.normal_(layer.weight, std=std)
+    assert layer.bias is not None, "made with a bias"
+    nn.init.zeros_(layer.bias)

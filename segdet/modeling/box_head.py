@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, batched_nms, c2_xavier_fill, conv3x3_relu, cross_entropy
+from segdet.layers import (
+    Losses,
+    batched_nms,
+    c2_xavier_fill,
+    conv3x3_relu,
+    cross_entropy,
+    normal_fill,
+)
 from segdet.modeling.box_coder import Box2BoxTransform, box_regression_loss, check_box_loss
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Boxes, Detections, Proposals, clip_boxes
@@ -171,9 +178,8 @@ class FastRCNNOutputLayers(nn.Module):
         num_boxes = 1 if settings.cls_agnostic_bbox_reg else num_classes
         self.cls_score = nn.Linear(in_features, num_classes + 1)
         self.bbox_pred = nn.Linear(in_features, num_boxes * 4)
-        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
+        normal_fill(self.cls_score, std=0.01)
+        normal_fill(self.bbox_pred, std=0.001)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(R, in_features) -> logits (R, K + 1) and deltas (R, K * 4), or (R, 4) if agnostic."""

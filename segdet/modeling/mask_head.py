@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, c2_msra_fill, conv3x3_relu
+from segdet.layers import Losses, c2_msra_fill, conv3x3_relu, normal_fill
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Proposals, Targets
 
@@ -76,8 +76,7 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         self.deconv = nn.ConvTranspose2d(channels, conv_dim, kernel_size=2, stride=2)
         c2_msra_fill(self.deconv)
         self.predictor = nn.Conv2d(conv_dim, num_masks, kernel_size=1)
-        nn.init.normal_(self.predictor.weight, std=0.001)
-        nn.init.zeros_(self.predictor.bias)
+        normal_fill(self.predictor, std=0.001)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, M / 2, M / 2) -> mask logits (R, num_masks, M, M)."""

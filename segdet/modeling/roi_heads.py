@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -130,7 +131,26 @@ def select_foreground(proposals: Sequence[Proposals], num_classes: int) -> list[
     return [p[(p.gt_classes >= 0) & (p.gt_classes < num_classes)] for p in proposals]
 
 
-class StandardROIHeads(nn.Module):
+class ROIHeads(nn.Module, ABC):
+    """The second stage: proposals to losses or detections."""
+
+    @abstractmethod
+    def losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Proposals],
+        targets: Sequence[Targets],
+    ) -> Losses:
+        """`loss_cls`, `loss_box_reg` and, with a mask head, `loss_mask`."""
+
+    @abstractmethod
+    def predict(
+        self, features: dict[str, Tensor], proposals: Sequence[Proposals]
+    ) -> list[Detections]:
+        """Per image, detections in network input pixels; masks are (N, 1, M, M) probabilities."""
+
+
+class StandardROIHeads(ROIHeads):
     """A box head and, if given, a mask head, each with its own pooler on shared features.
 
     Args:
@@ -192,6 +212,7 @@ class StandardROIHeads(nn.Module):
         sampled: Sequence[Proposals],
         targets: Sequence[Targets],
     ) -> Losses:
+        assert self.mask_pooler is not None and self.mask_head is not None, "they come together"
         fg = select_foreground(sampled, self.sampler.num_classes)
         logits = self.mask_head(self.mask_pooler(maps, [p.proposal_boxes.tensor for p in fg]))
         gt_masks = mask_targets(fg, targets, logits.shape[-1])
@@ -211,7 +232,7 @@ class StandardROIHeads(nn.Module):
         self, features: dict[str, Tensor], detections: list[Detections]
     ) -> list[Detections]:
         """The detections with `pred_masks` added; unchanged where there is no mask head."""
-        if self.mask_head is None:
+        if self.mask_pooler is None or self.mask_head is None:
             return detections
         maps = [features[name] for name in self.in_features]
         pooled = self.mask_pooler(maps, [d.pred_boxes.tensor for d in detections])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Conv2d, Losses, batched_nms
+from segdet.layers import Conv2d, Losses, batched_nms, normal_fill
 from segdet.modeling.anchors import DefaultAnchorGenerator
 from segdet.modeling.box_coder import Box2BoxTransform, box_regression_loss, check_box_loss
 from segdet.modeling.matching import Matcher
@@ -102,8 +102,7 @@ class StandardRPNHead(nn.Module):
         self.objectness_logits = nn.Conv2d(channels, num_anchors, kernel_size=1)
         self.anchor_deltas = nn.Conv2d(channels, num_anchors * 4, kernel_size=1)
         for layer in (*convs, self.objectness_logits, self.anchor_deltas):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            normal_fill(layer, std=0.01)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level, logits (B, A, H, W) and deltas (B, A * 4, H, W)."""

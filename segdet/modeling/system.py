@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses
@@ -48,6 +48,8 @@ class System(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).reshape(-1, 1, 1), persistent=False)
 

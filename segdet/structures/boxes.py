@@ -77,7 +77,7 @@ def _like(numbers: Tensor, box: RawBox) -> RawBox:
         return numbers
     if isinstance(box, np.ndarray):
         return cast(RawBox, numbers.numpy())
-    values = cast(list[float], numbers.tolist())
+    values = cast(list[float], cast(Any, numbers).tolist())
     return cast(RawBox, values if isinstance(box, list) else tuple(values))
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def _decide(values: Tensor, threshold: float) -> Tensor:
 
 def _window(box: Tensor, side: int, image_shape: tuple[int, int]) -> tuple[range, range]:
     """The rows and columns of the image that a mask in `box` can reach."""
-    x0, y0, x1, y1 = cast(list[float], box.tolist())
+    x0, y0, x1, y1 = cast(list[float], cast(Any, box).tolist())
     height, width = image_shape
     reach_x, reach_y = (x1 - x0) / (2 * side), (y1 - y0) / (2 * side)
     return _span(y0 - reach_y, y1 + reach_y, height), _span(x0 - reach_x, x1 + reach_x, width)

@@ -231,7 +231,9 @@ def test_a_class_that_the_model_lacks_is_refused(cfg: CfgNode):
 def test_an_object_without_a_class_is_named(category):
     records = [{"file_name": "a.png", "annotations": objects(0, category)}]
     register("odd", records, ["cat"])
-    with pytest.raises(DataError, match=r"a\.png, object 1: category_id must be a number, is"):
+    with pytest.raises(
+        DataError, match=r"a\.png, object 1: category_id must be a whole number, is"
+    ):
         get_detection_dataset_dicts("odd")
 
 

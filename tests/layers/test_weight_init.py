@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from segdet.layers import c2_msra_fill, c2_xavier_fill
+from segdet.layers import c2_msra_fill, c2_xavier_fill, normal_fill
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(64, 128, 3), nn.ConvTranspose2d(128, 64, 3)])
@@ -24,3 +24,9 @@ def test_xavier_is_uniform_by_fan_in(layer, fan_in):
 def test_without_bias():
     c2_msra_fill(nn.Conv2d(3, 4, 1, bias=False))
     c2_xavier_fill(nn.Conv2d(3, 4, 1, bias=False))
+
+
+def test_normal_fill():
+    layer = nn.Linear(200, 100)
+    normal_fill(layer, std=0.01)
+    assert abs(layer.weight.std().item() - 0.01) < 1e-3 and layer.bias.eq(0).all()

@@ -38,6 +38,12 @@ class Backbone(nn.Module, ABC):
         return {}
 
 
+def known(value: int | None) -> int:
+    """Channels or stride of a backbone's map, which it always states."""
+    assert value is not None, "a backbone knows the channels and strides of its maps"
+    return value
+
+
 def freeze(module: nn.Module) -> None:
     """Stop training of `module`, in place: no gradients, batch norms become FrozenBatchNorm2d."""
     for parameter in module.parameters():

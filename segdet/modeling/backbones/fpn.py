@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import Conv2d, ShapeSpec, c2_xavier_fill, get_norm
-from segdet.modeling.backbones.backbone import Backbone
+from segdet.modeling.backbones.backbone import Backbone, known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class FPNConfig:
                 f"MODEL.FPN.IN_FEATURES must name some of the backbone's maps, "
                 f"{', '.join(shapes)} (MODEL.RESNETS.OUT_FEATURES), is {self.in_features}"
             )
-        strides = [_known(shapes[name].stride) for name in self.in_features]
+        strides = [known(shapes[name].stride) for name in self.in_features]
         if any(b != 2 * a for a, b in pairwise(strides)):
             raise ConfigError(
                 f"MODEL.FPN.IN_FEATURES must double in stride from map to map; "
@@ -78,9 +78,9 @@ class FPN(Backbone):
         super().__init__()
         shapes = bottom_up.output_shape()
         self.in_features = tuple(in_features)
-        self._levels = [_known(shapes[name].stride).bit_length() - 1 for name in in_features]
+        self._levels = [known(shapes[name].stride).bit_length() - 1 for name in in_features]
         for name, level in zip(in_features, self._levels, strict=True):
-            lateral = _conv(_known(shapes[name].channels), out_channels, 1, norm)
+            lateral = _conv(known(shapes[name].channels), out_channels, 1, norm)
             self.add_module(f"fpn_lateral{level}", lateral)
             self.add_module(f"fpn_output{level}", _conv(out_channels, out_channels, 3, norm))
         sources = {*shapes, *(f"p{level}" for level in self._levels)}
@@ -170,11 +170,6 @@ class LastLevelP6P7(nn.Module):
         """(B, in_channels, H, W) to p6 and p7 at a half and a quarter of its size."""
         p6 = self.p6(x)
         return [p6, self.p7(F.relu(p6))]
-
-
-def _known(value: int | None) -> int:
-    assert value is not None, "a backbone knows the channels and strides of its maps"
-    return value
 
 
 def _conv(in_channels: int, out_channels: int, size: int, norm: str) -> Conv2d:

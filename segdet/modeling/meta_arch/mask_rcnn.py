@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
-
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.anchors import AnchorGeneratorConfig
 from segdet.modeling.backbones import Backbone
+from segdet.modeling.backbones.backbone import known
 from segdet.modeling.box_head import BoxHeadConfig, FastRCNNOutputLayers
 from segdet.modeling.mask_head import MaskHeadConfig
-from segdet.modeling.roi_heads import ROIHeadsConfig, StandardROIHeads
+from segdet.modeling.roi_heads import ROIHeads, ROIHeadsConfig, StandardROIHeads
 from segdet.modeling.rpn import RPN, ProposalGeneratorConfig, RPNConfig
 from segdet.modeling.system import System, SystemConfig
 from segdet.structures import Detections, ImageList, Targets
@@ -97,7 +96,7 @@ class MaskRCNN(System):
         backbone: Backbone,
         *,
         proposal_generator: RPN,
-        roi_heads: nn.Module,
+        roi_heads: ROIHeads,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
@@ -128,7 +127,7 @@ def pyramid(backbone: Backbone, names: Sequence[str], key: str) -> tuple[list[in
     for name in names:
         if name not in shapes:
             raise ConfigError(f"{key}: no feature {name!r}; the backbone gives {list(shapes)}")
-    channels = {shapes[name].channels for name in names}
+    channels = {known(shapes[name].channels) for name in names}
     if len(channels) != 1:
         raise ConfigError(f"{key}: {list(names)} differ in channels: {sorted(channels)}")
-    return [shapes[name].stride for name in names], channels.pop()
+    return [known(shapes[name].stride) for name in names], channels.pop()

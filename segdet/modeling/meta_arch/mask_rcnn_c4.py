@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses
+from segdet.modeling.backbones import BasicBlock, BottleneckBlock
 from segdet.modeling.box_head import FastRCNNOutputLayers
 from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead, mask_loss, mask_targets
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig, pyramid
-from segdet.modeling.roi_heads import ProposalSampler, attach_masks, select_foreground
+from segdet.modeling.roi_heads import ProposalSampler, ROIHeads, attach_masks, select_foreground
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Detections, Proposals, Targets
 
@@ -32,7 +34,7 @@ class MaskRCNNC4Config(MaskRCNNConfig):
         backbone = self.build_backbone()
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
         res5 = self.resnets.build_res5(channels)
-        res5_channels = res5[-1].out_channels
+        res5_channels = cast(BasicBlock | BottleneckBlock, res5[-1]).out_channels
         mask_head = None
         if self.mask_on:
             mask_head = self.roi_mask_head.build(res5_channels, self.roi_heads.num_classes)
@@ -52,7 +54,7 @@ class MaskRCNNC4Config(MaskRCNNConfig):
         )
 
 
-class Res5ROIHeads(nn.Module):
+class Res5ROIHeads(ROIHeads):
     """Box and mask heads on the output of a shared `res5` stage.
 
     Args:
