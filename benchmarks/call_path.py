@@ -97,7 +97,9 @@ def main() -> None:
         )
         seen = functions_before_mask_loss(cfg)
     files = {code.co_filename for code in seen}
-    print(f"DefaultTrainer to the first mask loss: {len(seen)} functions of ours, {len(files)} files")
+    print(
+        f"DefaultTrainer to the first mask loss: {len(seen)} functions of ours, {len(files)} files"
+    )
 
 
 if __name__ == "__main__":
