@@ -120,7 +120,7 @@ def load_weights(
         loaded,
         renamed={name: origins[name] for name in loaded if origins[name] != name},
         missing=_missing(left_over.missing_keys, ours, {*loaded, *wrong_shape}),
-        unexpected=[origins.get(n, n) for n in left_over.unexpected_keys if _is_reported(n)],
+        unexpected=[str(origins.get(n, n)) for n in left_over.unexpected_keys if _is_reported(n)],
         wrong_shape=wrong_shape,
     )
     if strict and report.problems():

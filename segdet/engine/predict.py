@@ -261,7 +261,7 @@ def _video(
 ) -> Iterator[tuple[Iterator[np.ndarray], Callable[[np.ndarray], object]]]:
     """The frames of a video (H, W, 3) BGR, and a function that adds one to its copy."""
     try:
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DataError("--video needs OpenCV: pip install opencv-python-headless") from None
     reader = cv2.VideoCapture(str(file))
