@@ -94,7 +94,7 @@ class DataLoaderConfig:
         )
         check_trainable(records, names)
         check_class_count(records, names, self.num_classes)
-        return drop_objects_without_masks(records) if self.mask_on else records
+        return drop_objects_without_masks(records, names) if self.mask_on else records
 
     def build_sampler(self, records: MapStyle, seed: int) -> Sampler[int]:
         """The training sampler over records."""

@@ -129,10 +129,14 @@ def print_instances_class_histogram(dataset_dicts: Records, class_names: Sequenc
     logger.info("%d objects in %d images:\n%s", counts.total(), len(dataset_dicts), table)
 
 
-def drop_objects_without_masks(dataset_dicts: Records) -> Records:
+def drop_objects_without_masks(dataset_dicts: Records, names: Sequence[str]) -> Records:
     """The records as a model with masks can learn from them; logs what is left out.
 
     Objects with a box but no mask go, and images that lose their last object. Crowds stay.
+
+    Args:
+        dataset_dicts: standard dicts.
+        names: of the data sets, for the message.
 
     Raises:
         DataError: no object has a mask.
@@ -143,8 +147,8 @@ def drop_objects_without_masks(dataset_dicts: Records) -> Records:
         return dataset_dicts
     if sum(lack) == total:
         raise DataError(
-            f"none of the {total} objects has a segmentation, which a model with masks needs; "
-            "annotate it, or set MODEL.MASK_ON False"
+            f"{', '.join(names)}: none of the {total} objects has a segmentation, which a model "
+            "with masks needs; annotate it, or set MODEL.MASK_ON False"
         )
     logger.warning("Left out %d of %d objects: they have a box but no mask", sum(lack), total)
     kept = []

@@ -185,11 +185,11 @@ def test_objects_without_masks_are_dropped_and_counted(caplog: pytest.LogCapture
         {},
     ]
     left = [records[0], {"annotations": masked + crowd}, {"annotations": []}, {}]
-    assert drop_objects_without_masks(records) == left
+    assert drop_objects_without_masks(records, ["some"]) == left
     assert "Left out 2 of 4 objects" in caplog.text
     assert len(records[1]["annotations"]) == 3, "the records are not changed"
-    with pytest.raises(DataError, match="none of the 1 objects has a segmentation"):
-        drop_objects_without_masks([{"annotations": boxed}])
+    with pytest.raises(DataError, match="some: none of the 1 objects has a segmentation"):
+        drop_objects_without_masks([{"annotations": boxed}], ["some"])
 
 
 def test_empty_data_set_can_be_tested(coco_folder: CocoFolder):
