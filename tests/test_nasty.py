@@ -32,11 +32,15 @@ TINY = """
 NO_DATA = pytest.param(None, marks=pytest.mark.skip(f"needs the nasty files, not at {NASTY}"))
 
 
+SLOW = {"many_annotations.json"}  # 20 000 boxes in one image
+
+
 def cases(folder: str) -> list:
-    return sorted((NASTY / folder).glob("*.*")) or [NO_DATA]
+    files = sorted((NASTY / folder).glob("*.*"))
+    marked = [pytest.param(f, marks=pytest.mark.slow) if f.name in SLOW else f for f in files]
+    return marked or [NO_DATA]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", cases("json"), ids=lambda p: getattr(p, "name", None))
 def test_training_on_it_ends_well_or_says_why(file: Path, tmp_path: Path, capsys):
     name = f"{file}:{NASTY / 'images'}"
