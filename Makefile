@@ -18,7 +18,7 @@ bin := $(VENV)/bin/
 stamp := $(VENV)/setup
 endif
 
-benchmarks := $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
+benchmarks := ops $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
 csrc := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 pip := $(python) -m pip install --disable-pip-version-check --quiet
 .PHONY: setup demo test test-slow check format bench wheel

@@ -8,6 +8,13 @@
 
 #include "stable.h"
 
+// A launch and a registration that the tests can turn into plain C++, where no GPU is at hand.
+// SEGDET_LAUNCH((kernel<float>), blocks, threads, stream)(arguments)
+#ifndef SEGDET_CUDA_ON_CPU
+#define SEGDET_LAUNCH(kernel, blocks, threads, stream) kernel<<<(blocks), (threads), 0, (stream)>>>
+#define SEGDET_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(segdet, CUDA, m)
+#endif
+
 namespace segdet {
 
 constexpr int kThreads = 256;

@@ -1,8 +1,11 @@
 // CPU kernels are compiled once per instruction set; the loader picks one when the library loads.
 #pragma once
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
-#define SEGDET_SIMD __attribute__((target_clones("avx512f", "avx2", "default")))
+// Levels of the x86-64 psABI: v3 has AVX2 and FMA, v4 AVX-512. Sanitizers cannot start before the
+// loader has picked.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && __GNUC__ >= 12 && \
+    !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define SEGDET_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define SEGDET_SIMD
 #endif

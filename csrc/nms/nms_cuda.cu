@@ -92,7 +92,7 @@ Tensor batched_nms_cuda(const Tensor& boxes, const Tensor& scores, const Tensor&
 
 }  // namespace segdet
 
-STABLE_TORCH_LIBRARY_IMPL(segdet, CUDA, m) {
+SEGDET_CUDA_IMPL(m) {
   m.impl("nms", TORCH_BOX(&segdet::nms_cuda));
   m.impl("batched_nms", TORCH_BOX(&segdet::batched_nms_cuda));
 }

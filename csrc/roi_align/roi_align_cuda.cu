@@ -177,7 +177,7 @@ Tensor roi_align_backward_cuda(const Tensor& grad, const Tensor& rois, int64_t b
 
 }  // namespace segdet
 
-STABLE_TORCH_LIBRARY_IMPL(segdet, CUDA, m) {
+SEGDET_CUDA_IMPL(m) {
   m.impl("roi_align", TORCH_BOX(&segdet::roi_align_cuda));
   m.impl("roi_align_backward", TORCH_BOX(&segdet::roi_align_backward_cuda));
 }

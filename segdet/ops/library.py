@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,3 +56,27 @@ def _warn_of_fallback(device_type: str) -> None:
     warnings.warn(
         f"segdet: no compiled ops for {device_type}, slower code stands in ({reason})", stacklevel=4
     )
+
+
+def register(
+    name: str,
+    fake: Callable[..., Any],
+    *,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Tell torch what it needs to trace and differentiate a compiled op.
+
+    Does nothing where there is no binary, hence no such op.
+
+    Args:
+        name: of the op, without `segdet::`.
+        fake: what the op returns, in shape, type and memory format.
+        backward: gradients of its inputs from those of its outputs.
+        setup_context: what of the inputs `backward` needs.
+    """
+    if not BINARY_DEVICES:
+        return
+    torch.library.register_fake(f"segdet::{name}", fake)
+    if backward is not None:
+        torch.library.register_autograd(f"segdet::{name}", backward, setup_context=setup_context)

@@ -72,9 +72,8 @@ def _fake_batched(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: fl
     return _fake(boxes, scores, iou_threshold)
 
 
-if library.BINARY_DEVICES:
-    torch.library.register_fake("segdet::nms", _fake)
-    torch.library.register_fake("segdet::batched_nms", _fake_batched)
+library.register("nms", _fake)
+library.register("batched_nms", _fake_batched)
 
 
 def _fallback(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

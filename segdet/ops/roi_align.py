@@ -107,13 +107,10 @@ def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_grad, None, None, None, None, None, None, None, None
 
 
-if library.BINARY_DEVICES:
-    torch.library.register_fake("segdet::roi_align", _fake)
-    torch.library.register_fake("segdet::roi_align_backward", _fake_backward)
-    torch.library.register_autograd("segdet::roi_align", _backward, setup_context=_setup)
-    torch.library.register_autograd(
-        "segdet::roi_align_backward", _double_backward, setup_context=_setup_backward
-    )
+library.register("roi_align", _fake, backward=_backward, setup_context=_setup)
+library.register(
+    "roi_align_backward", _fake_backward, backward=_double_backward, setup_context=_setup_backward
+)
 
 
 def _fallback(

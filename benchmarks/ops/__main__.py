@@ -1,0 +1,66 @@
+"""Our ops against torchvision's, in one process and on the same inputs.
+
+    python -m benchmarks.ops --json output/ops.json --threads 2 --filter roi_align
+
+`limit_s` is the roofline: the larger of bytes / copy bandwidth and operations / matrix-product
+rate, both measured here with the same number of threads. It counts every array once, 8 operations
+per bilinear sample and channel, and 12 per pair of boxes (kept * N / 2 pairs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.ops import nms, roi_align
+from benchmarks.ops.duel import machine_rates, medians
+from segdet import ops
+
+OPS = [roi_align, nms]  # each has duels(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Our ops against torchvision's.")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--filter", default="", metavar="WORD", help="only rows that contain it")
+    args = parser.parse_args()
+    if args.device not in ops.BINARY_DEVICES:
+        raise SystemExit(f"the ops are not compiled for {args.device}: pip install -e .")
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    bandwidth, flops = machine_rates(args.device)
+    print(f"{args.device}, {args.threads} threads: copy {bandwidth:.1f} GB/s, {flops:.0f} GFLOP/s")
+    duels = [duel for op in OPS for duel in op.duels(args.device)]
+    rows = []
+    for duel in tqdm([duel for duel in duels if args.filter in duel.name], unit="op"):
+        ours, peer = medians([duel.ours, duel.peer], args.device)
+        limit = max(duel.megabytes / 1e3 / bandwidth, duel.gigaflops / flops)
+        rows.append(
+            {
+                "name": duel.name,
+                "ours_s": ours,
+                "peer": duel.peer_name,
+                "peer_s": peer,
+                "ratio": peer / ours,
+                "limit_s": limit,
+            }
+        )
+    print(f"{'op':<44} {'ours ms':>9} {'peer ms':>9} {'ratio':>6} {'limit ms':>9}")
+    for row in rows:
+        times = [row[key] * 1e3 for key in ("ours_s", "peer_s", "limit_s")]
+        print(
+            f"{row['name']:<44} {times[0]:9.3f} {times[1]:9.3f} {row['ratio']:6.1f} {times[2]:9.3f}"
+        )
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
