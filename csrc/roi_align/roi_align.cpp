@@ -263,7 +263,7 @@ Tensor roi_align_cpu(const Tensor& input, const Tensor& rois, int64_t pooled_hei
 // grad (R, C, h, w) of the output -> gradient (B, C, H, W) of the input.
 Tensor roi_align_backward_cpu(const Tensor& grad, const Tensor& rois, int64_t batch,
                               int64_t channels, int64_t height, int64_t width, double spatial_scale,
-                              int64_t sampling_ratio, bool aligned) {
+                              int64_t sampling_ratio, bool aligned, bool /*deterministic*/) {
   check_roi_align_backward(grad, rois, channels, height, width);
   const ScalarType type = compute_type(grad.scalar_type());
   const Tensor pooled = as_contiguous(grad, type), regions = as_contiguous(rois, type);
@@ -284,7 +284,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(segdet, m) {
       "float spatial_scale, int sampling_ratio, bool aligned) -> Tensor");
   m.def(
       "roi_align_backward(Tensor grad, Tensor rois, SymInt batch, SymInt channels, SymInt height, "
-      "SymInt width, float spatial_scale, int sampling_ratio, bool aligned) -> Tensor");
+      "SymInt width, float spatial_scale, int sampling_ratio, bool aligned, bool deterministic) -> "
+      "Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segdet, CPU, m) {

@@ -3,7 +3,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "../cuda.cuh"
+#include "../scatter.cuh"
 #include "roi_align.h"
 
 namespace segdet {
@@ -77,27 +77,26 @@ __global__ void roi_align_kernel(const In* input, const T* rois, Shape shape, Ru
   }
 }
 
-// Adds with atomics: the order, hence the last bit, varies between runs.
-template <class T>
+template <class T, class Sum>
 __global__ void roi_align_backward_kernel(const T* grad, const T* rois, Shape shape, Rule rule,
-                                          int64_t total, T* grad_input) {
+                                          int64_t total, Sum sum) {
   for (int64_t index = thread_index(); index < total; index += thread_count()) {
     const Bin<T> bin = bin_of(index, rois, shape, rule);
     if (bin.plane < 0) continue;
-    T* plane = grad_input + bin.plane * shape.height * shape.width;
+    const int64_t plane = bin.plane * shape.height * shape.width;
     const T share = grad[index] / bin.samples;
     for (int64_t iy = bin.rows.begin; iy < bin.rows.end; ++iy) {
       Tap<T> y;
       if (!tap_at(sample_position(bin.y, bin.py, iy), shape.height, y)) continue;
-      T *upper = plane + y.low * shape.width, *lower = plane + y.high * shape.width;
+      const int64_t upper = plane + y.low * shape.width, lower = plane + y.high * shape.width;
       for (int64_t ix = bin.columns.begin; ix < bin.columns.end; ++ix) {
         Tap<T> x;
         if (!tap_at(sample_position(bin.x, bin.px, ix), shape.width, x)) continue;
         const T above = (1 - y.fraction) * share, below = y.fraction * share;
-        atomicAdd(upper + x.low, (1 - x.fraction) * above);
-        atomicAdd(upper + x.high, x.fraction * above);
-        atomicAdd(lower + x.low, (1 - x.fraction) * below);
-        atomicAdd(lower + x.high, x.fraction * below);
+        sum.add(upper + x.low, (1 - x.fraction) * above);
+        sum.add(upper + x.high, x.fraction * above);
+        sum.add(lower + x.low, (1 - x.fraction) * below);
+        sum.add(lower + x.high, x.fraction * below);
       }
     }
   }
@@ -107,19 +106,21 @@ template <class In, class T>
 void launch_forward(const Tensor& input, const Tensor& rois, const Shape& shape, const Rule& rule,
                     Tensor& out) {
   const int64_t total = out.numel();
-  roi_align_kernel<In, T><<<blocks_for(total), kThreads, 0, current_stream(input)>>>(
-      static_cast<const In*>(input.const_data_ptr()), rois.const_data_ptr<T>(), shape, rule, total,
-      static_cast<In*>(out.mutable_data_ptr()));
+  SEGDET_LAUNCH((roi_align_kernel<In, T>), blocks_for(total), kThreads, current_stream(input))
+  (static_cast<const In*>(input.const_data_ptr()), rois.const_data_ptr<T>(), shape, rule, total,
+   static_cast<In*>(out.mutable_data_ptr()));
   check_launch("roi_align");
 }
 
 template <class T>
 void launch_backward(const Tensor& grad, const Tensor& rois, const Shape& shape, const Rule& rule,
-                     Tensor& out) {
+                     bool deterministic, Tensor& out) {
   const int64_t total = grad.numel();
-  roi_align_backward_kernel<T><<<blocks_for(total), kThreads, 0, current_stream(grad)>>>(
-      grad.const_data_ptr<T>(), rois.const_data_ptr<T>(), shape, rule, total,
-      out.mutable_data_ptr<T>());
+  scatter_into<T>(out, grad, deterministic, [&](auto sum) {
+    SEGDET_LAUNCH((roi_align_backward_kernel<T, decltype(sum)>), blocks_for(total), kThreads,
+                  current_stream(grad))
+    (grad.const_data_ptr<T>(), rois.const_data_ptr<T>(), shape, rule, total, sum);
+  });
   check_launch("roi_align_backward");
 }
 
@@ -157,7 +158,8 @@ Tensor roi_align_cuda(const Tensor& input, const Tensor& rois, int64_t pooled_he
 
 Tensor roi_align_backward_cuda(const Tensor& grad, const Tensor& rois, int64_t batch,
                                int64_t channels, int64_t height, int64_t width,
-                               double spatial_scale, int64_t sampling_ratio, bool aligned) {
+                               double spatial_scale, int64_t sampling_ratio, bool aligned,
+                               bool deterministic) {
   check_roi_align_backward(grad, rois, channels, height, width);
   check_same_device(grad, rois, "roi_align_backward");
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
@@ -165,13 +167,11 @@ Tensor roi_align_backward_cuda(const Tensor& grad, const Tensor& rois, int64_t b
   const Tensor pooled = as_contiguous(grad, type), regions = as_contiguous(rois, type);
   const Shape shape{batch, channels, height, width, grad.size(2), grad.size(3)};
   const Rule rule{spatial_scale, sampling_ratio, aligned};
-  Tensor out = torch::stable::new_zeros(pooled, {batch, channels, height, width});
-  if (pooled.numel() > 0) {
-    if (type == ScalarType::Double)
-      launch_backward<double>(pooled, regions, shape, rule, out);
-    else
-      launch_backward<float>(pooled, regions, shape, rule, out);
-  }
+  Tensor out = torch::stable::new_empty(pooled, {batch, channels, height, width});
+  if (type == ScalarType::Double)
+    launch_backward<double>(pooled, regions, shape, rule, deterministic, out);
+  else
+    launch_backward<float>(pooled, regions, shape, rule, deterministic, out);
   return as_contiguous(out, grad.scalar_type());
 }
 

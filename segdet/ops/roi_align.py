@@ -78,6 +78,7 @@ def _fake_backward(
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
+    deterministic: bool,
 ) -> Tensor:
     return grad.new_empty(batch, channels, height, width)
 
@@ -90,12 +91,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (rois,) = ctx.saved_tensors
-    grad_input = torch.ops.segdet.roi_align_backward(grad, rois, *ctx.input_shape, *ctx.rule)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    grad_input = torch.ops.segdet.roi_align_backward(
+        grad, rois, *ctx.input_shape, *ctx.rule, deterministic
+    )
     return grad_input, None, None, None, None, None, None
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, rois, _, _, _, _, *ctx.rule = inputs
+    grad, rois, _, _, _, _, *ctx.rule, _ = inputs
     ctx.output_size = grad.shape[2:]
     ctx.save_for_backward(rois)
 
@@ -104,7 +108,7 @@ def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The op is linear in its input: the gradient of its gradient is the op itself."""
     (rois,) = ctx.saved_tensors
     grad_grad = torch.ops.segdet.roi_align(grad, rois, *ctx.output_size, *ctx.rule)
-    return grad_grad, None, None, None, None, None, None, None, None
+    return grad_grad, *[None] * 9
 
 
 library.register("roi_align", _fake, backward=_backward, setup_context=_setup)

@@ -241,7 +241,7 @@ def test_is_a_well_formed_op(compiled):
     torch.library.opcheck(torch.ops.segdet.roi_align, (maps, rois, 2, 3, 0.5, 0, True))
     grad = torch.randn(4, 3, 2, 3, device=compiled, requires_grad=True)
     torch.library.opcheck(
-        torch.ops.segdet.roi_align_backward, (grad, rois, 2, 3, 8, 9, 0.5, 0, True)
+        torch.ops.segdet.roi_align_backward, (grad, rois, 2, 3, 8, 9, 0.5, 0, True, False)
     )
 
 
