@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.ops import nms, roi_align
+from benchmarks.ops import nms, paste_masks, roi_align
 from benchmarks.ops.duel import machine_rates, medians
 from segdet import ops
 
-OPS = [roi_align, nms]  # each has duels(device)
+OPS = [roi_align, nms, paste_masks]  # each has duels(device)
 
 
 def main() -> None:
