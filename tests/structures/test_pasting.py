@@ -54,8 +54,10 @@ def test_takes_masks_of_any_type():
     masks = torch.rand(3, 4, 4) > 0.5
     expected = paste_masks_in_image(masks.float(), BOXES, (12, 16))
     assert torch.equal(paste_masks_in_image(masks, BOXES, (12, 16)), expected)
-    assert torch.equal(paste_masks_in_image(masks.byte(), BOXES.half().double(), (12, 16)),
-                       paste_masks_in_image(masks.double(), BOXES.half(), (12, 16)))
+    assert torch.equal(
+        paste_masks_in_image(masks.byte(), BOXES.half().double(), (12, 16)),
+        paste_masks_in_image(masks.double(), BOXES.half(), (12, 16)),
+    )
 
 
 def test_refuses():
