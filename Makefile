@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | check | format | bench | wheel
+# make setup | demo | test | test-slow | check | format | bench | wheel | sanitize
 #
 # PYTHON  the interpreter to start from, 3.11 or later.
 # VENV    where its virtual environment goes. With VENV= the interpreter is used as it is: what it
@@ -19,9 +19,9 @@ stamp := $(VENV)/setup
 endif
 
 benchmarks := ops $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
-csrc := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
+csrc := $(shell find csrc tests/ops -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 pip := $(python) -m pip install --disable-pip-version-check --quiet
-.PHONY: setup demo test test-slow check format bench wheel
+.PHONY: setup demo test test-slow check format bench wheel sanitize
 
 setup: $(stamp)
 
@@ -67,3 +67,7 @@ bench: setup
 
 wheel: setup
 	$(python) -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+sanitize: setup
+	$(python) tools/check_kernels.py --sanitize
+	$(python) tools/check_kernels.py --cuda --sanitize

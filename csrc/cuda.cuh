@@ -8,9 +8,9 @@
 
 #include "stable.h"
 
-// A launch and a registration that the tests can turn into plain C++, where no GPU is at hand.
+// A launch and a registration that tests/ops/cuda_on_cpu turns into plain C++.
 // SEGDET_LAUNCH((kernel<float>), blocks, threads, stream)(arguments)
-#ifndef SEGDET_CUDA_ON_CPU
+#ifndef SEGDET_LAUNCH
 #define SEGDET_LAUNCH(kernel, blocks, threads, stream) kernel<<<(blocks), (threads), 0, (stream)>>>
 #define SEGDET_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(segdet, CUDA, m)
 #endif
@@ -39,9 +39,10 @@ inline void check_launch(const char* op) {
   SEGDET_CHECK(error == cudaSuccess, "segdet::", op, ": ", cudaGetErrorString(error));
 }
 
+// A kernel here was chosen because one of them is on a GPU.
 inline void check_same_device(const Tensor& a, const Tensor& b, const char* op) {
-  SEGDET_CHECK(b.is_cuda() && a.get_device_index() == b.get_device_index(), "segdet::", op,
-               ": all tensors must be on the same device");
+  const bool same = a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+  SEGDET_CHECK(same, "segdet::", op, ": all tensors must be on the same device");
 }
 
 }  // namespace segdet

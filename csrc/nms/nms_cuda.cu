@@ -47,14 +47,13 @@ Tensor removed_boxes(const Tensor& boxes, const Tensor& order, const int64_t* cl
   Tensor removed = torch::stable::new_zeros(order, {n}, ScalarType::Bool);
   const unsigned int blocks = classes == nullptr ? 1 : static_cast<unsigned int>(n);
   const cudaStream_t stream = current_stream(boxes);
-  if (type == ScalarType::Double)
-    suppress_kernel<double>
-        <<<blocks, kSuppressThreads, 0, stream>>>(sorted.const_data_ptr<double>(), classes, n,
-                                                  iou_threshold, removed.mutable_data_ptr<bool>());
-  else
-    suppress_kernel<float>
-        <<<blocks, kSuppressThreads, 0, stream>>>(sorted.const_data_ptr<float>(), classes, n,
-                                                  iou_threshold, removed.mutable_data_ptr<bool>());
+  if (type == ScalarType::Double) {
+    SEGDET_LAUNCH((suppress_kernel<double>), blocks, kSuppressThreads, stream)
+    (sorted.const_data_ptr<double>(), classes, n, iou_threshold, removed.mutable_data_ptr<bool>());
+  } else {
+    SEGDET_LAUNCH((suppress_kernel<float>), blocks, kSuppressThreads, stream)
+    (sorted.const_data_ptr<float>(), classes, n, iou_threshold, removed.mutable_data_ptr<bool>());
+  }
   check_launch("nms");
   return removed;
 }

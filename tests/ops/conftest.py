@@ -1,8 +1,35 @@
+import os
 import sys
 
 import pytest
+import torch
 
 from segdet.ops import library
+
+# tools/check_kernels.py names a library here whose kernels, CUDA's compiled as C++, replace the
+# CPU's.
+CUDA_ON_CPU = os.environ.get("SEGDET_CUDA_ON_CPU")
+
+
+def pytest_configure() -> None:
+    if CUDA_ON_CPU:
+        torch.ops.load_library(CUDA_ON_CPU)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With these kernels: the tests of compiled ops that a GPU would run."""
+    if not CUDA_ON_CPU:
+        return
+
+    def wanted(item: pytest.Item) -> bool:
+        parameters = getattr(item, "callspec", None) and item.callspec.params
+        return bool(parameters) and (
+            parameters.get("device") == "cpu"
+            and parameters.get("implementation", "compiled") == "compiled"
+        )
+
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
 
 
 @pytest.fixture(params=["compiled", "torchvision", "plain"])
