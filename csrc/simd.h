@@ -6,6 +6,8 @@
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && __GNUC__ >= 12 && \
     !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define SEGDET_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// Where the variants differ by more than the instruction set: one definition for each level.
+#define SEGDET_SIMD_LEVEL(level) __attribute__((target(level)))
 #else
 #define SEGDET_SIMD
 #endif

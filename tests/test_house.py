@@ -243,4 +243,4 @@ def test_an_op_has_its_face_tests_benchmark_and_page(op):
     assert (ROOT / f"segdet/ops/{op}.py").is_file()
     assert (ROOT / f"tests/ops/test_{op}.py").is_file()
     assert (ROOT / f"benchmarks/ops/{op}.py").is_file()
-    assert f"`{op}(" in (ROOT / "docs/ops.md").read_text()
+    assert re.search(rf"`{op}\w*\(", (ROOT / "docs/ops.md").read_text())

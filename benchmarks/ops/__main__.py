@@ -4,7 +4,8 @@
 
 `limit_s` is the roofline: the larger of bytes / copy bandwidth and operations / matrix-product
 rate, both measured here with the same number of threads. It counts every array once, 8 operations
-per bilinear sample and channel, and 12 per pair of boxes (kept * N / 2 pairs).
+per bilinear sample and channel, 12 per pair of boxes (kept * N / 2 pairs), and 2 per multiplication
+of a convolution, whose gradients need two of its size.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.ops import nms, paste_masks, roi_align
+from benchmarks.ops import deform_conv, nms, paste_masks, roi_align
 from benchmarks.ops.duel import machine_rates, medians
 from segdet import ops
 
-OPS = [roi_align, nms, paste_masks]  # each has duels(device)
+OPS = [roi_align, nms, deform_conv, paste_masks]  # each has duels(device)
 
 
 def main() -> None:

@@ -4,9 +4,10 @@
 code of the same meaning runs.
 """
 
+from .deform_conv import deform_conv2d
 from .library import BINARY_DEVICES
 from .nms import batched_nms, nms
 from .paste_masks import paste_masks
 from .roi_align import roi_align
 
-__all__ = ["BINARY_DEVICES", "batched_nms", "nms", "paste_masks", "roi_align"]
+__all__ = ["BINARY_DEVICES", "batched_nms", "deform_conv2d", "nms", "paste_masks", "roi_align"]

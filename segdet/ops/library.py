@@ -64,6 +64,7 @@ def register(
     *,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
+    autocast: Callable[..., tuple[Any, ...]] | None = None,
 ) -> None:
     """Tell torch what it needs to trace and differentiate a compiled op.
 
@@ -74,9 +75,29 @@ def register(
         fake: what the op returns, in shape, type and memory format.
         backward: gradients of its inputs from those of its outputs.
         setup_context: what of the inputs `backward` needs.
+        autocast: `(dtype, *inputs)` to the inputs that the op shall get under `torch.autocast` of
+            that type. Without it autocast changes nothing.
     """
     if not BINARY_DEVICES:
         return
     torch.library.register_fake(f"segdet::{name}", fake)
     if backward is not None:
         torch.library.register_autograd(f"segdet::{name}", backward, setup_context=setup_context)
+    if autocast is not None:
+        for device_type in ("cpu", "cuda"):
+            _register_autocast(name, autocast, device_type)
+
+
+# A registration lasts as long as its library.
+_AUTOCAST_RULES: list[torch.library.Library] = []
+
+
+def _register_autocast(name: str, rule: Callable[..., tuple[Any, ...]], device_type: str) -> None:
+    def cast_and_call(*inputs: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            return getattr(torch.ops.segdet, name)(*rule(dtype, *inputs))
+
+    rules = torch.library.Library("segdet", "FRAGMENT")
+    rules.impl(name, cast_and_call, f"Autocast{device_type.upper()}")
+    _AUTOCAST_RULES.append(rules)

@@ -20,7 +20,7 @@ from segdet.data.rle import decode_rle, rle_runs
 from segdet.evaluation.rle import encode_masks
 from segdet.layers import giou_loss, paste_masks_in_image
 from segdet.modeling.anchors import DefaultAnchorGenerator
-from segdet.ops import batched_nms, nms, roi_align
+from segdet.ops import batched_nms, deform_conv2d, nms, roi_align
 from segdet.structures import polygons_to_bitmask
 from segdet.structures.boxes import box_area, box_intersection, box_iou
 
@@ -68,10 +68,11 @@ class Case:
         return bits.reshape(shape).astype(bool)
 
     def check(self, field: str, ours: Tensor) -> None:
-        self.compare(ours, self[field])
+        self.compare(ours, self[field], field)
 
-    def compare(self, ours: Tensor, expected: np.ndarray) -> None:
-        tolerance = self.tol["f32" if self.dtype == torch.float32 else "f64"]
+    def compare(self, ours: Tensor, expected: np.ndarray, field: str = "") -> None:
+        precision = "f32" if self.dtype == torch.float32 else "f64"
+        tolerance = self.tol.get(f"{field}_{precision}", self.tol[precision])
         assert reader().diff(ours.detach().numpy(), expected) <= tolerance
 
     def skip(self, what: str) -> None:
@@ -110,6 +111,24 @@ def check_nms(case: Case) -> None:
         assert kept.tolist() == case["keep"].tolist()
     else:  # not required: only the process has to survive
         assert len(kept.unique()) == len(kept)
+
+
+def check_deform_conv(case: Case) -> None:
+    fields = [name for name in ("x", "offset", "weight", "bias", "mask") if name in case]
+    inputs = {name: case.tensor(name).requires_grad_() for name in fields}
+    rule = {name: case.params[name] for name in ("stride", "padding", "dilation")}
+    out = deform_conv2d(
+        inputs["x"],
+        inputs["offset"],
+        inputs["weight"],
+        inputs.get("bias"),
+        mask=inputs.get("mask"),
+        **rule,
+    )
+    case.check("out", out)
+    grads = torch.autograd.grad(out, list(inputs.values()), case.tensor("grad_out"))
+    for name, grad in zip(fields, grads, strict=True):
+        case.check(f"d{name}", grad)
 
 
 def check_box_iou(case: Case) -> None:
@@ -178,6 +197,7 @@ def check_rle_strings(case: Case) -> None:
 CHECKS: dict[str, Callable[[Case], None]] = {
     "anchors": check_anchors,
     "box_iou": check_box_iou,
+    "deform_conv": check_deform_conv,
     "nms": check_nms,
     "paste_masks": check_paste_masks,
     "rle": check_rle,
