@@ -17,11 +17,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.ops import deform_conv, nms, paste_masks, roi_align
+from benchmarks.ops import box_iou_rotated, deform_conv, nms, nms_rotated, paste_masks, roi_align
 from benchmarks.ops.duel import machine_rates, medians
 from segdet import ops
 
-OPS = [roi_align, nms, deform_conv, paste_masks]  # each has duels(device)
+OPS = [
+    roi_align,
+    nms,
+    deform_conv,
+    paste_masks,
+    nms_rotated,
+    box_iou_rotated,
+]  # each has duels(device)
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ from segdet.layers.losses import (
     smooth_l1_loss,
 )
 from segdet.layers.mask_ops import paste_masks_in_image
-from segdet.layers.nms import batched_nms, nms
+from segdet.layers.nms import batched_nms, batched_nms_rotated, nms, nms_rotated
 from segdet.layers.roi_align import ROIAlign
+from segdet.layers.rotated_boxes import pairwise_iou_rotated
 from segdet.layers.shape_spec import ShapeSpec
 from segdet.layers.weight_init import c2_msra_fill, c2_xavier_fill, normal_fill
 from segdet.layers.wrappers import (
@@ -41,6 +42,7 @@ __all__ = [
     "ROIAlign",
     "ShapeSpec",
     "batched_nms",
+    "batched_nms_rotated",
     "c2_msra_fill",
     "c2_xavier_fill",
     "cat",
@@ -52,8 +54,10 @@ __all__ = [
     "giou_loss",
     "interpolate",
     "nms",
+    "nms_rotated",
     "nonzero_tuple",
     "normal_fill",
+    "pairwise_iou_rotated",
     "paste_masks_in_image",
     "sigmoid_focal_loss",
     "smooth_l1_loss",

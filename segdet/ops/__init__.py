@@ -4,10 +4,22 @@
 code of the same meaning runs.
 """
 
+from .box_iou_rotated import box_iou_rotated
 from .deform_conv import deform_conv2d
 from .library import BINARY_DEVICES
 from .nms import batched_nms, nms
+from .nms_rotated import batched_nms_rotated, nms_rotated
 from .paste_masks import paste_masks
 from .roi_align import roi_align
 
-__all__ = ["BINARY_DEVICES", "batched_nms", "deform_conv2d", "nms", "paste_masks", "roi_align"]
+__all__ = [
+    "BINARY_DEVICES",
+    "batched_nms",
+    "batched_nms_rotated",
+    "box_iou_rotated",
+    "deform_conv2d",
+    "nms",
+    "nms_rotated",
+    "paste_masks",
+    "roi_align",
+]

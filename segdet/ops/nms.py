@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import library
+from . import library, plain_nms
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -29,6 +29,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """
     if library.has_binary(boxes.device):
         return torch.ops.segdet.nms(boxes, scores, iou_threshold)
+    plain_nms.check_boxes("nms", boxes, scores)
     return _fallback(boxes, scores, iou_threshold)
 
 
@@ -52,15 +53,11 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """
     if library.has_binary(boxes.device):
         return torch.ops.segdet.batched_nms(boxes, scores, idxs, iou_threshold)
-    _check_length(boxes, idxs, "idxs")
-    if idxs.is_floating_point():
-        raise RuntimeError(f"segdet::batched_nms: idxs must be whole numbers, is {idxs.dtype}")
-    keep = torch.zeros_like(idxs, dtype=torch.bool)
-    for one in set(idxs.tolist()):
-        members = torch.where(idxs == one)[0]
-        keep[members[_fallback(boxes[members], scores[members], iou_threshold)]] = True
-    order = scores.argsort(descending=True, stable=True)
-    return order[keep[order]]
+    plain_nms.check_boxes("batched_nms", boxes, scores)
+    plain_nms.check_classes("batched_nms", boxes, idxs)
+    return plain_nms.class_by_class(
+        lambda boxes, scores: _fallback(boxes, scores, iou_threshold), boxes, scores, idxs
+    )
 
 
 def _fake(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -78,35 +75,9 @@ library.register("batched_nms", _fake_batched)
 
 def _fallback(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """What torchvision offers, or plain PyTorch where it is missing."""
-    if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise RuntimeError(f"segdet::nms: boxes must be (N, 4), has shape {tuple(boxes.shape)}")
-    _check_length(boxes, scores, "scores")
-    wide = boxes if boxes.dtype == torch.float64 else boxes.float()
+    boxes = plain_nms.widened(boxes)
     try:
         from torchvision.ops import nms as torchvision_nms
     except (ImportError, RuntimeError, OSError):  # its binary may not fit this torch
-        return _plain(wide, scores, iou_threshold)
-    return torchvision_nms(wide, scores.to(wide), iou_threshold)
-
-
-def _check_length(boxes: Tensor, values: Tensor, name: str) -> None:
-    if values.shape != boxes.shape[:1]:
-        raise RuntimeError(
-            f"segdet::nms: {name} must be (N,) with N = {len(boxes)}, has shape "
-            f"{tuple(values.shape)}"
-        )
-
-
-def _plain(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    order = scores.argsort(descending=True, stable=True)
-    boxes = boxes[order]
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    stays = torch.ones_like(order, dtype=torch.bool)
-    for i in range(len(order)):
-        if stays[i]:
-            rest = slice(i + 1, None)
-            top_left = torch.maximum(boxes[i, :2], boxes[rest, :2])
-            bottom_right = torch.minimum(boxes[i, 2:], boxes[rest, 2:])
-            inter = (bottom_right - top_left).clamp(min=0).prod(1)
-            stays[rest] &= ~(inter / (area[i] + area[rest] - inter) > iou_threshold)
-    return order[stays]
+        return plain_nms.greedy(boxes, scores, iou_threshold)
+    return torchvision_nms(boxes, scores.to(boxes), iou_threshold)

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from segdet.ops import box_iou_rotated
 from segdet.structures.boxes import Boxes, BoxMode, clip_boxes
 
 
@@ -81,3 +82,16 @@ class RotatedBoxes(Boxes):
         h = h * torch.hypot(scale_x * sin, scale_y * cos)
         angle = torch.atan2(scale_x * sin, scale_y * cos) * (180 / math.pi)
         self.tensor = torch.stack([x * scale_x, y * scale_y, w, h, angle], -1)
+
+
+def pairwise_iou(boxes1: RotatedBoxes, boxes2: RotatedBoxes) -> Tensor:
+    """Intersection over union of every pair.
+
+    Args:
+        boxes1: N boxes.
+        boxes2: M boxes.
+
+    Returns:
+        (N, M) in [0, 1]; 0 for boxes without area.
+    """
+    return box_iou_rotated(boxes1.tensor, boxes2.tensor)

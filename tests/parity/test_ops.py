@@ -20,7 +20,7 @@ from segdet.data.rle import decode_rle, rle_runs
 from segdet.evaluation.rle import encode_masks
 from segdet.layers import giou_loss, paste_masks_in_image
 from segdet.modeling.anchors import DefaultAnchorGenerator
-from segdet.ops import batched_nms, deform_conv2d, nms, roi_align
+from segdet.ops import batched_nms, box_iou_rotated, deform_conv2d, nms, nms_rotated, roi_align
 from segdet.structures import polygons_to_bitmask
 from segdet.structures.boxes import box_area, box_intersection, box_iou
 
@@ -138,6 +138,15 @@ def check_box_iou(case: Case) -> None:
     case.check("giou", 1 - giou_loss(*pairs, eps=0.0))
 
 
+def check_rotated(case: Case) -> None:
+    if "iou" in case:
+        case.check("iou", box_iou_rotated(case.tensor("a"), case.tensor("b")))
+    else:
+        threshold = case.params["iou_threshold"]
+        kept = nms_rotated(case.tensor("boxes"), case.tensor("scores"), threshold)
+        assert kept.tolist() == case["keep"].tolist()
+
+
 def check_anchors(case: Case) -> None:
     p = case.params
     generator = DefaultAnchorGenerator(
@@ -178,7 +187,12 @@ def check_rle(case: Case) -> None:
         crowd = torch.tensor(case.params["iscrowd"], dtype=torch.bool)
         case.check("iou", torch.where(crowd, of_detection, box_iou(dt, gt)))
     else:
-        case.skip("an operation on run lengths such as a merge")
+        strings = case["strings"].tobytes().decode().split("\n")
+        for field, merged in (("union", np.any), ("intersection", np.all)):
+            first, last = map(int, case.params[f"{field}_of"].split(".."))
+            rles = [{"size": case[field].shape, "counts": s} for s in strings[first : last + 1]]
+            masks = np.stack([decode_rle(rle) for rle in rles])
+            assert np.array_equal(merged(masks, axis=0), case[field].astype(bool))
 
 
 def check_rle_strings(case: Case) -> None:
@@ -202,6 +216,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "paste_masks": check_paste_masks,
     "rle": check_rle,
     "roi_align": check_roi_align,
+    "rotated": check_rotated,
 }
 
 
