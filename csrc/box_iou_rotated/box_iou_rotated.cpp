@@ -9,7 +9,7 @@
 
 #include "../nms/columns.h"
 
-namespace segdet {
+namespace segdet::nms {
 namespace {
 
 template <class T>
@@ -55,12 +55,12 @@ Tensor box_iou_rotated_cpu(const Tensor& boxes1, const Tensor& boxes2) {
   return as_contiguous(out, boxes1.scalar_type());
 }
 
-}  // namespace segdet
+}  // namespace segdet::nms
 
 STABLE_TORCH_LIBRARY_FRAGMENT(segdet, m) {
   m.def("box_iou_rotated(Tensor boxes1, Tensor boxes2) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segdet, CPU, m) {
-  m.impl("box_iou_rotated", TORCH_BOX(&segdet::box_iou_rotated_cpu));
+  m.impl("box_iou_rotated", TORCH_BOX(&segdet::nms::box_iou_rotated_cpu));
 }

@@ -6,7 +6,7 @@
 
 #include "../nms/nms.h"
 
-namespace segdet {
+namespace segdet::nms {
 
 // `area` is 0 where the box overlaps nothing: below 1e-14, or a number is NaN.
 struct RotatedRectangle {
@@ -123,4 +123,4 @@ inline void check_rotated_pair(const Tensor& boxes1, const Tensor& boxes2) {
                torch::headeronly::toString(boxes2.scalar_type()));
 }
 
-}  // namespace segdet
+}  // namespace segdet::nms

@@ -2,7 +2,7 @@
 
 #include "../simd.h"
 
-namespace segdet {
+namespace segdet::nms {
 
 #define SEGDET_NEXT_LIKELY(T)                                                          \
   SEGDET_SIMD int64_t next_likely(const Columns<T>& boxes, int64_t begin, int64_t end, \
@@ -23,4 +23,4 @@ SEGDET_NEXT_LIKELY(float)
 SEGDET_NEXT_LIKELY(double)
 #undef SEGDET_NEXT_LIKELY
 
-}  // namespace segdet
+}  // namespace segdet::nms

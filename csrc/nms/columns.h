@@ -6,7 +6,7 @@
 
 #include "nms.h"
 
-namespace segdet {
+namespace segdet::nms {
 
 constexpr int64_t kLanes = 16;  // boxes that are looked at together
 
@@ -35,4 +35,4 @@ int64_t next_likely(const Columns<float>& boxes, int64_t begin, int64_t end, con
 int64_t next_likely(const Columns<double>& boxes, int64_t begin, int64_t end,
                     const Box<double>& box, double enough);
 
-}  // namespace segdet
+}  // namespace segdet::nms

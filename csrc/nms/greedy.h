@@ -12,7 +12,7 @@
 
 #include "columns.h"
 
-namespace segdet {
+namespace segdet::nms {
 
 // Boxes class by class, each class from its best box down.
 struct Order {
@@ -114,4 +114,4 @@ Tensor greedy(const Order& order, const ShapeOf& shape_of, double iou_threshold)
   return out;
 }
 
-}  // namespace segdet
+}  // namespace segdet::nms

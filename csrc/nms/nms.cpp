@@ -3,7 +3,7 @@
 
 #include "greedy.h"
 
-namespace segdet {
+namespace segdet::nms {
 namespace {
 
 template <class T>
@@ -37,7 +37,7 @@ Tensor batched_nms_cpu(const Tensor& boxes, const Tensor& scores, const Tensor& 
   return upright_nms(boxes, order, iou_threshold);
 }
 
-}  // namespace segdet
+}  // namespace segdet::nms
 
 STABLE_TORCH_LIBRARY_FRAGMENT(segdet, m) {
   m.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
@@ -45,6 +45,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(segdet, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segdet, CPU, m) {
-  m.impl("nms", TORCH_BOX(&segdet::nms_cpu));
-  m.impl("batched_nms", TORCH_BOX(&segdet::batched_nms_cpu));
+  m.impl("nms", TORCH_BOX(&segdet::nms::nms_cpu));
+  m.impl("batched_nms", TORCH_BOX(&segdet::nms::batched_nms_cpu));
 }

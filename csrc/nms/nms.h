@@ -6,7 +6,7 @@
 
 #include "../stable.h"
 
-namespace segdet {
+namespace segdet::nms {
 
 template <class T>
 struct Box {
@@ -78,4 +78,4 @@ inline void check_classes(const Tensor& boxes, const Tensor& idxs, const char* o
                torch::headeronly::toString(idxs.scalar_type()));
 }
 
-}  // namespace segdet
+}  // namespace segdet::nms

@@ -2,7 +2,7 @@
 #include "../box_iou_rotated/box_iou_rotated.h"
 #include "../nms/greedy.h"
 
-namespace segdet {
+namespace segdet::nms {
 namespace {
 
 template <class T>
@@ -36,7 +36,7 @@ Tensor batched_nms_rotated_cpu(const Tensor& boxes, const Tensor& scores, const 
   return rotated_nms(boxes, order, iou_threshold);
 }
 
-}  // namespace segdet
+}  // namespace segdet::nms
 
 STABLE_TORCH_LIBRARY_FRAGMENT(segdet, m) {
   m.def("nms_rotated(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
@@ -46,6 +46,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(segdet, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segdet, CPU, m) {
-  m.impl("nms_rotated", TORCH_BOX(&segdet::nms_rotated_cpu));
-  m.impl("batched_nms_rotated", TORCH_BOX(&segdet::batched_nms_rotated_cpu));
+  m.impl("nms_rotated", TORCH_BOX(&segdet::nms::nms_rotated_cpu));
+  m.impl("batched_nms_rotated", TORCH_BOX(&segdet::nms::batched_nms_rotated_cpu));
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segdet.ops import batched_nms, nms
+from segdet.ops import batched_nms, nms, plain_nms
 
 
 def nms_by_definition(boxes: Tensor, scores: Tensor, idxs: Tensor, threshold: float) -> list[int]:
@@ -51,6 +51,16 @@ def test_batched_matches_definition(implementation, device, n):
     idxs = torch.randint(-2, 5, (n,), device=device)
     kept = batched_nms(boxes, scores, idxs, 0.31)
     assert kept.tolist() == nms_by_definition(boxes, scores, idxs, 0.31)
+
+
+def test_many_boxes(compiled):
+    boxes, scores = crowd(5000, compiled)  # more than CUDA compares at once
+    idxs = torch.randint(2, (5000,), device=compiled)
+    assert torch.equal(nms(boxes, scores, 0.5), plain_nms.greedy(boxes, scores, 0.5))
+    expected = plain_nms.class_by_class(
+        lambda boxes, scores: plain_nms.greedy(boxes, scores, 0.5), boxes, scores, idxs
+    )
+    assert torch.equal(batched_nms(boxes, scores, idxs, 0.5), expected)
 
 
 def test_overlap_at_the_threshold_stays(implementation, device):
@@ -142,10 +152,16 @@ def test_are_well_formed_ops(compiled):
     torch.library.opcheck(torch.ops.segdet.batched_nms, (boxes, scores, idxs, 0.5))
 
 
+class BestBoxes(torch.nn.Module):
+    def forward(self, boxes: Tensor, scores: Tensor, idxs: Tensor) -> Tensor:
+        return boxes[nms(boxes, scores, 0.5)].sum(0) + boxes[batched_nms(boxes, scores, idxs, 0.5)]
+
+
 @pytest.mark.slow
-def test_compiles_to_one_graph(compiled):
+def test_compile_and_export_without_graph_breaks(compiled):
     boxes, scores = crowd(50, compiled)
-    best = torch.compile(
-        lambda: boxes[nms(boxes, scores, 0.5)].sum(0), fullgraph=True, backend="aot_eager"
-    )
-    torch.testing.assert_close(best(), boxes[nms(boxes, scores, 0.5)].sum(0))
+    args = (boxes, scores, torch.randint(3, (50,), device=compiled))
+    expected = BestBoxes()(*args)
+    whole = torch.compile(BestBoxes(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(whole(*args), expected)
+    torch.testing.assert_close(torch.export.export(BestBoxes(), args).module()(*args), expected)

@@ -102,3 +102,19 @@ def test_are_well_formed_ops(compiled):
     idxs = torch.randint(3, (20,), device=compiled)
     torch.library.opcheck(torch.ops.segdet.nms_rotated, (boxes, scores, 0.5))
     torch.library.opcheck(torch.ops.segdet.batched_nms_rotated, (boxes, scores, idxs, 0.5))
+
+
+class BestBoxes(torch.nn.Module):
+    def forward(self, boxes: Tensor, scores: Tensor, idxs: Tensor) -> Tensor:
+        kept = boxes[nms_rotated(boxes, scores, 0.5)]
+        return box_iou_rotated(kept, boxes[batched_nms_rotated(boxes, scores, idxs, 0.5)])
+
+
+@pytest.mark.slow
+def test_compile_and_export_without_graph_breaks(compiled):
+    boxes, scores = crowd(50, compiled)
+    args = (boxes, scores, torch.randint(3, (50,), device=compiled))
+    expected = BestBoxes()(*args)
+    whole = torch.compile(BestBoxes(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(whole(*args), expected)
+    torch.testing.assert_close(torch.export.export(BestBoxes(), args).module()(*args), expected)
