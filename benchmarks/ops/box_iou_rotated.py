@@ -30,7 +30,8 @@ def _polygons(boxes: Tensor) -> np.ndarray:
     x, y, w, h, degrees = boxes.double().numpy().T[..., None]  # each (N, 1)
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     u, v = w * np.array([-0.5, 0.5, 0.5, -0.5]), h * np.array([-0.5, -0.5, 0.5, 0.5])
-    return shapely.polygons(np.stack([x + u * cos + v * sin, y + v * cos - u * sin], -1))
+    corners = np.stack([x + u * cos + v * sin, y + v * cos - u * sin], -1)  # (N, 4, 2)
+    return np.asarray(shapely.polygons(corners))
 
 
 def duels(device: str) -> Iterator[Duel]:
