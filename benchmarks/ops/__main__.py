@@ -21,14 +21,8 @@ from benchmarks.ops import box_iou_rotated, deform_conv, nms, nms_rotated, paste
 from benchmarks.ops.duel import machine_rates, medians
 from segdet import ops
 
-OPS = [
-    roi_align,
-    nms,
-    deform_conv,
-    paste_masks,
-    nms_rotated,
-    box_iou_rotated,
-]  # each has duels(device)
+# Each has duels(device).
+OPS = [roi_align, nms, deform_conv, paste_masks, nms_rotated, box_iou_rotated]
 
 
 def main() -> None:
