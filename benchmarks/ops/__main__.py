@@ -17,12 +17,30 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.ops import box_iou_rotated, deform_conv, nms, nms_rotated, paste_masks, roi_align
+from benchmarks.ops import (
+    box_iou_rotated,
+    deform_conv,
+    nms,
+    nms_rotated,
+    paste_masks,
+    ps_roi_align,
+    ps_roi_pool,
+    roi_align,
+)
 from benchmarks.ops.duel import machine_rates, medians
 from segdet import ops
 
 # Each has duels(device).
-OPS = [roi_align, nms, deform_conv, paste_masks, nms_rotated, box_iou_rotated]
+OPS = [
+    roi_align,
+    nms,
+    deform_conv,
+    paste_masks,
+    nms_rotated,
+    box_iou_rotated,
+    ps_roi_pool,
+    ps_roi_align,
+]
 
 
 def main() -> None:

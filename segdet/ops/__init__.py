@@ -10,6 +10,8 @@ from .library import BINARY_DEVICES
 from .nms import batched_nms, nms
 from .nms_rotated import batched_nms_rotated, nms_rotated
 from .paste_masks import paste_masks
+from .ps_roi_align import ps_roi_align
+from .ps_roi_pool import ps_roi_pool
 from .roi_align import roi_align
 
 __all__ = [
@@ -21,5 +23,7 @@ __all__ = [
     "nms",
     "nms_rotated",
     "paste_masks",
+    "ps_roi_align",
+    "ps_roi_pool",
     "roi_align",
 ]
