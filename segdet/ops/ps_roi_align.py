@@ -51,7 +51,8 @@ def ps_roi_align(
         )
     check_arguments(input, rois, group, "ps_roi_align")
     # Every bin of every channel, then those that belong together.
-    every = roi_align(input, rois, (h, w), spatial_scale, sampling_ratio)
+    with torch.autocast(input.device.type, enabled=False):
+        every = roi_align(input, rois, (h, w), spatial_scale, sampling_ratio)
     rows, columns = torch.arange(h, device=input.device), torch.arange(w, device=input.device)
     row_group = groups_of(h, group[0], input.device)[:, None]
     column_group = groups_of(w, group[1], input.device)

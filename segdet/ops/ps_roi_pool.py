@@ -64,7 +64,8 @@ def ps_roi_pool(
             input, rois, h, w, spatial_scale, *group, rounding == "pixels"
         )
     check_arguments(input, rois, group, "ps_roi_pool")
-    return _plain(input, rois, (h, w), spatial_scale, group, rounding == "pixels")
+    with torch.autocast(input.device.type, enabled=False):
+        return _plain(input, rois, (h, w), spatial_scale, group, rounding == "pixels")
 
 
 def empty_map(shape: tuple[int, ...], like: Tensor) -> Tensor:
