@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -25,27 +26,29 @@ def random_rois(n: int, device: str) -> Tensor:
 
 
 def duels(device: str) -> Iterator[Duel]:
+    """The peer gets NCHW in either row: channels-last ones it would copy first."""
     maps = torch.randn(1, CHANNELS, HEIGHT, WIDTH, device=device)
+    layouts = {"NCHW": maps, "channels-last": maps.to(memory_format=torch.channels_last)}
     rois = random_rois(512, device)
-    for bins in (7, 14):
-        for ratio in (0, 2):
-            args = (rois, bins, 1 / STRIDE, ratio, True)
-            side = (rois[:, 3:] - rois[:, 1:3]) / STRIDE / bins  # of a bin, in cells
-            samples = side.ceil() if ratio == 0 else torch.full_like(side, ratio)
-            flops = 8 * CHANNELS * bins**2 * samples.prod(1).sum().item()
-            pooled_bytes = 4 * len(rois) * CHANNELS * bins**2
-            map_bytes = 4 * maps.numel()
+    for bins, ratio in itertools.product((7, 14), (0, 2)):
+        args = (rois, bins, 1 / STRIDE, ratio, True)
+        side = (rois[:, 3:] - rois[:, 1:3]) / STRIDE / bins  # of a bin, in cells
+        samples = side.ceil() if ratio == 0 else torch.full_like(side, ratio)
+        gigaflops = 8 * CHANNELS * bins**2 * samples.prod(1).sum().item() / 1e9
+        pooled_bytes = 4 * len(rois) * CHANNELS * bins**2
+        map_bytes = 4 * maps.numel()
+        for layout, ours in layouts.items():
             yield Duel(
-                name=f"roi_align fwd {bins}x{bins} sampling {ratio}",
-                ours=lambda args=args: ops.roi_align(maps, *args),
+                name=f"roi_align fwd {bins}x{bins} sampling {ratio} {layout}",
+                ours=lambda ours=ours, args=args: ops.roi_align(ours, *args),
                 peer=lambda args=args: torchvision.ops.roi_align(maps, *args),
                 megabytes=(map_bytes + pooled_bytes) / 1e6,
-                gigaflops=flops / 1e9,
+                gigaflops=gigaflops,
             )
             yield Duel(
-                name=f"roi_align bwd {bins}x{bins} sampling {ratio}",
-                ours=backward_of(ops.roi_align, maps, args),
+                name=f"roi_align bwd {bins}x{bins} sampling {ratio} {layout}",
+                ours=backward_of(ops.roi_align, ours, args),
                 peer=backward_of(torchvision.ops.roi_align, maps, args),
                 megabytes=(2 * map_bytes + pooled_bytes) / 1e6,
-                gigaflops=flops / 1e9,
+                gigaflops=gigaflops,
             )

@@ -1,244 +1,282 @@
-// RoIAlign and its gradient on the CPU.
+// RoIAlign and its gradient on the CPU, channels-last: a bin is a weighted sum of cells, a cell is
+// a run of channels, and the gradient is the transpose of that.
 //
-// Bilinear samples averaged over a bin are a weighted sum of cells, and the weights are a product
-// of one factor per row and one per column. So a region is two short lists of factors, worked out
-// once for all channels, and pooling one channel is: weighted sums of rows (contiguous,
-// vectorised), then weighted sums of the few columns. The gradient is the transpose of that.
-//
-// Both directions go channel by channel: its map stays in the cache while its regions are pooled,
-// and one thread alone adds to a channel's gradient, region after region, so the result does not
-// depend on the number of threads. A few channels share one walk over the lists.
+// The sums of a block of channels stay in registers. Maps whose planes are contiguous (NCHW) go
+// through small channels-last copies that stay in the cache. Whoever writes a value does so alone
+// and adds in the order of the regions, so the result does not depend on the number of threads.
 #include "roi_align.h"
 
-#include <algorithm>
-#include <vector>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include "../simd.h"
+#include "weights.h"
 
 namespace segdet {
 namespace {
 
-template <class T>
-struct Term {
-  int32_t cell;
-  T weight;
-};
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 
-// What every bin of one axis takes of which cell.
+// A channels-last map, or a part of one that starts at a certain cell.
 template <class T>
-struct AxisWeights {
-  std::vector<int32_t> begin;  // (bins + 1,): terms of bin b are [begin[b], begin[b + 1])
-  std::vector<Term<T>> terms;
-  int32_t low = 0, high = 0;  // all cells lie in [low, high)
+struct Cells {
+  T* data;
+  int64_t row, column;  // strides; that of the channels is 1
+  int64_t first_row = 0, first_column = 0;
 
-  // Neighbouring samples share cells: they are among the last two terms of the bin.
-  void add(int64_t cell, double weight) {
-    const std::size_t bin_begin = begin.back();
-    for (std::size_t i = terms.size(); i > bin_begin && i + 2 > terms.size(); --i) {
-      if (terms[i - 1].cell == cell) {
-        terms[i - 1].weight += T(weight);
-        return;
-      }
-    }
-    terms.push_back({int32_t(cell), T(weight)});
+  T* at(int64_t y, int64_t x) const {
+    return data + (y - first_row) * row + (x - first_column) * column;
   }
 };
 
+// Channels whose sums share the registers: four of AVX-512, or eight of AVX2.
 template <class T>
-AxisWeights<T> axis_weights(const Axis<double>& axis, int64_t bins, int64_t size) {
-  AxisWeights<T> out;
-  out.begin.reserve(bins + 1);
-  out.begin.push_back(0);
-  for (int64_t bin = 0; bin < bins; ++bin) {
-    const SampleRange range = samples_within(axis, bin, size);
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      Tap<double> tap;
-      if (!tap_at(sample_position(axis, bin, i), size, tap)) continue;
-      out.add(tap.low, (1 - tap.fraction) / axis.samples);
-      if (tap.high > tap.low) out.add(tap.high, tap.fraction / axis.samples);
-    }
-    out.begin.push_back(int32_t(out.terms.size()));
-  }
-  if (!out.terms.empty()) {
-    const auto [low, high] =
-        std::minmax_element(out.terms.begin(), out.terms.end(),
-                            [](const Term<T>& a, const Term<T>& b) { return a.cell < b.cell; });
-    out.low = low->cell;
-    out.high = high->cell + 1;
-  }
-  return out;
-}
+constexpr int kBlock = 256 / int(sizeof(T));
 
-template <class T>
-struct Region {
-  int64_t index;  // row of rois
-  AxisWeights<T> y, x;
-};
-
-struct Pooling {
-  int64_t pooled_height, pooled_width;
-  double spatial_scale;
-  int64_t sampling_ratio;
-  bool aligned;
-};
-
-// The regions of each image, in the order of rois (R, 5) float32 or float64.
-template <class T>
-std::vector<std::vector<Region<T>>> regions_by_image(const Tensor& rois, int64_t batch,
-                                                     int64_t height, int64_t width,
-                                                     const Pooling& pooling) {
-  const T* roi = rois.const_data_ptr<T>();
-  std::vector<std::vector<Region<T>>> images(batch);
-  for (int64_t r = 0; r < rois.size(0); ++r, roi += 5) {
-    SEGDET_CHECK(roi[0] >= 0 && roi[0] < T(batch), "segdet::roi_align: rois[", r,
-                 ", 0] is the image's index in the batch and must be in [0, ", batch, "), is ",
-                 roi[0]);
-    const auto y = make_axis<double>(roi[2], roi[4], pooling.spatial_scale, pooling.aligned,
-                                     pooling.pooled_height, pooling.sampling_ratio);
-    const auto x = make_axis<double>(roi[1], roi[3], pooling.spatial_scale, pooling.aligned,
-                                     pooling.pooled_width, pooling.sampling_ratio);
-    images[int64_t(roi[0])].push_back({r, axis_weights<T>(y, pooling.pooled_height, height),
-                                       axis_weights<T>(x, pooling.pooled_width, width)});
-  }
-  return images;
-}
-
-// As many channels as share one walk over the lists of factors.
-constexpr int64_t kChannels = 4;
-
-// The channels of one image that one call works on.
-template <class T>
-struct Channels {
-  int64_t height, width;
-  int64_t bins;           // of one region and channel, h * w
-  int64_t region_stride;  // from a region's pooled values to the next region's
-  T* rows;                // scratch, (kChannels, W)
-};
-
-// planes (K, H, W) -> pooled: (K, h, w) of the first region.
-template <int64_t K, class T>
-SEGDET_INLINE void pool(const T* planes, const std::vector<Region<T>>& regions,
-                        const Channels<T>& in, T* pooled) {
-  for (const Region<T>& region : regions) {
-    const AxisWeights<T>&ys = region.y, &xs = region.x;
-    const int64_t span = xs.high - xs.low;
-    T* out = pooled + region.index * in.region_stride;
-    for (std::size_t py = 0; py + 1 < ys.begin.size(); ++py) {
-      for (int64_t k = 0; k < K; ++k) {
-        T* row = in.rows + k * in.width;
-        std::fill(row, row + span, T(0));
-        for (int32_t i = ys.begin[py]; i < ys.begin[py + 1]; ++i) {
-          const T* cells = planes + (k * in.height + ys.terms[i].cell) * in.width + xs.low;
-          const T weight = ys.terms[i].weight;
-          for (int64_t x = 0; x < span; ++x) row[x] += weight * cells[x];
-        }
-      }
-      for (std::size_t px = 0; px + 1 < xs.begin.size(); ++px, ++out) {
-        T sum[K] = {};
-        for (int32_t i = xs.begin[px]; i < xs.begin[px + 1]; ++i) {
-          const T* cell = in.rows + (xs.terms[i].cell - xs.low);
-          for (int64_t k = 0; k < K; ++k) sum[k] += xs.terms[i].weight * cell[k * in.width];
-        }
-        for (int64_t k = 0; k < K; ++k) out[k * in.bins] = sum[k];
-      }
-    }
-  }
-}
-
-// The transpose: planes (K, H, W) become the sum of what the regions' gradients give each cell.
-template <int64_t K, class T>
-SEGDET_INLINE void spread(const T* pooled, const std::vector<Region<T>>& regions,
-                          const Channels<T>& in, T* planes) {
-  std::fill(planes, planes + K * in.height * in.width, T(0));
-  for (const Region<T>& region : regions) {
-    const AxisWeights<T>&ys = region.y, &xs = region.x;
-    const int64_t span = xs.high - xs.low;
-    const T* grad = pooled + region.index * in.region_stride;
-    for (std::size_t py = 0; py + 1 < ys.begin.size(); ++py) {
-      for (int64_t k = 0; k < K; ++k)
-        std::fill(in.rows + k * in.width, in.rows + k * in.width + span, T(0));
-      for (std::size_t px = 0; px + 1 < xs.begin.size(); ++px, ++grad) {
-        for (int32_t i = xs.begin[px]; i < xs.begin[px + 1]; ++i) {
-          T* cell = in.rows + (xs.terms[i].cell - xs.low);
-          for (int64_t k = 0; k < K; ++k)
-            cell[k * in.width] += xs.terms[i].weight * grad[k * in.bins];
-        }
-      }
-      for (int64_t k = 0; k < K; ++k) {
-        const T* row = in.rows + k * in.width;
-        for (int32_t i = ys.begin[py]; i < ys.begin[py + 1]; ++i) {
-          T* cells = planes + (k * in.height + ys.terms[i].cell) * in.width + xs.low;
-          const T weight = ys.terms[i].weight;
-          for (int64_t x = 0; x < span; ++x) cells[x] += weight * row[x];
-        }
-      }
-    }
-  }
-}
-
-// target_clones needs plain functions, hence one per type. count: at most kChannels.
-#define SEGDET_CHANNEL_KERNELS(T)                                                                \
-  SEGDET_SIMD void pool_channels(int64_t count, const T* planes,                                 \
-                                 const std::vector<Region<T>>& regions, const Channels<T>& in,   \
-                                 T* pooled) {                                                    \
-    if (count == kChannels) return pool<kChannels>(planes, regions, in, pooled);                 \
-    for (int64_t k = 0; k < count; ++k)                                                          \
-      pool<1>(planes + k * in.height * in.width, regions, in, pooled + k * in.bins);             \
-  }                                                                                              \
-  SEGDET_SIMD void spread_channels(int64_t count, const T* pooled,                               \
-                                   const std::vector<Region<T>>& regions, const Channels<T>& in, \
-                                   T* planes) {                                                  \
-    if (count == kChannels) return spread<kChannels>(pooled, regions, in, planes);               \
-    for (int64_t k = 0; k < count; ++k)                                                          \
-      spread<1>(pooled + k * in.bins, regions, in, planes + k * in.height * in.width);           \
-  }
-SEGDET_CHANNEL_KERNELS(float)
-SEGDET_CHANNEL_KERNELS(double)
-#undef SEGDET_CHANNEL_KERNELS
-
-// Calls work(image, first channel, count, in) for groups of channels, on all threads.
+// Calls work(width, first) for blocks of channels: `width` is a constant.
 template <class T, class Work>
-void for_channels(int64_t batch, int64_t channels, const Channels<T>& shape, const Work& work) {
-  const int64_t groups = (channels + kChannels - 1) / kChannels;
-  torch::stable::parallel_for(0, batch * groups, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> rows(kChannels * shape.width);
-    Channels<T> in = shape;
-    in.rows = rows.data();
-    for (int64_t g = begin; g < end; ++g) {
-      const int64_t first = g % groups * kChannels;
-      work(g / groups, first, std::min(kChannels, channels - first), in);
+SEGDET_INLINE void for_blocks(int64_t channels, const Work& work) {
+  constexpr int kLanes = kBlock<T> / 4;
+  int64_t c = 0;
+  for (; c + kBlock<T> <= channels; c += kBlock<T>)
+    work(std::integral_constant<int, kBlock<T>>(), c);
+  for (; c + kLanes <= channels; c += kLanes) work(std::integral_constant<int, kLanes>(), c);
+  for (; c < channels; ++c) work(std::integral_constant<int, 1>(), c);
+}
+
+// In: type of the arrays, T: type of the arithmetic.
+template <class T, class In>
+SEGDET_INLINE void pool(const Cells<const In>& map, const Regions<T>& regions, int64_t region,
+                        int64_t channels, const Cells<In>& out) {
+  for_blocks<T>(channels, [&](auto width, int64_t first) __attribute__((always_inline)) {
+    for (int64_t py = 0; py < regions.y.bins(); ++py) {
+      const Terms<T> rows = regions.y.of_bin(region, py);
+      for (int64_t px = 0; px < regions.x.bins(); ++px) {
+        const Terms<T> columns = regions.x.of_bin(region, px);
+        T sum[width];
+        for (int c = 0; c < width; ++c) sum[c] = T(0);
+        for (const Term<T>& y : rows) {
+          for (const Term<T>& x : columns) {
+            const In* cell = map.at(y.cell, x.cell) + first;
+            const T weight = y.weight * x.weight;
+            for (int c = 0; c < width; ++c) sum[c] += weight * T(cell[c]);
+          }
+        }
+        In* bin = out.at(py, px) + first;
+        for (int c = 0; c < width; ++c) bin[c] = In(sum[c]);
+      }
     }
   });
 }
 
+// The transpose, for the rows of cells within `band`: adds to `map`.
+template <class T, class In>
+SEGDET_INLINE void spread(const Cells<const In>& grad, const Regions<T>& regions, int64_t region,
+                          int64_t channels, const Span& band, const Cells<T>& map) {
+  for (int64_t py = 0; py < regions.y.bins(); ++py) {
+    for (const Term<T>& y : regions.y.of_bin(region, py)) {
+      if (y.cell < band.low || y.cell >= band.high) continue;
+      for (int64_t px = 0; px < regions.x.bins(); ++px) {
+        const Terms<T> columns = regions.x.of_bin(region, px);
+        for_blocks<T>(channels, [&](auto width, int64_t first) __attribute__((always_inline)) {
+          const In* bin = grad.at(py, px) + first;
+          T share[width];
+          for (int c = 0; c < width; ++c) share[c] = y.weight * T(bin[c]);
+          for (const Term<T>& x : columns) {
+            T* cell = map.at(y.cell, x.cell) + first;
+            const T weight = x.weight;
+            for (int c = 0; c < width; ++c) cell[c] += weight * share[c];
+          }
+        });
+      }
+    }
+  }
+}
+
+// to[j][i] = from[i][j], and from one type to the other.
+template <class From, class To>
+SEGDET_INLINE void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns,
+                             To* to, int64_t to_stride) {
+  for (int64_t j = 0; j < columns; ++j)
+    for (int64_t i = 0; i < rows; ++i) to[j * to_stride + i] = To(from[i * from_stride + j]);
+}
+
+// target_clones needs plain functions, hence one per type.
+#define SEGDET_REGION_KERNELS(In, T)                                                     \
+  SEGDET_SIMD void pool_region(const Cells<const In>& map, const Regions<T>& regions,    \
+                               int64_t region, int64_t channels, const Cells<In>& out) { \
+    pool<T>(map, regions, region, channels, out);                                        \
+  }                                                                                      \
+  SEGDET_SIMD void spread_region(const Cells<const In>& grad, const Regions<T>& regions, \
+                                 int64_t region, int64_t channels, const Span& band,     \
+                                 const Cells<T>& map) {                                  \
+    spread<T>(grad, regions, region, channels, band, map);                               \
+  }
+#define SEGDET_TRANSPOSE(From, To)                                                   \
+  SEGDET_SIMD void transpose_to(const From* from, int64_t from_stride, int64_t rows, \
+                                int64_t columns, To* to, int64_t to_stride) {        \
+    transpose(from, from_stride, rows, columns, to, to_stride);                      \
+  }
+SEGDET_REGION_KERNELS(float, float)
+SEGDET_REGION_KERNELS(double, double)
+SEGDET_REGION_KERNELS(Half, float)
+SEGDET_REGION_KERNELS(BFloat16, float)
+SEGDET_TRANSPOSE(float, float)
+SEGDET_TRANSPOSE(double, double)
+SEGDET_TRANSPOSE(Half, float)
+SEGDET_TRANSPOSE(float, Half)
+SEGDET_TRANSPOSE(BFloat16, float)
+SEGDET_TRANSPOSE(float, BFloat16)
+#undef SEGDET_REGION_KERNELS
+#undef SEGDET_TRANSPOSE
+
+// Image (or region) i of a tensor whose channels lie next to each other.
 template <class T>
-void forward(const Tensor& input, const Tensor& rois, const Pooling& pooling, Tensor& out) {
-  const int64_t batch = input.size(0), channels = input.size(1);
-  const int64_t height = input.size(2), width = input.size(3);
-  const int64_t bins = pooling.pooled_height * pooling.pooled_width;
-  const auto images = regions_by_image<T>(rois, batch, height, width, pooling);
-  const T* planes = input.const_data_ptr<T>();
-  T* pooled = out.mutable_data_ptr<T>();
-  const Channels<T> shape{height, width, bins, channels * bins, nullptr};
-  for_channels(batch, channels, shape, [&](int64_t image, int64_t first, int64_t count, auto& in) {
-    pool_channels(count, planes + (image * channels + first) * height * width, images[image], in,
-                  pooled + first * bins);
-  });
+Cells<const T> cells_of(const Tensor& tensor, int64_t i) {
+  const T* data = static_cast<const T*>(tensor.const_data_ptr());
+  return {data + i * tensor.stride(0), tensor.stride(2), tensor.stride(3)};
 }
 
 template <class T>
-void backward(const Tensor& grad, const Tensor& rois, const Pooling& pooling, Tensor& out) {
-  const int64_t batch = out.size(0), channels = out.size(1);
-  const int64_t height = out.size(2), width = out.size(3);
-  const int64_t bins = pooling.pooled_height * pooling.pooled_width;
-  const auto images = regions_by_image<T>(rois, batch, height, width, pooling);
-  const T* pooled = grad.const_data_ptr<T>();
-  T* planes = out.mutable_data_ptr<T>();
-  const Channels<T> shape{height, width, bins, channels * bins, nullptr};
-  for_channels(batch, channels, shape, [&](int64_t image, int64_t first, int64_t count, auto& in) {
-    spread_channels(count, pooled + first * bins, images[image], in,
-                    planes + (image * channels + first) * height * width);
+Cells<T> mutable_cells_of(Tensor& tensor, int64_t i) {
+  T* data = static_cast<T*>(tensor.mutable_data_ptr());
+  return {data + i * tensor.stride(0), tensor.stride(2), tensor.stride(3)};
+}
+
+template <class In, class T>
+void forward_channels_last(const Tensor& input, const Regions<T>& regions, Tensor& out) {
+  const int64_t count = int64_t(regions.by_image.size());
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Region& region = regions.by_image[i];
+      pool_region(cells_of<In>(input, region.image), regions, region.index, input.size(1),
+                  mutable_cells_of<In>(out, region.index));
+    }
   });
+}
+
+// As many planes of an NCHW map are turned into a channels-last copy at a time.
+constexpr int64_t kPlanes = 32;
+
+// Of all of the map, or where that is less of what each region covers.
+template <class In, class T>
+void forward_planes(const Tensor& input, const Regions<T>& regions, Tensor& out) {
+  const int64_t channels = input.size(1), height = input.size(2), width = input.size(3);
+  const int64_t bins_high = out.size(2), bins_wide = out.size(3), bins = bins_high * bins_wide;
+  const int64_t groups = (channels + kPlanes - 1) / kPlanes;
+  const In* planes = static_cast<const In*>(input.const_data_ptr());
+  In* pooled = static_cast<In*>(out.mutable_data_ptr());
+  torch::stable::parallel_for(0, input.size(0) * groups, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> copy, tile(bins * kPlanes);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / groups, first = task % groups * kPlanes;
+      const int64_t count = std::min(kPlanes, channels - first);
+      const In* from = planes + (image * channels + first) * height * width;
+      const auto [region_begin, region_end] = regions.of_image(image);
+      int64_t covered = 0;
+      for (const Region* region = region_begin; region != region_end; ++region)
+        covered += region->rows.size() * region->columns.size();
+      const bool whole = covered >= height * width;
+      copy.resize(whole ? height * width * kPlanes : covered * kPlanes);
+      Cells<T> cells{copy.data(), width * kPlanes, kPlanes};
+      if (whole) transpose_to(from, height * width, count, height * width, cells.data, kPlanes);
+      for (const Region* region = region_begin; region != region_end; ++region) {
+        if (!whole) {
+          const int64_t across = region->columns.size();
+          cells = {copy.data(), across * kPlanes, kPlanes, region->rows.low, region->columns.low};
+          for (int64_t y = region->rows.low; y < region->rows.high; ++y)
+            transpose_to(from + y * width + region->columns.low, height * width, count, across,
+                         cells.at(y, region->columns.low), kPlanes);
+        }
+        pool_region(Cells<const T>{cells.data, cells.row, cells.column, cells.first_row,
+                                   cells.first_column},
+                    regions, region->index, count,
+                    Cells<T>{tile.data(), bins_wide * kPlanes, kPlanes});
+        transpose_to(tile.data(), kPlanes, bins, count,
+                     pooled + (region->index * channels + first) * bins, bins);
+      }
+    }
+  });
+}
+
+// The part of a map that one call of a backward's work fills, small enough for the cache.
+constexpr int64_t kBandBytes = 512 * 1024;
+
+template <class In, class T>
+void backward(const Tensor& grad, const Regions<T>& regions, bool channels_last, Tensor& out) {
+  const int64_t channels = out.size(1), height = out.size(2), width = out.size(3);
+  const int64_t groups = (channels + kBlock<T> - 1) / kBlock<T>;
+  const int64_t stride = std::min<int64_t>(kBlock<T>, channels);
+  const int64_t band_rows =
+      std::clamp<int64_t>(kBandBytes / int64_t(sizeof(T)) / (width * stride), 1, height);
+  const int64_t bands = (height + band_rows - 1) / band_rows;
+  const int64_t tasks = out.size(0) * groups * bands;
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> sums(band_rows * width * stride);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / bands / groups, first = task / bands % groups * kBlock<T>;
+      const int64_t count = std::min<int64_t>(kBlock<T>, channels - first);
+      const int64_t low = task % bands * band_rows;
+      const Span band{low, std::min(low + band_rows, height)};
+      const Cells<T> cells{sums.data(), width * stride, stride, band.low, 0};
+      std::fill(sums.begin(), sums.end(), T(0));
+      const auto [region_begin, region_end] = regions.of_image(image);
+      for (const Region* region = region_begin; region != region_end; ++region) {
+        if (region->rows.low >= band.high || region->rows.high <= band.low) continue;
+        Cells<const In> bins = cells_of<In>(grad, region->index);
+        bins.data += first;
+        spread_region(bins, regions, region->index, count, band, cells);
+      }
+      if (channels_last) {
+        const Cells<In> map = mutable_cells_of<In>(out, image);
+        for (int64_t i = 0; i < band.size() * width; ++i) {
+          In* cell = map.at(band.low, 0) + i * map.column + first;
+          for (int64_t c = 0; c < count; ++c) cell[c] = In(sums[i * stride + c]);
+        }
+      } else {
+        In* planes = static_cast<In*>(out.mutable_data_ptr()) +
+                     ((image * channels + first) * height + band.low) * width;
+        transpose_to(sums.data(), stride, band.size() * width, count, planes, height * width);
+      }
+    }
+  });
+}
+
+// Whether the channels of each cell lie next to each other; then they do in the result as well.
+bool is_channels_last(const Tensor& map) {
+  return map.size(1) > 1 && map.stride(1) == 1 && !map.is_contiguous();
+}
+
+Tensor empty_map(const Tensor& like, std::array<int64_t, 4> sizes, bool channels_last) {
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::empty(
+      sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+template <class In>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+
+// Calls work(In()) with the type of the tensor.
+template <class Work>
+void for_type(ScalarType type, const Work& work) {
+  switch (type) {
+    case ScalarType::Double:
+      return work(double());
+    case ScalarType::Half:
+      return work(Half());
+    case ScalarType::BFloat16:
+      return work(BFloat16());
+    default:
+      return work(float());
+  }
 }
 
 }  // namespace
@@ -248,16 +286,22 @@ Tensor roi_align_cpu(const Tensor& input, const Tensor& rois, int64_t pooled_hei
                      int64_t pooled_width, double spatial_scale, int64_t sampling_ratio,
                      bool aligned) {
   check_roi_align(input, rois, pooled_height, pooled_width);
-  const ScalarType type = compute_type(input.scalar_type());
-  const Tensor maps = as_contiguous(input, type), regions = as_contiguous(rois, type);
+  const bool channels_last = is_channels_last(input);
+  const Tensor maps = channels_last ? input : torch::stable::contiguous(input);
+  const Tensor boxes = as_contiguous(rois, compute_type(input.scalar_type()));
   const Pooling pooling{pooled_height, pooled_width, spatial_scale, sampling_ratio, aligned};
   Tensor out =
-      torch::stable::new_empty(maps, {regions.size(0), maps.size(1), pooled_height, pooled_width});
-  if (type == ScalarType::Double)
-    forward<double>(maps, regions, pooling, out);
-  else
-    forward<float>(maps, regions, pooling, out);
-  return as_contiguous(out, input.scalar_type());
+      empty_map(input, {boxes.size(0), maps.size(1), pooled_height, pooled_width}, channels_last);
+  for_type(input.scalar_type(), [&](auto in) {
+    using In = decltype(in);
+    using T = typename ComputeType<In>::type;
+    const auto regions = make_regions<T>(boxes, maps.size(0), maps.size(2), maps.size(3), pooling);
+    if (channels_last)
+      forward_channels_last<In>(maps, regions, out);
+    else
+      forward_planes<In>(maps, regions, out);
+  });
+  return out;
 }
 
 // grad (R, C, h, w) of the output -> gradient (B, C, H, W) of the input.
@@ -265,15 +309,20 @@ Tensor roi_align_backward_cpu(const Tensor& grad, const Tensor& rois, int64_t ba
                               int64_t channels, int64_t height, int64_t width, double spatial_scale,
                               int64_t sampling_ratio, bool aligned, bool /*deterministic*/) {
   check_roi_align_backward(grad, rois, channels, height, width);
-  const ScalarType type = compute_type(grad.scalar_type());
-  const Tensor pooled = as_contiguous(grad, type), regions = as_contiguous(rois, type);
+  const bool channels_last = is_channels_last(grad);
+  const Tensor boxes = as_contiguous(rois, compute_type(grad.scalar_type()));
   const Pooling pooling{grad.size(2), grad.size(3), spatial_scale, sampling_ratio, aligned};
-  Tensor out = torch::stable::new_empty(pooled, {batch, channels, height, width});
-  if (type == ScalarType::Double)
-    backward<double>(pooled, regions, pooling, out);
-  else
-    backward<float>(pooled, regions, pooling, out);
-  return as_contiguous(out, grad.scalar_type());
+  const Tensor bins = channels_last ? grad
+                                    : torch::stable::contiguous(
+                                          grad, torch::headeronly::MemoryFormat::ChannelsLast);
+  Tensor out = empty_map(grad, {batch, channels, height, width}, channels_last);
+  for_type(grad.scalar_type(), [&](auto in) {
+    using In = decltype(in);
+    using T = typename ComputeType<In>::type;
+    const auto regions = make_regions<T>(boxes, batch, height, width, pooling);
+    backward<In>(bins, regions, channels_last, out);
+  });
+  return out;
 }
 
 }  // namespace segdet

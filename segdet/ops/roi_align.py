@@ -65,7 +65,7 @@ def _fake(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    return input.new_empty(rois.shape[0], input.shape[1], pooled_height, pooled_width)
+    return _empty_map((rois.shape[0], input.shape[1], pooled_height, pooled_width), input)
 
 
 def _fake_backward(
@@ -80,7 +80,14 @@ def _fake_backward(
     aligned: bool,
     deterministic: bool,
 ) -> Tensor:
-    return grad.new_empty(batch, channels, height, width)
+    return _empty_map((batch, channels, height, width), grad)
+
+
+def _empty_map(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Channels-last where the channels of `like` lie next to each other."""
+    channels_last = like.shape[1] > 1 and like.stride(1) == 1 and not like.is_contiguous()
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
