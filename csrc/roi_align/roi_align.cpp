@@ -287,6 +287,7 @@ Tensor roi_align_cpu(const Tensor& input, const Tensor& rois, int64_t pooled_hei
                      bool aligned) {
   check_roi_align(input, rois, pooled_height, pooled_width);
   const bool channels_last = is_channels_last(input);
+  const bool whole_cells = channels_last || input.size(1) == 1;
   const Tensor maps = channels_last ? input : torch::stable::contiguous(input);
   const Tensor boxes = as_contiguous(rois, compute_type(input.scalar_type()));
   const Pooling pooling{pooled_height, pooled_width, spatial_scale, sampling_ratio, aligned};
@@ -296,7 +297,7 @@ Tensor roi_align_cpu(const Tensor& input, const Tensor& rois, int64_t pooled_hei
     using In = decltype(in);
     using T = typename ComputeType<In>::type;
     const auto regions = make_regions<T>(boxes, maps.size(0), maps.size(2), maps.size(3), pooling);
-    if (channels_last)
+    if (whole_cells)
       forward_channels_last<In>(maps, regions, out);
     else
       forward_planes<In>(maps, regions, out);
