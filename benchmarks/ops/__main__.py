@@ -27,7 +27,7 @@ from benchmarks.ops import (
     ps_roi_pool,
     roi_align,
 )
-from benchmarks.ops.duel import machine_rates, medians
+from benchmarks.ops.duel import compare, machine_rates, show
 from segdet import ops
 
 # Each has duels(device).
@@ -57,26 +57,9 @@ def main() -> None:
     bandwidth, flops = machine_rates(args.device)
     print(f"{args.device}, {args.threads} threads: copy {bandwidth:.1f} GB/s, {flops:.0f} GFLOP/s")
     duels = [duel for op in OPS for duel in op.duels(args.device)]
-    rows = []
-    for duel in tqdm([duel for duel in duels if args.filter in duel.name], unit="op"):
-        ours, peer = medians([duel.ours, duel.peer], args.device)
-        limit = max(duel.megabytes / 1e3 / bandwidth, duel.gigaflops / flops)
-        rows.append(
-            {
-                "name": duel.name,
-                "ours_s": ours,
-                "peer": duel.peer_name,
-                "peer_s": peer,
-                "ratio": peer / ours,
-                "limit_s": limit,
-            }
-        )
-    print(f"{'op':<44} {'ours ms':>9} {'peer ms':>9} {'ratio':>6} {'limit ms':>9}")
-    for row in rows:
-        times = [row[key] * 1e3 for key in ("ours_s", "peer_s", "limit_s")]
-        print(
-            f"{row['name']:<44} {times[0]:9.3f} {times[1]:9.3f} {row['ratio']:6.1f} {times[2]:9.3f}"
-        )
+    chosen = tqdm([duel for duel in duels if args.filter in duel.name], unit="op")
+    rows = [compare(duel, args.device, (bandwidth, flops)) for duel in chosen]
+    show(rows)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(rows, indent=2) + "\n")

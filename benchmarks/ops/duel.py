@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchvision
@@ -68,3 +69,25 @@ def machine_rates(device: str) -> tuple[float, float]:
     square = torch.randn(2048, 2048, device=device)
     copy, product = medians([lambda: target.copy_(source), lambda: square @ square], device)
     return 2 * 4 * source.numel() / copy / 1e9, 2 * 2048**3 / product / 1e9
+
+
+def compare(duel: Duel, device: str, rates: tuple[float, float]) -> dict[str, Any]:
+    """The row of a duel; `rates` are `machine_rates`."""
+    ours, peer = medians([duel.ours, duel.peer], device)
+    return {
+        "name": duel.name,
+        "ours_s": ours,
+        "peer": duel.peer_name,
+        "peer_s": peer,
+        "ratio": peer / ours,
+        "limit_s": max(duel.megabytes / 1e3 / rates[0], duel.gigaflops / rates[1]),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table."""
+    width = max((len(row["name"]) for row in rows), default=0)
+    print(f"{'':<{width}} {'ours ms':>9} {'peer ms':>9} {'ratio':>6} {'limit ms':>9}")
+    for row in rows:
+        ours, peer, limit = (row[key] * 1e3 for key in ("ours_s", "peer_s", "limit_s"))
+        print(f"{row['name']:<{width}} {ours:9.3f} {peer:9.3f} {row['ratio']:6.1f} {limit:9.3f}")
