@@ -1,4 +1,5 @@
-# make setup | demo | test | test-slow | check | format | bench | wheel | sanitize
+# make setup | demo | test | test-slow | check | format | bench | wheel
+#      sanitize | wheel-check
 #
 # PYTHON  the interpreter to start from, 3.11 or later.
 # VENV    where its virtual environment goes. With VENV= the interpreter is used as it is: what it
@@ -21,7 +22,7 @@ endif
 benchmarks := ops $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
 csrc := $(shell find csrc tests/ops -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 pip := $(python) -m pip install --disable-pip-version-check --quiet
-.PHONY: setup demo test test-slow check format bench wheel sanitize
+.PHONY: setup demo test test-slow check format bench wheel sanitize wheel-check
 
 setup: $(stamp)
 
@@ -71,3 +72,6 @@ wheel: setup
 sanitize: setup
 	$(python) tools/check_kernels.py --sanitize
 	$(python) tools/check_kernels.py --cuda --sanitize
+
+wheel-check: setup
+	$(python) tools/check_wheel.py

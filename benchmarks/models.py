@@ -10,8 +10,8 @@ without the half-pixel shift, and pastes masks as floats where ours gives boolea
 
 Weights are random, so both are made to do the work of trained ones: residual branches start at
 zero, which keeps activations small, and every proposal has one class above the score threshold. So
-each image has 1000 candidates, 100 detections and 100 masks. Neither model resizes: images have the size
-that goes into the network. A training step is forward, backward and SGD with momentum.
+each image has 1000 candidates, 100 detections and 100 masks. Neither model resizes: images have the
+size that goes into the network. A training step is forward, backward and SGD with momentum.
 
 `limit_s` counts the convolutions and matrix products of our model alone, at the measured rate.
 """
@@ -50,8 +50,7 @@ def our_model(device: str) -> nn.Module:
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     model = build_model(cfg)
-    class_scores = model.roi_heads.box_predictor.cls_score
-    return like_trained(model, "conv3.norm.weight", class_scores, background=CLASSES)
+    return like_trained(model, "conv3.norm.weight", background=CLASSES)
 
 
 def torchvision_model(device: str, size: tuple[int, int]) -> nn.Module:
@@ -68,16 +67,16 @@ def torchvision_model(device: str, size: tuple[int, int]) -> nn.Module:
         box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=0),
         mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=0),
     ).to(device)
-    return like_trained(model, "bn3.weight", model.roi_heads.box_predictor.cls_score, background=0)
+    return like_trained(model, "bn3.weight", background=0)
 
 
-def like_trained(
-    model: nn.Module, last_norm: str, class_scores: nn.Linear, background: int
-) -> nn.Module:
+def like_trained(model: nn.Module, last_norm: str, background: int) -> nn.Module:
     """Sets random weights so that activations stay small and each proposal has one likely class."""
     for name, value in model.state_dict().items():
         if name.endswith(last_norm):
             value.zero_()
+    class_scores = model.get_submodule("roi_heads.box_predictor.cls_score")
+    assert isinstance(class_scores, nn.Linear), "both have it under one name"
     with torch.no_grad():
         class_scores.weight.zero_()
         class_scores.bias.fill_(-10)
@@ -121,11 +120,14 @@ def duels(device: str) -> Iterator[Duel]:
         torch.randint(256, (3, *size), dtype=torch.uint8, device=device) for _ in range(batch)
     ]
     objects = [random_objects(size, device) for _ in images]
-    our_input = [{"image": image} for image in images]
-    for record, (boxes, classes, masks) in zip(our_input, objects, strict=True):
-        record["instances"] = Instances(
-            size, gt_boxes=Boxes(boxes), gt_classes=classes, gt_masks=BitMasks(masks)
-        )
+    our_targets = [
+        Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes, gt_masks=BitMasks(masks))
+        for boxes, classes, masks in objects
+    ]
+    our_input = [
+        {"image": image, "instances": target}
+        for image, target in zip(images, our_targets, strict=True)
+    ]
     their_images = [image / 255 for image in images]
     their_targets = [
         {"boxes": boxes, "labels": classes + 1, "masks": masks.to(torch.uint8)}
