@@ -42,21 +42,20 @@ void load_grad(const Shape& shape, const T* grad, int64_t group, const Tile& til
 template <class T>
 SEGDET_INLINE void spread_sample(const T* grad, const T* weight, const T* const* cell,
                                  T* const* grad_cell, int64_t size, T* products) {
-  typedef T Vector __attribute__((vector_size(64), aligned(alignof(T)), may_alias));
-  constexpr int64_t kLanes = 64 / sizeof(T);
-  Vector sum[4] = {};
+  using L = Lanes<T>;
+  typename L::Vector sum[4] = {};
   int64_t c = 0;
-  for (; c + kLanes <= size; c += kLanes) {
-    const Vector g = *reinterpret_cast<const Vector*>(grad + c);
+  for (; c + L::count <= size; c += L::count) {
+    const typename L::Vector g = L::at(grad + c);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      sum[i] += g * *reinterpret_cast<const Vector*>(cell[i] + c);
-      *reinterpret_cast<Vector*>(grad_cell[i] + c) += weight[i] * g;
+      sum[i] += g * L::at(cell[i] + c);
+      L::at(grad_cell[i] + c) += weight[i] * g;
     }
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) products[i] += sum[i][lane];
+    for (int64_t lane = 0; lane < L::count; ++lane) products[i] += sum[i][lane];
     for (int64_t k = c; k < size; ++k) {
       products[i] += grad[k] * cell[i][k];
       grad_cell[i][k] += weight[i] * grad[k];

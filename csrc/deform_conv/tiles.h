@@ -219,6 +219,15 @@ struct Arrays {
   }
 };
 
+// 64 bytes of channels, wherever they begin.
+template <class T>
+struct Lanes {
+  static constexpr int64_t count = 64 / sizeof(T);
+  typedef T Vector __attribute__((vector_size(64), aligned(alignof(T)), may_alias));
+  static const Vector& at(const T* values) { return *reinterpret_cast<const Vector*>(values); }
+  static Vector& at(T* values) { return *reinterpret_cast<Vector*>(values); }
+};
+
 // columns (count, size), a block: `size` channels of the samples. cells (H, W, C) begins at the
 // first of these channels.
 template <class T>
@@ -233,8 +242,13 @@ SEGDET_INLINE void sample_block(const Shape& shape, const Sample<T>* samples, in
       corner[i] = cell < 0 ? zeros : cells + cell * shape.channels;
       weight[i] = samples[p].mask * samples[p].weight(i);
     }
-    T* __restrict__ out = columns + p * kStride;
-    for (int64_t c = 0; c < size; ++c)
+    T* out = columns + p * kStride;
+    int64_t c = 0;
+    for (; c + Lanes<T>::count <= size; c += Lanes<T>::count)
+      Lanes<T>::at(out + c) =
+          weight[0] * Lanes<T>::at(corner[0] + c) + weight[1] * Lanes<T>::at(corner[1] + c) +
+          weight[2] * Lanes<T>::at(corner[2] + c) + weight[3] * Lanes<T>::at(corner[3] + c);
+    for (; c < size; ++c)
       out[c] = weight[0] * corner[0][c] + weight[1] * corner[1][c] + weight[2] * corner[2][c] +
                weight[3] * corner[3][c];
   }
