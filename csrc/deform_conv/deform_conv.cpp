@@ -113,7 +113,7 @@ Tensor run_forward(const Shape& shape, const Tensor& input, const Tensor& offset
   const Arguments<T> in(input, offset, mask, weight);
   std::optional<Tensor> biases;
   if (bias) biases = as_contiguous(*bias, kType<T>);
-  const bool to_channels_last = is_channels_last(input);
+  const bool to_channels_last = has_channels_last(input);
   const int64_t b = shape.batch, o = shape.outputs, h = shape.y.out, w = shape.x.out;
   Tensor out = to_channels_last ? torch::stable::new_empty(in.input, {b, h, w, o})
                                 : torch::stable::new_empty(in.input, {b, o, h, w});

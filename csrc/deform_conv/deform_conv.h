@@ -9,7 +9,7 @@
 #include <cmath>
 #include <vector>
 
-#include "../stable.h"
+#include "../feature_map.h"
 
 namespace segdet::deform_conv {
 
@@ -198,11 +198,6 @@ inline Tensor channels_last(const Tensor& maps) {
 inline Tensor channels_first(const Tensor& rows) {
   const std::array<int64_t, 4> order{0, 3, 1, 2};
   return torch::stable::permute(rows, order);
-}
-
-// Whether the result has to have that memory format, too.
-inline bool is_channels_last(const Tensor& maps) {
-  return !maps.is_contiguous() && channels_last(maps).is_contiguous();
 }
 
 }  // namespace segdet::deform_conv

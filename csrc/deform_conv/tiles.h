@@ -154,7 +154,7 @@ void transpose(const T* from, int64_t batch, int64_t rows, int64_t columns, T* t
 template <class T>
 Tensor as_rows(const Tensor& maps) {
   const Tensor view = channels_last(maps);
-  if (view.is_contiguous()) return as_contiguous(view, kType<T>);
+  if (view.is_contiguous() || has_channels_last(maps)) return as_contiguous(view, kType<T>);
   const Tensor planes = as_contiguous(maps, kType<T>);
   const int64_t batch = maps.size(0), channels = maps.size(1);
   const int64_t height = maps.size(2), width = maps.size(3);
@@ -168,7 +168,7 @@ Tensor as_rows(const Tensor& maps) {
 template <class T>
 Tensor as_maps(const Tensor& rows, const Tensor& like) {
   const ScalarType type = like.scalar_type();
-  if (is_channels_last(like)) return channels_first(as_contiguous(rows, type));
+  if (has_channels_last(like)) return channels_first(as_contiguous(rows, type));
   const int64_t batch = rows.size(0), height = rows.size(1);
   const int64_t width = rows.size(2), channels = rows.size(3);
   Tensor maps = torch::stable::new_empty(rows, {batch, channels, height, width});

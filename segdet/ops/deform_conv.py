@@ -96,10 +96,9 @@ def _fake(
 
 
 def _memory_format(input: Tensor) -> torch.memory_format:
-    channels_last = input.is_contiguous(memory_format=torch.channels_last)
-    if channels_last and not input.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
+    """Of the result, and of the gradient of `input`."""
+    channels_last = input.shape[1] > 1 and input.stride(1) == 1 and not input.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _fake_backward(

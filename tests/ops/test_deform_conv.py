@@ -216,18 +216,35 @@ def test_empty_batch(implementation, device, settings):
 
 
 @pytest.mark.parametrize("settings", ["plain", "groups", "offset_groups", "more_than_a_tile"])
-def test_same_bits_for_any_number_of_threads(compiled, settings):
-    arguments = random_arguments(dtype=torch.float32, **SETTINGS[settings])
-    results = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 3):
+def test_same_bits_for_any_number_of_threads(settings):
+    arguments = with_grad(random_arguments(dtype=torch.float32, **SETTINGS[settings]))
+
+    def run(threads: int) -> list[Tensor]:
         torch.set_num_threads(threads)
-        leaves = with_grad(arguments)
-        out = deform_conv2d(**leaves)
-        results.append([out, *gradients(out, leaves, torch.ones_like(out))])
-    torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        out = deform_conv2d(**arguments)
+        return [out, *gradients(out, arguments, torch.ones_like(out))]
+
+    before = torch.get_num_threads()
+    try:
+        for one, three in zip(run(1), run(3), strict=True):
+            assert torch.equal(one, three)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_deterministic_gradients(compiled):
+    arguments = with_grad(random_arguments(device=compiled, channels=40, dtype=torch.float32))
+    out = deform_conv2d(**arguments)
+    grad = torch.randn_like(out)
+    expected = gradients(out, arguments, grad)
+    torch.use_deterministic_algorithms(True)
+    try:
+        once, again = (gradients(deform_conv2d(**arguments), arguments, grad) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for first, second, wanted in zip(once, again, expected, strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
