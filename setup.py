@@ -35,7 +35,7 @@ GPUS = "arch=compute_75,code=[compute_75,sm_80,sm_90]"
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall"]
 # No fused multiply-add where boxes meet a threshold: they are judged alike on every machine. CUDA
 # kernels for which it pays call fma().
-EXACT_OPS = {"box_iou_rotated", "nms", "nms_rotated"}
+EXACT_OPS = {"box_iou_rotated", "fast_nms", "nms", "nms_rotated", "soft_nms"}
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "--fmad=false"]
 
 

@@ -63,10 +63,10 @@ void call_torch(const char* name, const char* overload, std::array<StableIValue,
   SEGDET_CHECK(status == TORCH_SUCCESS, "segdet: torch refused ", name, ", see its message above");
 }
 
-// Indices that sort a 1-D tensor; equal elements keep their order.
-inline Tensor argsort(const Tensor& keys, bool descending) {
+// Indices that sort a tensor along a dimension; equal elements keep their order.
+inline Tensor argsort(const Tensor& keys, bool descending, int64_t dim = 0) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t{0}),
+  std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(dim),
                                     from(descending)};
   call_torch("aten::sort", "stable", stack);
   torch::stable::detail::to<Tensor>(stack[0]);  // takes ownership of the values and drops them

@@ -20,12 +20,15 @@ from tqdm import tqdm
 from benchmarks.ops import (
     box_iou_rotated,
     deform_conv,
+    fast_nms,
+    matrix_nms,
     nms,
     nms_rotated,
     paste_masks,
     ps_roi_align,
     ps_roi_pool,
     roi_align,
+    soft_nms,
 )
 from benchmarks.ops.duel import compare, machine_rates, show
 from segdet import ops
@@ -40,6 +43,9 @@ OPS = [
     box_iou_rotated,
     ps_roi_pool,
     ps_roi_align,
+    soft_nms,
+    fast_nms,
+    matrix_nms,
 ]
 
 

@@ -16,6 +16,7 @@ struct Columns {
   explicit Columns(int64_t n)
       : x1(n + kLanes), y1(n + kLanes), x2(n + kLanes), y2(n + kLanes), area(n + kLanes) {}
 
+  Box<T> at(int64_t i) const { return {x1[i], y1[i], x2[i], y2[i], area[i]}; }
   void set(int64_t i, const Box<T>& box) {
     x1[i] = box.x1;
     y1[i] = box.y1;

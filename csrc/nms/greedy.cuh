@@ -45,6 +45,20 @@ __global__ void class_ranges_kernel(const int64_t* classes, int64_t n, Range* ra
   }
 }
 
+template <class Made>
+Made* data_of(Tensor& bytes) {
+  return reinterpret_cast<Made*>(bytes.mutable_data_ptr<uint8_t>());
+}
+
+// classes: as for the kernel. like: a tensor (n,) on the device. Returns n Ranges.
+inline Tensor class_ranges(const Tensor& like, const int64_t* classes, cudaStream_t stream) {
+  const int64_t n = like.size(0);
+  Tensor out = torch::stable::new_empty(like, {n * int64_t(sizeof(Range))}, ScalarType::Byte);
+  SEGDET_LAUNCH((class_ranges_kernel), blocks_for(n), kThreads, stream)
+  (classes, n, data_of<Range>(out));
+  return out;
+}
+
 // removed: a class has the words from removed[range.begin] on; bit b of word w is box 64 * (t + w)
 // + b where t = range.begin / 64. They are at most as many as the class has boxes.
 __device__ inline Bits& removed_word(Bits* removed, const Range& range, int64_t tile) {
@@ -124,44 +138,17 @@ __global__ void settle_kernel(const Range* ranges, const int64_t* rank, int64_t 
   }
 }
 
-template <class Made>
-Made* data_of(Tensor& bytes) {
-  return reinterpret_cast<Made*>(bytes.mutable_data_ptr<uint8_t>());
-}
-
-// shapes: on the device, in the order of class, then score. classes and rank: int64 (n,) in that
-// order, or null, which means one class and the order by score alone. Returns (n,) bool by score.
-template <class Shape>
-Tensor boxes_that_stay(const Tensor& like, const Shape* shapes, const int64_t* classes,
-                       const int64_t* rank, int64_t n, double iou_threshold, cudaStream_t stream) {
-  const auto bytes = [&](int64_t count) {
-    return torch::stable::new_empty(like, {count}, ScalarType::Byte);
-  };
-  Tensor ranges_bytes = bytes(n * int64_t(sizeof(Range)));
-  Range* ranges = data_of<Range>(ranges_bytes);
-  SEGDET_LAUNCH((class_ranges_kernel), blocks_for(n), kThreads, stream)(classes, n, ranges);
-  Tensor removed = torch::stable::new_zeros(like, {n * int64_t(sizeof(Bits))}, ScalarType::Byte);
-  Tensor stays = torch::stable::new_zeros(like, {n}, ScalarType::Bool);
-  const int64_t tiles = (n + kTile - 1) / kTile;
-  const int64_t tile_rows =
-      std::max<int64_t>(1, std::min({tiles, kMostRows / kTile, kMostWords / tiles / kTile}));
-  Tensor mask = bytes(tile_rows * kTile * tiles * int64_t(sizeof(Bits)));
-  const auto threshold = threshold_as<typename Shape::Number>(iou_threshold);
-  for (int64_t first = 0; first < n; first += tile_rows * kTile) {
-    const int64_t last = std::min(n, first + tile_rows * kTile), words = tiles - first / kTile;
-    const dim3 grid(static_cast<unsigned int>(words),
-                    static_cast<unsigned int>((last - first + kTile - 1) / kTile));
-    SEGDET_LAUNCH((compare_kernel<Shape>), grid, kTile, stream)
-    (shapes, ranges, n, first, threshold, data_of<Bits>(removed), words, data_of<Bits>(mask));
-    const auto blocks = static_cast<unsigned int>(classes == nullptr ? 1 : last - first);
-    SEGDET_LAUNCH((settle_kernel), blocks, kSettleThreads, stream)
-    (ranges, rank, first, last, words, data_of<Bits>(mask), data_of<Bits>(removed),
-     stays.mutable_data_ptr<bool>());
+// A Maker's make(const T*) turns its kNumbers numbers into its Shape<T>.
+struct UprightMaker {
+  template <class T>
+  using Shape = Box<T>;
+  static constexpr int kNumbers = 4;
+  template <class T>
+  __device__ static Box<T> make(const T* xyxy) {
+    return make_box(xyxy);
   }
-  return stays;
-}
+};
 
-// Maker::make(const T*) turns `Maker::kNumbers` numbers into a shape.
 template <class Maker, class T>
 __global__ void make_shapes_kernel(const T* boxes, const int64_t* order, int64_t n,
                                    typename Maker::template Shape<T>* shapes) {
@@ -169,18 +156,48 @@ __global__ void make_shapes_kernel(const T* boxes, const int64_t* order, int64_t
     shapes[k] = Maker::make(boxes + order[k] * Maker::kNumbers);
 }
 
+// boxes: contiguous, of type T. Returns their n shapes in that order.
 template <class Maker, class T>
-Tensor greedy_of_type(const Tensor& boxes, const Tensor& order, const int64_t* classes,
-                      const int64_t* rank, double iou_threshold) {
+Tensor make_shapes(const Tensor& boxes, const Tensor& order, cudaStream_t stream) {
   using Shape = typename Maker::template Shape<T>;
-  const int64_t n = boxes.size(0);
-  const cudaStream_t stream = current_stream(boxes);
-  const Tensor numbers = as_contiguous(boxes, compute_type(boxes.scalar_type()));
-  Tensor made = torch::stable::new_empty(boxes, {n * int64_t(sizeof(Shape))}, ScalarType::Byte);
-  Shape* shapes = data_of<Shape>(made);
+  const int64_t n = order.size(0);
+  Tensor out = torch::stable::new_empty(order, {n * int64_t(sizeof(Shape))}, ScalarType::Byte);
   SEGDET_LAUNCH((make_shapes_kernel<Maker, T>), blocks_for(n), kThreads, stream)
-  (numbers.const_data_ptr<T>(), order.const_data_ptr<int64_t>(), n, shapes);
-  return boxes_that_stay(boxes, shapes, classes, rank, n, iou_threshold, stream);
+  (boxes.const_data_ptr<T>(), order.const_data_ptr<int64_t>(), n, data_of<Shape>(out));
+  return out;
+}
+
+// boxes: contiguous, of type T. order: by class, then score. classes and rank: int64 (n,) in that
+// order, or null, which means one class and the order by score alone. Returns (n,) bool by score.
+template <class Maker, class T>
+Tensor boxes_that_stay(const Tensor& boxes, const Tensor& order, const int64_t* classes,
+                       const int64_t* rank, double iou_threshold) {
+  using Shape = typename Maker::template Shape<T>;
+  const int64_t n = order.size(0), tiles = (n + kTile - 1) / kTile;
+  const cudaStream_t stream = current_stream(boxes);
+  Tensor shapes = make_shapes<Maker, T>(boxes, order, stream);
+  Tensor ranges = class_ranges(order, classes, stream);
+  Tensor removed = torch::stable::new_zeros(order, {n * int64_t(sizeof(Bits))}, ScalarType::Byte);
+  Tensor stays = torch::stable::new_zeros(order, {n}, ScalarType::Bool);
+  const int64_t rows =
+      kTile *
+      std::max<int64_t>(1, std::min({tiles, kMostRows / kTile, kMostWords / tiles / kTile}));
+  Tensor mask =
+      torch::stable::new_empty(order, {rows * tiles * int64_t(sizeof(Bits))}, ScalarType::Byte);
+  for (int64_t first = 0; first < n; first += rows) {
+    const int64_t last = std::min(n, first + rows), words = tiles - first / kTile;
+    const dim3 grid(static_cast<unsigned int>(words),
+                    static_cast<unsigned int>((last - first + kTile - 1) / kTile));
+    SEGDET_LAUNCH((compare_kernel<Shape>), grid, kTile, stream)
+    (data_of<Shape>(shapes), data_of<Range>(ranges), n, first,
+     threshold_as<typename Shape::Number>(iou_threshold), data_of<Bits>(removed), words,
+     data_of<Bits>(mask));
+    const auto blocks = static_cast<unsigned int>(classes == nullptr ? 1 : last - first);
+    SEGDET_LAUNCH((settle_kernel), blocks, kSettleThreads, stream)
+    (data_of<Range>(ranges), rank, first, last, words, data_of<Bits>(mask), data_of<Bits>(removed),
+     stays.mutable_data_ptr<bool>());
+  }
+  return stays;
 }
 
 // idxs: the classes of the boxes, or null. Returns the indices (K,) int64 of the boxes that stay,
@@ -201,9 +218,10 @@ Tensor greedy_cuda(const Tensor& boxes, const Tensor& scores, const Tensor* idxs
   }
   const int64_t* class_data = classes ? classes->const_data_ptr<int64_t>() : nullptr;
   const int64_t* rank_data = rank ? rank->const_data_ptr<int64_t>() : nullptr;
-  const auto run = boxes.scalar_type() == ScalarType::Double ? greedy_of_type<Maker, double>
-                                                             : greedy_of_type<Maker, float>;
-  const Tensor stays = run(boxes, order, class_data, rank_data, iou_threshold);
+  const ScalarType type = compute_type(boxes.scalar_type());
+  const auto run =
+      type == ScalarType::Double ? boxes_that_stay<Maker, double> : boxes_that_stay<Maker, float>;
+  const Tensor stays = run(as_contiguous(boxes, type), order, class_data, rank_data, iou_threshold);
   check_launch(op);
   return masked_select(by_score, stays);
 }

@@ -54,6 +54,12 @@ T threshold_as(double threshold) {
                                      : nearest;
 }
 
+// The type in which boxes and scores are computed with together.
+inline ScalarType common_type(const Tensor& boxes, const Tensor& scores) {
+  const ScalarType type = compute_type(boxes.scalar_type());
+  return type == ScalarType::Double ? type : compute_type(scores.scalar_type());
+}
+
 // numbers: of a box, 4 or 5.
 inline void check_boxes(const Tensor& boxes, const Tensor& scores, const char* op,
                         int64_t numbers = 4) {

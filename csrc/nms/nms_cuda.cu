@@ -2,20 +2,6 @@
 #include "greedy.cuh"
 
 namespace segdet::nms {
-namespace {
-
-struct UprightMaker {
-  template <class T>
-  using Shape = Box<T>;
-  static constexpr int kNumbers = 4;
-  template <class T>
-  __device__ static Box<T> make(const T* xyxy) {
-    return make_box(xyxy);
-  }
-};
-
-}  // namespace
-
 Tensor nms_cuda(const Tensor& boxes, const Tensor& scores, double iou_threshold) {
   check_boxes(boxes, scores, "nms");
   check_same_device(boxes, scores, "nms");

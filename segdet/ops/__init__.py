@@ -5,25 +5,34 @@ code of the same meaning runs.
 """
 
 from .box_iou_rotated import box_iou_rotated
+from .cluster_nms import cluster_nms
 from .deform_conv import deform_conv2d
+from .fast_nms import cross_class_fast_nms, fast_nms
 from .library import BINARY_DEVICES
+from .matrix_nms import matrix_nms
 from .nms import batched_nms, nms
 from .nms_rotated import batched_nms_rotated, nms_rotated
 from .paste_masks import paste_masks
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool
 from .roi_align import roi_align
+from .soft_nms import soft_nms
 
 __all__ = [
     "BINARY_DEVICES",
     "batched_nms",
     "batched_nms_rotated",
     "box_iou_rotated",
+    "cluster_nms",
+    "cross_class_fast_nms",
     "deform_conv2d",
+    "fast_nms",
+    "matrix_nms",
     "nms",
     "nms_rotated",
     "paste_masks",
     "ps_roi_align",
     "ps_roi_pool",
     "roi_align",
+    "soft_nms",
 ]

@@ -23,12 +23,17 @@ from segdet.modeling.anchors import DefaultAnchorGenerator
 from segdet.ops import (
     batched_nms,
     box_iou_rotated,
+    cluster_nms,
+    cross_class_fast_nms,
     deform_conv2d,
+    fast_nms,
+    matrix_nms,
     nms,
     nms_rotated,
     ps_roi_align,
     ps_roi_pool,
     roi_align,
+    soft_nms,
 )
 from segdet.structures import polygons_to_bitmask
 from segdet.structures.boxes import box_area, box_intersection, box_iou
@@ -81,7 +86,8 @@ class Case:
 
     def compare(self, ours: Tensor, expected: np.ndarray, field: str = "") -> None:
         precision = "f32" if self.dtype == torch.float32 else "f64"
-        tolerance = self.tol.get(f"{field}_{precision}", self.tol[precision])
+        own = f"{field}_{precision}"
+        tolerance = self.tol[own if own in self.tol else precision]
         if expected.dtype == np.float32 and expected.size:  # all that is known of it
             tolerance = max(tolerance, np.finfo(np.float32).eps * np.abs(expected).max())
         assert reader().diff(ours.detach().numpy(), expected) <= tolerance
@@ -103,18 +109,21 @@ def check_roi_align(case: Case) -> None:
 
 
 def check_nms(case: Case) -> None:
-    others = {
-        "masks": "Matrix NMS",
-        "method": "Soft NMS",
-        "top_k": "Fast NMS",
-        "iterations": "Cluster NMS",
-    }
-    for sign, what in others.items():
-        if sign in case or sign in case.params:
-            case.skip(what)
+    if "masks" in case:
+        check_matrix_nms(case)
+        return
     boxes, scores = case.tensor("boxes"), case.tensor("scores")
     threshold = case.params["iou_threshold"]
-    if "idxs" in case:
+    if "method" in case.params:
+        rule = {k: case.params[k] for k in ("method", "sigma", "min_score")}
+        kept, lowered = soft_nms(boxes, scores, threshold, **rule)
+        case.compare(lowered, case["out_scores"], "scores")
+    elif "top_k" in case.params:
+        check_fast_nms(case, boxes, scores)
+        return
+    elif "iterations" in case.params:
+        kept = cluster_nms(boxes, scores, threshold, case.params["iterations"])
+    elif "idxs" in case:
         kept = batched_nms(boxes, scores, torch.from_numpy(case["idxs"]).long(), threshold)
     else:
         kept = nms(boxes, scores, threshold)
@@ -140,6 +149,22 @@ def check_deform_conv(case: Case) -> None:
     grads = torch.autograd.grad(out, list(inputs.values()), case.tensor("grad_out"))
     for name, grad in zip(fields, grads, strict=True):
         case.check(f"d{name}", grad)
+
+
+def check_fast_nms(case: Case, boxes: Tensor, scores: Tensor) -> None:
+    threshold, top_k = case.params["iou_threshold"], case.params["top_k"]
+    most = case.params["max_num_detections"]
+    per_class = fast_nms(boxes, scores, threshold, top_k, most)
+    across = cross_class_fast_nms(boxes, scores, threshold, top_k)
+    for prefix, found in (("", per_class), ("cc_", across)):
+        for field, ours in zip(("prior", "cls", "score"), found, strict=True):
+            assert ours.tolist() == case[prefix + field].tolist()
+
+
+def check_matrix_nms(case: Case) -> None:
+    masks = torch.from_numpy(case.masks("masks", tuple(case["mask_shape"])))
+    labels = torch.from_numpy(case["labels"])
+    case.check("out_scores", matrix_nms(masks, case.tensor("scores"), labels, **case.params))
 
 
 def check_box_iou(case: Case) -> None:
