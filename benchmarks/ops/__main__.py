@@ -28,6 +28,7 @@ from benchmarks.ops import (
     ps_roi_align,
     ps_roi_pool,
     roi_align,
+    roi_align_rotated,
     soft_nms,
 )
 from benchmarks.ops.duel import compare, machine_rates, show
@@ -46,6 +47,7 @@ OPS = [
     soft_nms,
     fast_nms,
     matrix_nms,
+    roi_align_rotated,
 ]
 
 

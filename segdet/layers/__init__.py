@@ -15,6 +15,7 @@ from segdet.layers.losses import (
 from segdet.layers.mask_ops import paste_masks_in_image
 from segdet.layers.nms import batched_nms, batched_nms_rotated, nms, nms_rotated
 from segdet.layers.roi_align import ROIAlign
+from segdet.layers.roi_align_rotated import ROIAlignRotated
 from segdet.layers.rotated_boxes import pairwise_iou_rotated
 from segdet.layers.shape_spec import ShapeSpec
 from segdet.layers.weight_init import c2_msra_fill, c2_xavier_fill, normal_fill
@@ -40,6 +41,7 @@ __all__ = [
     "Losses",
     "NaiveSyncBatchNorm",
     "ROIAlign",
+    "ROIAlignRotated",
     "ShapeSpec",
     "batched_nms",
     "batched_nms_rotated",

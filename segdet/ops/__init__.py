@@ -16,6 +16,7 @@ from .paste_masks import paste_masks
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool
 from .roi_align import roi_align
+from .roi_align_rotated import roi_align_rotated
 from .soft_nms import soft_nms
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "ps_roi_align",
     "ps_roi_pool",
     "roi_align",
+    "roi_align_rotated",
     "soft_nms",
 ]

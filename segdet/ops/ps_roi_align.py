@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import library
-from .ps_roi_pool import check_arguments, groups_of, register_position_sensitive
+from .ps_roi_pool import check_position_sensitive, groups_of, register_position_sensitive
 from .roi_align import roi_align
 
 
@@ -49,7 +49,7 @@ def ps_roi_align(
         return torch.ops.segdet.ps_roi_align(
             input, rois, h, w, spatial_scale, *group, sampling_ratio
         )
-    check_arguments(input, rois, group, "ps_roi_align")
+    check_position_sensitive(input, rois, group, "ps_roi_align")
     # Every bin of every channel, then those that belong together.
     with torch.autocast(input.device.type, enabled=False):
         every = roi_align(input, rois, (h, w), spatial_scale, sampling_ratio)

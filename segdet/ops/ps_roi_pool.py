@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from . import library
+from .pooling import check_pooling, register_pooling
 
 
 def ps_roi_pool(
@@ -63,92 +64,27 @@ def ps_roi_pool(
         return torch.ops.segdet.ps_roi_pool(
             input, rois, h, w, spatial_scale, *group, rounding == "pixels"
         )
-    check_arguments(input, rois, group, "ps_roi_pool")
+    check_position_sensitive(input, rois, group, "ps_roi_pool")
     with torch.autocast(input.device.type, enabled=False):
         return _plain(input, rois, (h, w), spatial_scale, group, rounding == "pixels")
 
 
-def empty_map(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Channels-last where the channels of `like` lie next to each other."""
-    channels_last = like.shape[1] > 1 and like.stride(1) == 1 and not like.is_contiguous()
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
-
-
 def register_position_sensitive(name: str) -> None:
-    """Register an op `name` and `name`_backward, which have the last argument to themselves."""
-
-    def fake(
-        input: Tensor,
-        rois: Tensor,
-        h: int,
-        w: int,
-        spatial_scale: float,
-        group_height: int,
-        group_width: int,
-        rule: int,
-    ) -> Tensor:
-        channels = input.shape[1] // (group_height * group_width)
-        return empty_map((rois.shape[0], channels, h, w), input)
-
-    def fake_backward(
-        grad: Tensor, rois: Tensor, batch: int, channels: int, height: int, width: int, *rule: Any
-    ) -> Tensor:
-        return empty_map((batch, channels, height, width), grad)
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, rois, _, _, *ctx.rule = inputs
-        ctx.input_shape = input.shape
-        ctx.save_for_backward(rois)
-
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (rois,) = ctx.saved_tensors
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        op = getattr(torch.ops.segdet, f"{name}_backward")
-        return op(grad, rois, *ctx.input_shape, *ctx.rule, deterministic), *[None] * 7
-
-    def setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad, rois, _, _, _, _, *ctx.rule, _ = inputs
-        ctx.output_size = grad.shape[2:]
-        ctx.save_for_backward(rois)
-
-    def double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The op is linear in its input: the gradient of its gradient is the op itself."""
-        (rois,) = ctx.saved_tensors
-        op = getattr(torch.ops.segdet, name)
-        return op(grad, rois, *ctx.output_size, *ctx.rule), *[None] * 10
-
-    library.register(name, fake, backward=backward, setup_context=setup)
-    library.register(
-        f"{name}_backward",
-        fake_backward,
-        backward=double_backward,
-        setup_context=setup_backward,
-    )
+    """Register an op whose rule is (scale, groups per column, groups per row, what is its own)."""
+    register_pooling(name, lambda channels, rule: channels // (rule[1] * rule[2]))
 
 
 register_position_sensitive("ps_roi_pool")
 
 
-def check_arguments(input: Tensor, rois: Tensor, group: tuple[int, int], op: str) -> None:
+def check_position_sensitive(input: Tensor, rois: Tensor, group: tuple[int, int], op: str) -> None:
     """The compiled ops' refusals of shapes and images, for the fallbacks."""
-    if rois.dim() != 2 or rois.shape[1] != 5:
-        raise RuntimeError(f"segdet::{op}: rois must be (R, 5), has shape {tuple(rois.shape)}")
-    if input.dim() != 4:
-        raise RuntimeError(
-            f"segdet::{op}: input must be (B, C, H, W), has {input.dim()} dimensions"
-        )
+    check_pooling(input, rois, 5, op)
     count = group[0] * group[1]
     if input.shape[1] % count:
         raise RuntimeError(
             f"segdet::{op}: input must have a multiple of group_size's {count} channels, has "
             f"{input.shape[1]}"
-        )
-    image = rois[:, 0]
-    if not ((image >= 0) & (image < len(input))).all():
-        raise RuntimeError(
-            f"segdet::{op}: rois[:, 0] is the image's index in the batch and must be in "
-            f"[0, {len(input)}), is {image.tolist()}"
         )
 
 
