@@ -4,6 +4,7 @@ from segdet.layers.batch_norm import (
     NaiveSyncBatchNorm,
     get_norm,
 )
+from segdet.layers.deform_conv import DeformConv, ModulatedDeformConv
 from segdet.layers.losses import (
     Losses,
     ciou_loss,
@@ -35,10 +36,12 @@ __all__ = [
     "BatchNorm2d",
     "Conv2d",
     "ConvTranspose2d",
+    "DeformConv",
     "FrozenBatchNorm2d",
     "LayerNorm",
     "Linear",
     "Losses",
+    "ModulatedDeformConv",
     "NaiveSyncBatchNorm",
     "ROIAlign",
     "ROIAlignRotated",

@@ -1,7 +1,11 @@
 from torch import nn
 
+from segdet.layers.deform_conv import DeformConv, ModulatedDeformConv
 
-def c2_msra_fill(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
+
+def c2_msra_fill(
+    module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv | ModulatedDeformConv,
+) -> None:
     """Fill with Caffe2's MSRAFill: normal with variance 2 / fan_out, bias 0 (arXiv:1502.01852)."""
     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     if module.bias is not None:

@@ -43,8 +43,6 @@ def why_not_built(resolved: dict) -> str | None:
         system_name(resolved["MODEL.META_ARCHITECTURE"], resolved.get("MODEL.ROI_HEADS.NAME", ""))
     except ConfigError as error:
         return str(error)
-    if any(resolved["MODEL.RESNETS.DEFORM_ON_PER_STAGE"]):
-        return "deformable stages"
     if resolved["MODEL.KEYPOINT_ON"]:
         return "keypoint head"
     head = resolved["MODEL.ROI_MASK_HEAD.NAME"]

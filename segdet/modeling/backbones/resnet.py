@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Conv2d, ShapeSpec, c2_msra_fill, get_norm
+from segdet.layers import (
+    Conv2d,
+    DeformConv,
+    ModulatedDeformConv,
+    ShapeSpec,
+    c2_msra_fill,
+    get_norm,
+)
 from segdet.modeling.backbones.backbone import Backbone, freeze
 
 BLOCKS_PER_STAGE = {  # res2 to res5; table 1 of arXiv:1512.03385
@@ -36,9 +44,9 @@ class ResNetConfig:
     res5_dilation: int = 1  # 2 keeps res5 at stride 16
     res2_out_channels: int = 256  # 64 for depths 18 and 34
     stem_out_channels: int = 64
-    deform_on_per_stage: tuple[bool, ...] = (False, False, False, False)
-    deform_modulated: bool = False
-    deform_num_groups: int = 1
+    deform_on_per_stage: tuple[bool, ...] = (False, False, False, False)  # res2 to res5
+    deform_modulated: bool = False  # version 2, with a mask
+    deform_num_groups: int = 1  # groups of channels with offsets of their own
 
     def __post_init__(self) -> None:
         if self.depth not in BLOCKS_PER_STAGE:
@@ -50,8 +58,11 @@ class ResNetConfig:
             )
         if self.res5_dilation not in (1, 2):
             raise ConfigError(f"RES5_DILATION must be 1 or 2, is {self.res5_dilation}")
-        if any(self.deform_on_per_stage):
-            raise ConfigError("DEFORM_ON_PER_STAGE: deformable stages are not built yet")
+        if len(self.deform_on_per_stage) != 4:
+            raise ConfigError(
+                "DEFORM_ON_PER_STAGE must have a value for each of res2 to res5, is "
+                f"{self.deform_on_per_stage}"
+            )
         if self.depth < 50:
             self._check_basic()
 
@@ -63,6 +74,7 @@ class ResNetConfig:
         wanted = {
             "RES5_DILATION": (self.res5_dilation, 1),
             "NUM_GROUPS": (self.num_groups, 1),
+            "DEFORM_ON_PER_STAGE": (any(self.deform_on_per_stage), False),
         }
         for key, (value, needed) in wanted.items():
             if value != needed:
@@ -92,6 +104,10 @@ class ResNetConfig:
 
     def build_res5(self, in_channels: int) -> nn.Sequential:
         """The last stage alone, stride 2 and trained, as C4 heads apply it to pooled regions."""
+        if self.deform_on_per_stage[-1]:
+            raise ConfigError(
+                "DEFORM_ON_PER_STAGE must not name res5 where heads apply it to regions"
+            )
         return self._build_stage(5, in_channels, stride=2, dilation=1)
 
     def _build_stage(
@@ -107,6 +123,12 @@ class ResNetConfig:
                 "num_groups": self.num_groups,
                 "stride_in_1x1": self.stride_in_1x1,
                 "dilation": dilation,
+            }
+        if self.deform_on_per_stage[level - 2]:
+            block = DeformBottleneckBlock
+            settings |= {
+                "deform_modulated": self.deform_modulated,
+                "deform_num_groups": self.deform_num_groups,
             }
         return make_stage(
             block,
@@ -249,7 +271,79 @@ class BottleneckBlock(nn.Module):
         return F.relu_(out)
 
 
-Block: TypeAlias = BasicBlock | BottleneckBlock
+class DeformBottleneckBlock(nn.Module):
+    """BottleneckBlock whose 3x3 convolution is deformable; `conv2_offset` says where it looks.
+
+    Source: Deformable Convolutional Networks (arXiv:1703.06211), section 3; version 2
+    (arXiv:1811.11168), section 3.2.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        bottleneck_channels: of the 3x3 convolution, all groups together.
+        stride: of the block.
+        norm: a name that `get_norm` knows.
+        num_groups: of the 3x3 convolution.
+        stride_in_1x1: the first convolution has the stride, otherwise the 3x3 one.
+        dilation: of the 3x3 convolution.
+        deform_modulated: version 2, whose samples are weighed by a mask.
+        deform_num_groups: groups of channels that have offsets of their own.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int,
+        norm: str,
+        num_groups: int = 1,
+        stride_in_1x1: bool = False,
+        dilation: int = 1,
+        deform_modulated: bool = False,
+        deform_num_groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.out_channels, self.stride = out_channels, stride
+        width = bottleneck_channels
+        stride1, stride2 = (stride, 1) if stride_in_1x1 else (1, stride)
+        place: dict[str, Any] = {"stride": stride2, "padding": dilation, "dilation": dilation}
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
+        self.conv1 = _conv(in_channels, width, 1, norm, F.relu_, stride=stride1)
+        per_tap = 3 if deform_modulated else 2
+        self.conv2_offset = Conv2d(width, 9 * per_tap * deform_num_groups, 3, **place)
+        nn.init.zeros_(self.conv2_offset.weight)
+        nn.init.zeros_(cast(Tensor, self.conv2_offset.bias))
+        self.conv2 = (ModulatedDeformConv if deform_modulated else DeformConv)(
+            width,
+            width,
+            3,
+            **place,
+            groups=num_groups,
+            deformable_groups=deform_num_groups,
+            bias=False,
+            norm=get_norm(norm, width),
+            activation=F.relu_,
+        )
+        c2_msra_fill(self.conv2)
+        self.conv3 = _conv(width, out_channels, 1, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        out = self.conv1(x)
+        offset = self.conv2_offset(out)
+        if isinstance(self.conv2, ModulatedDeformConv):
+            first, second, mask = offset.chunk(3, dim=1)
+            out = self.conv2(out, torch.cat([first, second], dim=1), mask.sigmoid())
+        else:
+            out = self.conv2(out, offset)
+        out = self.conv3(out)
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
+
+
+Block: TypeAlias = BasicBlock | BottleneckBlock | DeformBottleneckBlock
 
 
 def make_stage(
@@ -264,7 +358,7 @@ def make_stage(
     """Blocks one after the other; the first has the stride and the change of width.
 
     Args:
-        block: BasicBlock or BottleneckBlock.
+        block: BasicBlock, BottleneckBlock or DeformBottleneckBlock.
         num_blocks: how many.
         in_channels: of the stage's input.
         out_channels: of every block's output.

@@ -8,6 +8,7 @@ from segdet.modeling.backbones import (
     BasicBlock,
     BasicStem,
     BottleneckBlock,
+    DeformBottleneckBlock,
     ResNet,
     ResNetConfig,
     make_stage,
@@ -167,6 +168,34 @@ def test_stages_may_come_from_elsewhere():
         ResNet(BasicStem(3, 16, norm="BN"), [stage], out_features=["res3"])
 
 
+@pytest.mark.parametrize("modulated", [False, True])
+def test_a_fresh_deformable_block_is_a_plain_one(modulated):
+    settings = {"bottleneck_channels": 8, "stride": 2, "norm": "BN", "dilation": 2}
+    plain = BottleneckBlock(16, 24, num_groups=2, **settings).eval()
+    block = DeformBottleneckBlock(
+        16, 24, num_groups=2, deform_modulated=modulated, deform_num_groups=4, **settings
+    ).eval()
+    left_over = block.load_state_dict(plain.state_dict(), strict=False)
+    assert left_over.missing_keys == ["conv2_offset.weight", "conv2_offset.bias"]
+    assert block.conv2_offset.out_channels == (27 if modulated else 18) * 4
+    x = torch.randn(2, 16, 9, 10)
+    if modulated:  # the mask starts as sigmoid(0)
+        block.conv2.weight.data *= 2
+    torch.testing.assert_close(block(x), plain(x))
+
+
+def test_deformable_stages_are_those_that_the_config_names():
+    names = {"deform_on_per_stage": (False, True, False, True), "deform_modulated": True}
+    resnet = ResNetConfig(out_features=ALL, res5_dilation=2, **names).build(freeze_at=0)
+    kinds = {f"res{k}": {type(block) for block in getattr(resnet, f"res{k}")} for k in range(2, 6)}
+    assert kinds["res2"] == kinds["res4"] == {BottleneckBlock}
+    assert kinds["res3"] == kinds["res5"] == {DeformBottleneckBlock}
+    features = resnet(torch.randn(1, 3, 64, 96))
+    assert features["res5"].shape == (1, 2048, 4, 6)
+    with pytest.raises(ConfigError, match="DEFORM_ON_PER_STAGE must not name res5 where heads"):
+        ResNetConfig(**names).build_res5(1024)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -177,7 +206,14 @@ def test_stages_may_come_from_elsewhere():
         ({"depth": 18}, "DEPTH 18 needs RES2_OUT_CHANNELS = 64, it is 256"),
         ({**SMALL, "res5_dilation": 2}, "DEPTH 18 needs RES5_DILATION = 1, it is 2"),
         ({**SMALL, "num_groups": 32}, "DEPTH 18 needs NUM_GROUPS = 1, it is 32"),
-        ({"deform_on_per_stage": (False, True, True, True)}, "DEFORM_ON_PER_STAGE"),
+        (
+            {**SMALL, "deform_on_per_stage": (False, True, True, True)},
+            "DEPTH 18 needs DEFORM_ON_PER_STAGE = False, it is True",
+        ),
+        (
+            {"deform_on_per_stage": (True,)},
+            r"DEFORM_ON_PER_STAGE must have a value for each of res2 to res5, is \(True,\)",
+        ),
     ],
 )
 def test_refuses_unusable_settings(settings, message):
