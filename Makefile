@@ -1,5 +1,5 @@
 # make setup | demo | test | test-slow | check | format | bench | wheel
-#      sanitize | wheel-check
+#      sanitize | wheel-check | gpu-check
 #
 # PYTHON  the interpreter to start from, 3.11 or later.
 # VENV    where its virtual environment goes. With VENV= the interpreter is used as it is: what it
@@ -22,7 +22,7 @@ endif
 benchmarks := ops $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
 csrc := $(shell find csrc tests/ops -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 pip := $(python) -m pip install --disable-pip-version-check --quiet
-.PHONY: setup demo test test-slow check format bench wheel sanitize wheel-check
+.PHONY: setup demo test test-slow check format bench wheel sanitize wheel-check gpu-check
 
 setup: $(stamp)
 
@@ -75,3 +75,6 @@ sanitize: setup
 
 wheel-check: setup
 	$(python) tools/check_wheel.py
+
+gpu-check:  # with PYTHON as it is
+	$(PYTHON) -m benchmarks.gpu_check

@@ -19,7 +19,6 @@ size that goes into the network. A training step is forward, backward and SGD wi
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import MultiScaleRoIAlign
 
-from benchmarks.ops.duel import Duel, compare, machine_rates, show
+from benchmarks.ops.duel import Duel, compare, machine_rates, show, write
 from segdet.config import get_cfg
 from segdet.model_zoo import get_config_file
 from segdet.modeling import build_model
@@ -202,11 +201,9 @@ def main() -> None:
         row = compare(duel, args.device, rates)
         if args.device == "cuda":
             row["ours_mib"], row["peer_mib"] = peak_mebibytes(duel.ours), peak_mebibytes(duel.peer)
-        show([row])
         rows.append(row)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write(rows, args.json)
+    show(rows)
 
 
 if __name__ == "__main__":

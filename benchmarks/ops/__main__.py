@@ -11,7 +11,6 @@ of a convolution, whose gradients need two of its size.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from benchmarks.ops import (
     roi_align_rotated,
     soft_nms,
 )
-from benchmarks.ops.duel import compare, machine_rates, show
+from benchmarks.ops.duel import compare, machine_rates, show, write
 from segdet import ops
 
 # Each has duels(device).
@@ -65,12 +64,11 @@ def main() -> None:
     bandwidth, flops = machine_rates(args.device)
     print(f"{args.device}, {args.threads} threads: copy {bandwidth:.1f} GB/s, {flops:.0f} GFLOP/s")
     duels = [duel for op in OPS for duel in op.duels(args.device)]
-    chosen = tqdm([duel for duel in duels if args.filter in duel.name], unit="op")
-    rows = [compare(duel, args.device, (bandwidth, flops)) for duel in chosen]
+    rows = []
+    for duel in tqdm([duel for duel in duels if args.filter in duel.name], unit="op"):
+        rows.append(compare(duel, args.device, (bandwidth, flops)))
+        write(rows, args.json)
     show(rows)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,3 +93,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         ours, peer, limit = (row[key] * 1e3 for key in ("ours_s", "peer_s", "limit_s"))
         print(f"{row['name']:<{width}} {ours:9.3f} {peer:9.3f} {row['ratio']:6.1f} {limit:9.3f}")
+
+
+def write(rows: list[dict[str, Any]], file: Path | None) -> None:
+    """Write rows as JSON; after each row, so that those there are outlive an interruption."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(rows, indent=2) + "\n")
