@@ -24,6 +24,7 @@ from benchmarks.ops import (
     nms,
     nms_rotated,
     paste_masks,
+    point_sample,
     ps_roi_align,
     ps_roi_pool,
     roi_align,
@@ -47,6 +48,7 @@ OPS = [
     fast_nms,
     matrix_nms,
     roi_align_rotated,
+    point_sample,
 ]
 
 

@@ -1,4 +1,4 @@
-"""The native ops. Each has one file here and one folder in csrc/.
+"""The native ops. Each has one file here and one folder in csrc/; `point_sample` is torch's own.
 
 `BINARY_DEVICES` holds the device types that the compiled library serves here; on others, slower
 code of the same meaning runs.
@@ -13,6 +13,7 @@ from .matrix_nms import matrix_nms
 from .nms import batched_nms, nms
 from .nms_rotated import batched_nms_rotated, nms_rotated
 from .paste_masks import paste_masks
+from .point_sample import point_sample
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool
 from .roi_align import roi_align
@@ -32,6 +33,7 @@ __all__ = [
     "nms",
     "nms_rotated",
     "paste_masks",
+    "point_sample",
     "ps_roi_align",
     "ps_roi_pool",
     "roi_align",

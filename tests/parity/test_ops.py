@@ -30,6 +30,7 @@ from segdet.ops import (
     matrix_nms,
     nms,
     nms_rotated,
+    point_sample,
     ps_roi_align,
     ps_roi_pool,
     roi_align,
@@ -244,6 +245,15 @@ def check_rle_strings(case: Case) -> None:
         assert rle_runs(encoded[i])[1::2].sum() == case["area"][i]
 
 
+def check_point_sample(case: Case) -> None:
+    maps = case.tensor("x").requires_grad_()
+    out = point_sample(maps, case.tensor("coords"), case.params["align_corners"])
+    case.check("out", out)
+    if "dx" in case:
+        (grad,) = torch.autograd.grad(out, maps, case.tensor("grad_out"))
+        case.check("dx", grad)
+
+
 def check_psroi(case: Case) -> None:
     p = case.params
     maps = case.tensor("x").requires_grad_()
@@ -265,6 +275,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "deform_conv": check_deform_conv,
     "nms": check_nms,
     "paste_masks": check_paste_masks,
+    "point_sample": check_point_sample,
     "psroi": check_psroi,
     "rle": check_rle,
     "roi_align": check_roi_align,
