@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "best_first.h"
 #include "columns.h"
 #include "groups.h"
 
@@ -22,7 +23,7 @@ struct Order {
 
 // classes: int64 of each box, or null: all boxes are one class.
 inline Order sort_boxes(const Tensor& scores, const int64_t* classes) {
-  const Tensor by_score = argsort(scores, /*descending=*/true);
+  const Tensor by_score = best_first(scores);
   const int64_t n = scores.size(0), *box = by_score.const_data_ptr<int64_t>();
   if (classes == nullptr) return {by_score, one_group(n)};
   return {by_score, group_by_class(n, [&](int64_t rank) { return classes[box[rank]]; })};

@@ -75,6 +75,19 @@ def test_of_equal_scores_the_first_wins(implementation, device):
     assert nms(boxes, torch.ones(80, device=device), 0.5).tolist() == [0, 40]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_many_scores_of_all_kinds_sort_as_in_torch(compiled, dtype):
+    scores = torch.randn(6000, device=compiled)
+    odd = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-45, 1.0]
+    scores[::5] = torch.tensor(odd, device=compiled).repeat(150)
+    scores = scores.to(dtype)
+    apart = torch.arange(6000.0, device=compiled)[:, None] * 2 + torch.tensor(
+        [0.0, 0, 1, 1], device=compiled
+    )
+    expected = scores.argsort(descending=True, stable=True)
+    assert torch.equal(nms(apart, scores, 0.5), expected)
+
+
 def test_touching_boxes_do_not_overlap(implementation, device):
     boxes = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10]], device=device)
     assert nms(boxes, torch.tensor([1.0, 0.5], device=device), 0.0).tolist() == [0, 1]
