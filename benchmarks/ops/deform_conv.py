@@ -53,8 +53,8 @@ def duels(device: str) -> Iterator[Duel]:
     args = (x, *args[1:])
     yield Duel(
         name="deform_conv v1 fwd 256x100x152 3x3",
-        ours=lambda: ops.deform_conv2d(*args[:4], padding=1),
-        peer=lambda: torchvision.ops.deform_conv2d(*args[:4], padding=1),
+        ours=lambda: ops.deform_conv2d(*args[:4], padding=(1, 1)),
+        peer=lambda: torchvision.ops.deform_conv2d(*args[:4], padding=(1, 1)),
         megabytes=arrays + 4e-6 * x.numel(),
         gigaflops=(2 * CHANNELS + 8) * samples,
     )
