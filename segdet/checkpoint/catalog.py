@@ -36,7 +36,7 @@ def locate(address: str) -> tuple[Path, bool]:
     Raises:
         CheckpointError: no such file, or a query that means nothing.
     """
-    if Path(address).is_file():
+    if os.path.isfile(address):  # False, too, of what can be no path
         return Path(address), False
     plain, _, query = address.partition("?")
     is_url = plain.startswith(("http://", "https://"))
@@ -44,8 +44,8 @@ def locate(address: str) -> tuple[Path, bool]:
     url, names = _mirrored_as(plain)
     if not names:
         path = Path(plain).expanduser()
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file")
+        if not os.path.isfile(path):
+            raise CheckpointError(f"{str(path)[:500]}: no such file")
         return path, by_suffix
     mirror = os.environ.get(MIRROR)
     if not mirror:

@@ -22,6 +22,7 @@ from segdet.utils import comm
 _log = logging.getLogger("segdet.checkpoint")
 
 LAST = "last_checkpoint"  # the text file that names the newest checkpoint of a folder
+_LONGEST_NAME = 4096  # bytes of it that are read
 
 
 class DetectionCheckpointer:
@@ -100,15 +101,26 @@ class DetectionCheckpointer:
             return {}
         file, by_suffix = locate(os.fspath(path))
         checkpoint = read_checkpoint(file)
-        by_suffix |= checkpoint.pop("matching_heuristics", False)
+        by_suffix |= checkpoint.pop("matching_heuristics")
         self.report = load_weights(
             self.model, checkpoint.pop("model"), file=str(file), by_suffix=by_suffix, strict=strict
         )
         self.report.log()
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
-                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+                self._load_other(key, checkpoint.pop(key), file)
         return checkpoint
+
+    def _load_other(self, key: str, state: Any, file: Path) -> None:
+        try:
+            self.checkpointables[key].load_state_dict(state)
+        except CheckpointError:
+            raise
+        except Exception as error:  # the state comes from outside and can be wrong in any way
+            raise CheckpointError(
+                f"{file}: its {key!r} does not fit this run ({type(error).__name__}: {error}); "
+                "load it without resuming to take over the weights alone"
+            ) from error
 
     def resume_or_load(
         self, path: str | os.PathLike[str], *, resume: bool = True
@@ -139,10 +151,11 @@ class DetectionCheckpointer:
         tag = Path(self.save_dir) / LAST
         if not self.save_dir or not tag.is_file():
             return ""
-        name = tag.read_text().strip()
+        with tag.open("rb") as file:
+            name = file.read(_LONGEST_NAME).decode(errors="replace").strip()
         path = tag.parent / name
-        if not path.is_file():
-            found = f"{path}: no such file" if name else "it is empty"
+        if not name.isprintable() or not os.path.isfile(path):
+            found = f"{name[:200]!r}: no such file" if name else "it is empty"
             raise CheckpointError(
                 f"{tag} must name the checkpoint to resume from, but {found}; write a checkpoint's "
                 "name into it, or delete it to begin from the weights"
