@@ -68,7 +68,7 @@ LAYERS = {
         "segdet.utils",
     ],
     "segdet.solver": ["segdet.errors", "segdet.config.node", "segdet.config.reader"],
-    "segdet.checkpoint": ["segdet.errors", "segdet.utils"],
+    "segdet.checkpoint": ["segdet.errors", "segdet.config.node", "segdet.utils"],
     "segdet.config": [  # get_cfg, which gathers the sections
         "segdet.config.compat",
         "segdet.config.configurable",

@@ -15,7 +15,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from segdet.checkpoint.catalog import locate
 from segdet.checkpoint.loading import LoadReport, load_weights
 from segdet.checkpoint.reading import read_checkpoint
+from segdet.checkpoint.settings import differing_settings
 from segdet.checkpoint.writing import write_atomically
+from segdet.config.node import CfgNode
 from segdet.errors import CheckpointError
 from segdet.utils import comm
 
@@ -32,6 +34,8 @@ class DetectionCheckpointer:
         model: saved as `model`; without its DataParallel or DistributedDataParallel wrapper.
         save_dir: folder of the checkpoints; "" never saves.
         save_to_disk: whether this process writes; by default the main one does.
+        cfg: compared, when given, with what the loaded weights tell of how they were trained; a
+            difference is a warning.
         checkpointables: further objects with `state_dict` and `load_state_dict`, by the names
             that they have in the file (`trainer=...`).
 
@@ -45,12 +49,14 @@ class DetectionCheckpointer:
         save_dir: str | os.PathLike[str] = "",
         *,
         save_to_disk: bool | None = None,
+        cfg: CfgNode | None = None,
         **checkpointables: Any,
     ) -> None:
         wrapped = isinstance(model, DataParallel | DistributedDataParallel)
         self.model: nn.Module = model.module if wrapped else model
         self.save_dir = os.fspath(save_dir)
         self.save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
+        self.cfg = cfg
         self.checkpointables = checkpointables
         self.report: LoadReport | None = None
 
@@ -106,6 +112,9 @@ class DetectionCheckpointer:
             self.model, checkpoint.pop("model"), file=str(file), by_suffix=by_suffix, strict=strict
         )
         self.report.log()
+        if self.cfg is not None:
+            for message in differing_settings(self.cfg, self.report, checkpoint.get("__author__")):
+                _log.warning("%s", message)
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
                 self._load_other(key, checkpoint.pop(key), file)

@@ -120,5 +120,5 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> S
     if device is not None:
         cfg.MODEL.DEVICE = device
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    DetectionCheckpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS)
     return model
