@@ -50,13 +50,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
+        return _read_safetensors(path)
     with path.open("rb") as file:
         if file.read(len(ZIP_START)) == ZIP_START:
             return read_zip(path)
         file.seek(0)
         first = Unpickler(file, PLAIN).load()
         return read_legacy(file) if is_legacy(first) else first
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safetensors.safe_open(path, "pt") as file:
+        told = file.metadata() or {}
+    content: dict[str, Any] = {"model": safetensors.torch.load_file(path)}
+    content["matching_heuristics"] = told.get("matching_heuristics") == "True"
+    if "__author__" in told:
+        content["__author__"] = told["__author__"]
+    return content
 
 
 def _unwrap(content: dict[str, Any]) -> dict[str, Any]:
