@@ -106,7 +106,7 @@ LAYERS = {
         "segdet.checkpoint",
     ],
 }
-for top in ("segdet.engine", "segdet.cli"):  # these import everything below them
+for top in ("segdet.engine", "segdet.migrate", "segdet.cli"):  # these import everything below them
     LAYERS[top] = [*LAYERS]
 OPTIONAL = {"cv2", "hotcoco", "pycocotools", "shapely", "tensorboard", "torch", "torchvision"}
 

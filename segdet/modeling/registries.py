@@ -42,7 +42,7 @@ def _system(name: str, build: Callable[[CfgNode], nn.Module]) -> type[SystemConf
     return PluginConfig
 
 
-def _roi_heads_system(name: str, build: Callable[..., nn.Module]) -> str:
+def _roi_heads_system(name: str, build: Callable[..., Any]) -> str:
     """Adds Mask R-CNN with these heads, `build(cfg, shapes of the features)`, to SYSTEMS."""
 
     @dataclass(frozen=True, kw_only=True)
