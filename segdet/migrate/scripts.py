@@ -144,9 +144,9 @@ class _Script(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
-        if isinstance(node.value, str) and _DOTTED.fullmatch(node.value):
-            if all(edit.start != self._place(node) for edit in self.edits):
-                self._note(node, f"the text {node.value!r} was left as it is")
+        was_renamed = any(edit.start == self._place(node) for edit in self.edits)
+        if isinstance(node.value, str) and _DOTTED.fullmatch(node.value) and not was_renamed:
+            self._note(node, f"the text {node.value!r} was left as it is")
 
     def check_keys(self, tree: ast.AST) -> None:
         """Note config keys that there are not, unless the script itself adds them."""
