@@ -16,6 +16,7 @@ from segdet.config.reader import tree_of
 from segdet.layers import Losses, ShapeSpec
 from segdet.modeling.backbones import BACKBONES, Backbone, BackboneSections
 from segdet.modeling.meta_arch import GENERALIZED_RCNN, SYSTEMS, MaskRCNN, MaskRCNNConfig
+from segdet.modeling.roi_heads import StandardROIHeads
 from segdet.modeling.system import SystemConfig
 from segdet.structures import Detections
 from segdet.utils.registry import Registry, TableRegistry
@@ -48,6 +49,10 @@ def _roi_heads_system(name: str, build: Callable[..., Any]) -> str:
     @dataclass(frozen=True, kw_only=True)
     class PluginConfig(MaskRCNNConfig):
         def build(self) -> MaskRCNN:
+            if getattr(build, "__init__", None) is StandardROIHeads.__init__:
+                model = super().build()  # made as ours, and with other methods
+                model.roi_heads.__class__ = build
+                return model
             backbone = self.build_backbone()
             heads = build(tree_of(self), backbone.output_shape())
             return MaskRCNN(

@@ -108,6 +108,20 @@ def test_mistakes_are_named(tmp_path, config):
         main([str(tmp_path / "none.pth"), str(tmp_path / "b.safetensors")])
 
 
+def test_a_hostile_file_ends_the_script_with_one_message(tmp_path):
+    (tmp_path / "evil.pkl").write_bytes(b"cposix\nsystem\n(S'touch ran'\ntR.")
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "tools/convert_weights.py"), "evil.pkl", "out.safetensors"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: evil.pkl: refers to the Python object posix.system")
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pkl"]
+
+
 def test_as_many_class_names_as_classes(tmp_path, config, detector):
     torch.save(detector.state_dict(), tmp_path / "a.pth")
     arguments = [str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")]

@@ -6,7 +6,7 @@ from torch import nn
 
 from segdet.config import CfgNode, configurable, get_cfg
 from segdet.errors import ConfigError
-from segdet.layers import ShapeSpec
+from segdet.layers import Losses, ShapeSpec
 from segdet.modeling import (
     BACKBONE_REGISTRY,
     FPN,
@@ -23,6 +23,7 @@ from segdet.modeling import (
 )
 from segdet.modeling.backbones import BACKBONES, BackboneConfig, BackboneSections
 from segdet.modeling.meta_arch import GENERALIZED_RCNN
+from segdet.modeling.roi_heads import StandardROIHeads
 from segdet.structures import BitMasks, Boxes, ImageList, Instances
 
 REGISTRIES = (
@@ -173,6 +174,20 @@ def test_roi_heads(cfg):
     assert len(found) == 2
     assert "roi_heads.score.weight" in model.state_dict()
     get_cfg()
+
+
+def test_roi_heads_that_change_a_method_of_ours(cfg):
+    @ROI_HEADS_REGISTRY.register()
+    class HalvedHeads(StandardROIHeads):
+        def losses(self, features, proposals, targets):
+            losses = super().losses(features, proposals, targets)
+            return Losses({name: value / 2 for name, value in losses.items()})
+
+    cfg.MODEL.ROI_HEADS.NAME = "HalvedHeads"
+    model = build_model(cfg)
+    assert isinstance(model.roi_heads, HalvedHeads)
+    losses, found = train_and_predict(model)
+    assert "loss_box_reg" in losses and len(found) > 0
 
 
 def test_a_box_head(cfg):
