@@ -20,6 +20,8 @@ Place = tuple[int, int]  # line from 1, column from 0, in characters
 # Calls whose text arguments name a module or logger.
 _NAMING_CALLS = {"getLogger", "setup_logger", "import_module", "patch", "locate"}
 _NODES = {"CN", "CfgNode", "ConfigNode"}
+# What stands between tokens, or at the place of the next one.
+_NO_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT}
 _DOTTED = re.compile(rf"{THEIRS}(\.[A-Za-z_]\w*)*")
 
 
@@ -84,7 +86,7 @@ class _Script(ast.NodeVisitor):
         self._tokens = [
             one
             for one in tokenize.generate_tokens(io.StringIO(text, newline="").readline)
-            if one.type not in (tokenize.COMMENT, tokenize.NL)
+            if one.type not in _NO_TOKENS
         ]
         self._modules = dict(_bound_modules(tree))  # local name -> module of theirs
 

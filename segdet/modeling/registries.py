@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -51,7 +51,7 @@ def _roi_heads_system(name: str, build: Callable[..., Any]) -> str:
         def build(self) -> MaskRCNN:
             if getattr(build, "__init__", None) is StandardROIHeads.__init__:
                 model = super().build()  # made as ours, and with other methods
-                model.roi_heads.__class__ = build
+                model.roi_heads.__class__ = cast(Any, build)
                 return model
             backbone = self.build_backbone()
             heads = build(tree_of(self), backbone.output_shape())

@@ -43,7 +43,7 @@ def test_a_report_changes_nothing(project, capsys):
     assert (
         f"{project}/a.yaml: no config key MODEL.MASK_ONN here; did you mean MODEL.MASK_ON?" in out
     )
-    assert f"{project}/broken.py: is no Python that can be read" in out
+    assert f"{project}/broken.py: cannot be read, left as it is" in out
     assert "compose" not in out and "hook" not in out
     assert out.endswith("4 files: 1 to rename (--write does it), 2 to look at\n")
 

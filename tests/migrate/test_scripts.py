@@ -49,6 +49,10 @@ def notes(text: str) -> list[str]:
         ("from fvcore.common.config import CfgNode", "from segdet.config import CfgNode"),
         ("from .detectron2 import x", "from .detectron2 import x"),
         ("import mydetectron2", "import mydetectron2"),
+        ("if x:\n    pass\nfrom detectron2.structures import Boxes",
+         "if x:\n    pass\nfrom segdet.structures import Boxes"),
+        ("def f():\n  from detectron2.structures import (  # a\n    Boxes)\n  return Boxes\n",
+         "def f():\n  from segdet.structures import (  # a\n    Boxes)\n  return Boxes\n"),
         ("from detectron2.engine import *", "from segdet.engine import *"),
     ],
 )  # fmt: skip
