@@ -12,7 +12,7 @@ import segdet
 
 THEIRS, OURS = "detectron2", "segdet"
 
-# Modules of other names here, and those that are found under the part before the last dot.
+# Modules of other names here.
 MOVED = {
     "detectron2.modeling.backbone": "segdet.modeling.backbones",
     "detectron2.modeling.poolers": "segdet.modeling.roi_pooler",
@@ -20,8 +20,6 @@ MOVED = {
     "detectron2.modeling.box_regression": "segdet.modeling.box_coder",
     "detectron2.modeling.matcher": "segdet.modeling.matching",
     "detectron2.modeling.proposal_generator": "segdet.modeling.rpn",
-    "detectron2.data.transforms.augmentation": "segdet.data.transforms",
-    "detectron2.data.transforms.transform": "segdet.data.transforms",
     "detectron2.data.dataset_mapper": "segdet.data.mapper",
     "detectron2.data.datasets.register_coco": "segdet.data.datasets",
     "detectron2.config.config": "segdet.config",

@@ -1,7 +1,12 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from segdet.migrate import names
 from segdet.migrate.scripts import migrate_script
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def migrated(text: str) -> str:
@@ -127,6 +132,18 @@ print(self.cfg.TEST.NOTHING, cfg.MODEL.clone(), cfg.MODEL.RPN.HEADS.x, os.PATH.X
 
 def test_every_moved_module_is_where_the_table_says():
     assert [ours for ours in names.MOVED.values() if names.load(ours) is None] == []
+    same = [theirs.replace("detectron2", "segdet") for theirs in names.MOVED]
+    assert [module for module in same if module.startswith("segdet") and names.load(module)] == []
+
+
+@pytest.mark.parametrize("folder", ["segdet/data", "segdet/engine", "segdet/modeling", "tools"])
+def test_our_own_code_in_detectron2s_spelling_comes_back(folder):
+    for file in (ROOT / folder).rglob("*.py"):
+        code = file.read_text()
+        theirs = re.sub(
+            r"^(\s*(?:from|import) )segdet\b", r"\1detectron2", code, flags=re.MULTILINE
+        )
+        assert migrated(theirs) == code, file
 
 
 def test_a_script_that_does_not_parse_is_refused():
