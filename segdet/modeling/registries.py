@@ -69,12 +69,12 @@ def _roi_heads_system(name: str, build: Callable[..., Any]) -> str:
     return system
 
 
+# Whole models, `cls(cfg)`, for MODEL.META_ARCHITECTURE.
 META_ARCH_REGISTRY = TableRegistry("META_ARCH", SYSTEMS, _system)
-META_ARCH_REGISTRY.__doc__ = "Whole models: `cls(cfg)`; MODEL.META_ARCHITECTURE names one."
+# `build(cfg, input_shape)`, for MODEL.BACKBONE.NAME.
 BACKBONE_REGISTRY = TableRegistry("BACKBONE", BACKBONES, _backbone)
-BACKBONE_REGISTRY.__doc__ = "`build(cfg, input_shape)`; MODEL.BACKBONE.NAME names one."
+# `cls(cfg, shapes of the backbone's maps)`, for MODEL.ROI_HEADS.NAME.
 ROI_HEADS_REGISTRY = TableRegistry("ROI_HEADS", GENERALIZED_RCNN, _roi_heads_system)
-ROI_HEADS_REGISTRY.__doc__ = "`cls(cfg, input_shape)`; MODEL.ROI_HEADS.NAME names one."
 PROPOSAL_GENERATOR_REGISTRY = Registry("PROPOSAL_GENERATOR")
 RPN_HEAD_REGISTRY = Registry("RPN_HEAD")
 ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")
