@@ -1,4 +1,4 @@
-"""`segdet info|train|eval|predict`: the same functions that the scripts in tools/ call."""
+"""`segdet info|train|eval|predict|migrate`: the same functions that the scripts in tools/ call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from segdet.engine import predict, train
 from segdet.errors import SegdetError
+from segdet.migrate import main as migrate
 from segdet.utils.collect_env import collect_env_info
 
 
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "train": train.main,
     "eval": evaluate,
     "predict": predict.main,
+    "migrate": migrate,
 }
 
 

@@ -45,3 +45,10 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither downloads nor earlier ones: a test sees the same on every machine."""
+    monkeypatch.delenv("SEGDET_DOWNLOAD", raising=False)
+    monkeypatch.setenv("SEGDET_CACHE", "/nowhere")

@@ -38,6 +38,15 @@ LAYERS = {
         "segdet.layers",
         "segdet.modeling",
     ],
+    "segdet.modeling.registries": [
+        "segdet.config.node",
+        "segdet.config.reader",
+        "segdet.structures",
+        "segdet.layers",
+        "segdet.utils.registry",
+        "segdet.modeling",
+        "segdet.modeling.meta_arch",
+    ],
     "segdet.modeling.build": [
         "segdet.errors",
         "segdet.layers",
@@ -45,9 +54,17 @@ LAYERS = {
         "segdet.config.reader",
         "segdet.modeling",
         "segdet.modeling.meta_arch",
+        "segdet.modeling.registries",
     ],
-    "segdet.modeling.__init__": ["segdet.modeling.build", "segdet.modeling.meta_arch"],
+    "segdet.modeling.__init__": [
+        "segdet.layers",
+        "segdet.modeling",
+        "segdet.modeling.build",
+        "segdet.modeling.meta_arch",
+        "segdet.modeling.registries",
+    ],
     "segdet.utils": ["segdet.errors"],
+    "segdet.utils.registry": ["segdet.errors"],
     "segdet.utils.collect_env": ["segdet", "segdet.ops"],
     "segdet.data": [
         "segdet.errors",
@@ -68,7 +85,7 @@ LAYERS = {
         "segdet.utils",
     ],
     "segdet.solver": ["segdet.errors", "segdet.config.node", "segdet.config.reader"],
-    "segdet.checkpoint": ["segdet.errors", "segdet.utils"],
+    "segdet.checkpoint": ["segdet.errors", "segdet.config.node", "segdet.utils"],
     "segdet.config": [  # get_cfg, which gathers the sections
         "segdet.config.compat",
         "segdet.config.configurable",
@@ -89,7 +106,7 @@ LAYERS = {
         "segdet.checkpoint",
     ],
 }
-for top in ("segdet.engine", "segdet.cli"):  # these import everything below them
+for top in ("segdet.engine", "segdet.migrate", "segdet.cli"):  # these import everything below them
     LAYERS[top] = [*LAYERS]
 OPTIONAL = {"cv2", "hotcoco", "pycocotools", "shapely", "tensorboard", "torch", "torchvision"}
 

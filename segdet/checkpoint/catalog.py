@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, urlsplit
 
+from segdet.checkpoint.download import download
 from segdet.errors import CheckpointError
 
 MIRROR = "SEGDET_WEIGHTS"  # environment variable: the folder that stands for the network
+DOWNLOAD = "SEGDET_DOWNLOAD"  # environment variable: 1 downloads what is not found
+CACHE = "SEGDET_CACHE"  # environment variable: the folder of downloads, by default ~/.cache/segdet
 DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
 DETECTRON_URL = "https://dl.fbaipublicfiles.com/detectron/"
 IMAGENET_PRETRAINED = {  # catalog://ImageNetPretrained/NAME -> path below DETECTRON_URL
@@ -22,13 +25,15 @@ IMAGENET_PRETRAINED = {  # catalog://ImageNetPretrained/NAME -> path below DETEC
 }
 
 
-def locate(address: str) -> tuple[Path, bool]:
-    """The local file that an address means; nothing is downloaded.
+def locate(address: str, *, may_download: bool | None = None) -> tuple[Path, bool]:
+    """The local file that an address means.
 
     Args:
         address: a path, `detectron2://X`, `catalog://X` or an http(s) URL, possibly with
             `?matching_heuristics=True` behind it. What is no path is looked up in the folder that
-            the environment variable SEGDET_WEIGHTS names, under X.
+            the environment variable SEGDET_WEIGHTS names, under X, and then among the downloads.
+        may_download: whether it is downloaded where it is not found; None: if the environment
+            variable SEGDET_DOWNLOAD is 1.
 
     Returns:
         The path, and whether suffix matching was asked for.
@@ -36,7 +41,7 @@ def locate(address: str) -> tuple[Path, bool]:
     Raises:
         CheckpointError: no such file, or a query that means nothing.
     """
-    if Path(address).is_file():
+    if os.path.isfile(address):  # False, too, of what can be no path
         return Path(address), False
     plain, _, query = address.partition("?")
     is_url = plain.startswith(("http://", "https://"))
@@ -44,22 +49,45 @@ def locate(address: str) -> tuple[Path, bool]:
     url, names = _mirrored_as(plain)
     if not names:
         path = Path(plain).expanduser()
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file")
+        if not os.path.isfile(path):
+            raise CheckpointError(f"{str(path)[:500]}: no such file")
         return path, by_suffix
     mirror = os.environ.get(MIRROR)
-    if not mirror:
-        raise CheckpointError(
-            f"{plain}: weights are not downloaded while running; put {url or 'the file'} at "
-            f"SOME_FOLDER/{names[0]} and set {MIRROR}=SOME_FOLDER"
+    places = [Path(mirror) / name for name in names] if mirror else []
+    cached = _cached_at(url) if url else None
+    for place in [*places, *([cached] if cached else [])]:
+        if place.is_file():
+            return place, by_suffix
+    may_download = os.environ.get(DOWNLOAD) == "1" if may_download is None else may_download
+    if may_download and url and cached:
+        download(url, cached)
+        return cached, by_suffix
+    raise CheckpointError(_not_here(plain, url, names[0], mirror))
+
+
+def _not_here(plain: str, url: str | None, name: str, mirror: str | None) -> str:
+    switch = f", or set {DOWNLOAD}=1 to download it" if url else ""
+    if mirror:
+        return (
+            f"{plain}: not in the folder {MIRROR}={mirror}; put {url or 'the file'} at "
+            f"{Path(mirror) / name}{switch}"
         )
-    for name in names:
-        if (Path(mirror) / name).is_file():
-            return Path(mirror) / name, by_suffix
-    raise CheckpointError(
-        f"{plain}: not in the folder {MIRROR}={mirror}; put {url or 'the file'} at "
-        f"{Path(mirror) / names[0]}"
+    return (
+        f"{plain}: weights are not downloaded while running; put {url or 'the file'} at "
+        f"SOME_FOLDER/{name} and set {MIRROR}=SOME_FOLDER{switch}"
     )
+
+
+def _cached_at(url: str) -> Path:
+    """Where the download of a URL lies: below the cache folder, by host and path."""
+    folder = os.environ.get(CACHE)
+    if not folder:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segdet"
+    parts = urlsplit(url)
+    path = PurePosixPath(parts.netloc.replace(":", "_")) / parts.path.lstrip("/")
+    if ".." in path.parts:
+        raise CheckpointError(f"{url}: an address with .. in it is not looked up")
+    return Path(folder) / path
 
 
 def _wants_suffix_matching(address: str, query: str, *, other_keys_allowed: bool) -> bool:

@@ -15,13 +15,16 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from segdet.checkpoint.catalog import locate
 from segdet.checkpoint.loading import LoadReport, load_weights
 from segdet.checkpoint.reading import read_checkpoint
+from segdet.checkpoint.settings import differing_settings
 from segdet.checkpoint.writing import write_atomically
+from segdet.config.node import CfgNode
 from segdet.errors import CheckpointError
 from segdet.utils import comm
 
 _log = logging.getLogger("segdet.checkpoint")
 
 LAST = "last_checkpoint"  # the text file that names the newest checkpoint of a folder
+_LONGEST_NAME = 4096  # bytes of it that are read
 
 
 class DetectionCheckpointer:
@@ -31,6 +34,8 @@ class DetectionCheckpointer:
         model: saved as `model`; without its DataParallel or DistributedDataParallel wrapper.
         save_dir: folder of the checkpoints; "" never saves.
         save_to_disk: whether this process writes; by default the main one does.
+        cfg: compared, when given, with what the loaded weights tell of how they were trained; a
+            difference is a warning.
         checkpointables: further objects with `state_dict` and `load_state_dict`, by the names
             that they have in the file (`trainer=...`).
 
@@ -44,12 +49,14 @@ class DetectionCheckpointer:
         save_dir: str | os.PathLike[str] = "",
         *,
         save_to_disk: bool | None = None,
+        cfg: CfgNode | None = None,
         **checkpointables: Any,
     ) -> None:
         wrapped = isinstance(model, DataParallel | DistributedDataParallel)
         self.model: nn.Module = model.module if wrapped else model
         self.save_dir = os.fspath(save_dir)
         self.save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
+        self.cfg = cfg
         self.checkpointables = checkpointables
         self.report: LoadReport | None = None
 
@@ -100,15 +107,29 @@ class DetectionCheckpointer:
             return {}
         file, by_suffix = locate(os.fspath(path))
         checkpoint = read_checkpoint(file)
-        by_suffix |= checkpoint.pop("matching_heuristics", False)
+        by_suffix |= checkpoint.pop("matching_heuristics")
         self.report = load_weights(
             self.model, checkpoint.pop("model"), file=str(file), by_suffix=by_suffix, strict=strict
         )
         self.report.log()
+        if self.cfg is not None:
+            for message in differing_settings(self.cfg, self.report, checkpoint.get("__author__")):
+                _log.warning("%s", message)
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
-                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+                self._load_other(key, checkpoint.pop(key), file)
         return checkpoint
+
+    def _load_other(self, key: str, state: Any, file: Path) -> None:
+        try:
+            self.checkpointables[key].load_state_dict(state)
+        except CheckpointError:
+            raise
+        except Exception as error:  # the state comes from outside and can be wrong in any way
+            raise CheckpointError(
+                f"{file}: its {key!r} does not fit this run ({type(error).__name__}: {error}); "
+                "load it without resuming to take over the weights alone"
+            ) from error
 
     def resume_or_load(
         self, path: str | os.PathLike[str], *, resume: bool = True
@@ -139,10 +160,11 @@ class DetectionCheckpointer:
         tag = Path(self.save_dir) / LAST
         if not self.save_dir or not tag.is_file():
             return ""
-        name = tag.read_text().strip()
+        with tag.open("rb") as file:
+            name = file.read(_LONGEST_NAME).decode(errors="replace").strip()
         path = tag.parent / name
-        if not path.is_file():
-            found = f"{path}: no such file" if name else "it is empty"
+        if not name.isprintable() or not os.path.isfile(path):
+            found = f"{name[:200]!r}: no such file" if name else "it is empty"
             raise CheckpointError(
                 f"{tag} must name the checkpoint to resume from, but {found}; write a checkpoint's "
                 "name into it, or delete it to begin from the weights"

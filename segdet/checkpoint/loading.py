@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Size, Tensor, nn
 
@@ -34,6 +35,7 @@ class LoadReport:
         missing: names of the model that got none.
         unexpected: names of the file that went nowhere.
         wrong_shape: model's name -> shapes in the file and in the model; left as initialised.
+        trained_with: config key -> the value that the weights need, as far as the file tells.
     """
 
     file: str
@@ -42,6 +44,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     wrong_shape: dict[str, tuple[Size, Size]] = field(default_factory=dict)
+    trained_with: dict[str, Any] = field(default_factory=dict)
 
     def problems(self) -> str:
         """The names that do not fit, grouped by module; "" when all do."""
@@ -77,7 +80,7 @@ def load_weights(
 ) -> LoadReport:
     """Copy weights into a model.
 
-    Names of Caffe2 and torchvision files are recognised and translated.
+    The names of other programs (`segdet.checkpoint.families`) are recognised and translated.
 
     Args:
         model: its state dict's names are the official ones.
@@ -122,6 +125,7 @@ def load_weights(
         missing=_missing(left_over.missing_keys, ours, {*loaded, *wrong_shape}),
         unexpected=[str(origins.get(n, n)) for n in left_over.unexpected_keys if _is_reported(n)],
         wrong_shape=wrong_shape,
+        trained_with=family.settings(strip_data_parallel(weights)) if family is not None else {},
     )
     if strict and report.problems():
         _refuse(report)

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from segdet.checkpoint.families import FAMILIES, Family
 from segdet.errors import CheckpointError
-
-
-@dataclass(frozen=True)
-class Family:
-    """A kind of weight file with names of its own.
-
-    Attributes:
-        title: what messages call it.
-        recognises: told the file's names that the model does not have, whether they are of it.
-        official_name: the official name, without a prefix such as "backbone.", of a file's name.
-        official_value: the tensor for an official name.
-    """
-
-    title: str
-    recognises: Callable[[Collection[str]], bool]
-    official_name: Callable[[str], str]
-    official_value: Callable[[str, Tensor], Tensor] = lambda name, value: value
 
 
 def find_family(file_names: Collection[str], model_names: Collection[str]) -> Family | None:
@@ -37,7 +19,7 @@ def find_family(file_names: Collection[str], model_names: Collection[str]) -> Fa
 def to_official(
     family: Family, weights: Mapping[str, Tensor], file: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights under official names, without the momentum that Caffe2 stores among them.
+    """Weights under official names, without what is no parameter.
 
     Returns:
         The weights, and for each official name the file's.
@@ -48,9 +30,9 @@ def to_official(
     official: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
     for old, value in weights.items():
-        if old.endswith("_momentum"):
-            continue
         new = family.official_name(old)
+        if new is None:
+            continue
         if new in official:
             raise CheckpointError(
                 f"{file}: {origins[new]} and {old} both mean {new}, read as {family.title} names"
@@ -85,121 +67,3 @@ def strip_data_parallel(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if weights and all(name.startswith("module.") for name in weights):
         return {name.removeprefix("module."): value for name, value in weights.items()}
     return weights
-
-
-# Applied in this order to a name whose underscores have become dots.
-_CAFFE2 = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\.b$", ".bias"),
-        (r"\.w$", ".weight"),
-        # norms
-        (r"bn\.s$", "norm.weight"),
-        (r"bn\.bias$", "norm.bias"),
-        (r"bn\.rm", "norm.running_mean"),
-        (r"bn\.running\.mean$", "norm.running_mean"),
-        (r"bn\.riv", "norm.running_var"),
-        (r"bn\.running\.var$", "norm.running_var"),
-        (r"bn\.gamma$", "norm.weight"),
-        (r"bn\.beta$", "norm.bias"),
-        (r"gn\.s$", "norm.weight"),
-        (r"gn\.bias$", "norm.bias"),
-        # ResNet
-        (r"^res\.conv1\.norm\.", "conv1.norm."),
-        (r"^conv1\.", "stem.conv1."),
-        (r"\.branch1\.", ".shortcut."),
-        (r"\.branch2a\.", ".conv1."),
-        (r"\.branch2b\.", ".conv2."),
-        (r"\.branch2c\.", ".conv3."),
-        # DensePose
-        (r"body\.conv\.fcn", "body_conv_fcn"),
-        (r"AnnIndex\.lowres", "ann_index_lowres"),
-        (r"Index\.UV\.lowres", "index_uv_lowres"),
-        (r"U\.lowres", "u_lowres"),
-        (r"V\.lowres", "v_lowres"),
-        # RPN
-        (r"conv\.rpn(\.fpn2)?", "proposal_generator.rpn_head.conv"),
-        (r"rpn\.bbox\.pred(\.fpn2)?", "proposal_generator.rpn_head.anchor_deltas"),
-        (r"rpn\.cls\.logits(\.fpn2)?", "proposal_generator.rpn_head.objectness_logits"),
-        # box head
-        (r"^bbox\.pred", "bbox_pred"),
-        (r"^cls\.score", "cls_score"),
-        (r"^fc6\.", "box_head.fc1."),
-        (r"^fc7\.", "box_head.fc2."),
-        (r"^head\.conv", "box_head.conv"),
-        # FPN: the block's number and "sum" go, a norm stays
-        (r"^fpn\.inner\.res(\d)\.(?:(?!norm\.).)*?(norm\.)?(\w+)$", r"fpn_lateral\1.\2\3"),
-        (r"^fpn\.res(\d)\.(?:(?!norm\.).)*?(norm\.)?(\w+)$", r"fpn_output\1.\2\3"),
-        # mask head
-        (r"\.\[mask\]\.fcn|^\.mask\.fcn", "mask_head.mask_fcn"),
-        (r"mask\.fcn\.logits", "mask_head.predictor"),
-        (r"conv5\.mask", "mask_head.deconv"),
-        # keypoint head
-        (r"conv\.fcn", "roi_heads.keypoint_head.conv_fcn"),
-        (r"kps\.score\.lowres", "roi_heads.keypoint_head.score_lowres"),
-        (r"kps\.score\.", "roi_heads.keypoint_head.score."),
-    )
-)
-
-
-def caffe2_name(name: str) -> str:
-    """`res2_0_branch2a_bn_s` (Caffe2, Detectron) is `res2.0.conv1.norm.weight`."""
-    name = {"pred_b": "linear_b", "pred_w": "linear_w"}.get(name, name).replace("_", ".")
-    for pattern, replacement in _CAFFE2:
-        name = pattern.sub(replacement, name)
-    return name
-
-
-def caffe2_value(name: str, value: Tensor) -> Tensor:
-    """Caffe2's class 0 is the background: here it is the last class, and has no box or mask."""
-    if name.startswith("bbox_pred."):
-        return value[4:]
-    if name.startswith("mask_head.predictor."):
-        return value[1:]
-    if name.startswith("cls_score."):
-        return value.roll(-1, 0)
-    return value
-
-
-def torchvision_resnet_name(name: str) -> str:
-    """`layer1.0.bn1.weight` is `res2.0.conv1.norm.weight`."""
-    if name.startswith("fc."):
-        return name
-    stage = re.match(r"layer(\d)\.(.*)", name)
-    name = f"res{int(stage[1]) + 1}.{stage[2]}" if stage else f"stem.{name}"
-    name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
-    return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-
-
-def torchvision_mobilenet_v2_name(name: str) -> str:
-    """`features.2.conv.1.0.weight` is `features.2.conv.3.weight`.
-
-    torchvision nests convolution, norm and ReLU6; official names count all layers of a block.
-    """
-    place = re.match(r"features\.(\d+)\.conv\.(\d)\.(?:(\d)\.)?(\w+)$", name)
-    if place is None:
-        return name
-    block, layer, inner, rest = place.groups()
-    nested = 1 if block == "1" else 2  # block 1 does not widen
-    index = 3 * int(layer) + int(inner) if inner else 2 * nested + int(layer)
-    return f"features.{block}.conv.{index}.{rest}"
-
-
-FAMILIES = (
-    Family(
-        "Caffe2",
-        lambda names: any(n.endswith("_w") for n in names) and not any("." in n for n in names),
-        caffe2_name,
-        caffe2_value,
-    ),
-    Family(
-        "torchvision ResNet",
-        lambda names: "layer1.0.conv1.weight" in names,
-        torchvision_resnet_name,
-    ),
-    Family(
-        "torchvision MobileNetV2",
-        lambda names: "features.1.conv.0.0.weight" in names,
-        torchvision_mobilenet_v2_name,
-    ),
-)

@@ -17,6 +17,8 @@ from segdet.errors import ConfigError
 
 Section = TypeVar("Section")
 
+_TREE = "_tree"  # attribute of a section that was read
+
 
 def defaults_of(section: Any) -> CfgNode:
     """The keys that a section owns.
@@ -56,10 +58,26 @@ def read_section(section: type[Section], cfg: CfgNode, at: str = "") -> Section:
         else:
             values[field.name] = _read_value(cfg, path, hint)
     try:
-        return section(**values)
+        made = section(**values)
     except ConfigError as error:
         where = f"{at}: " if at else ""
         raise ConfigError(f"{where}{error}{_set_by(cfg, at, str(error))}") from None
+    object.__setattr__(made, _TREE, cfg)
+    return made
+
+
+def tree_of(section: Any) -> CfgNode:
+    """The tree that a section was read from, for plug-ins whose constructors take a config.
+
+    Raises:
+        ConfigError: the section was made by hand.
+    """
+    if not hasattr(section, _TREE):
+        raise ConfigError(
+            f"{type(section).__name__} was not read from a config, which a plug-in needs that is "
+            "registered by name; use build_model(cfg)"
+        )
+    return getattr(section, _TREE)
 
 
 def _read_value(cfg: CfgNode, path: str, hint: Any) -> Any:

@@ -73,7 +73,7 @@ class DefaultPredictor:
         self.model = build_model(self.cfg).eval()
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        DetectionCheckpointer(self.model, cfg=self.cfg).load(cfg.MODEL.WEIGHTS)
         self.aug = T.ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
         )
@@ -143,7 +143,7 @@ class DefaultTrainer(TrainerBase):
         self._trainer._hooks = self._hooks  # so that it calls their after_backward
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(
-            model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            model, self.cfg.OUTPUT_DIR, cfg=self.cfg, trainer=weakref.proxy(self)
         )
         self.start_iter = 0
         self.max_iter = self.cfg.SOLVER.MAX_ITER

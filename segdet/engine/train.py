@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 def evaluate(cfg: CfgNode, *, resume: bool) -> None:
     """Evaluate MODEL.WEIGHTS, or OUTPUT_DIR's last checkpoint if `resume`."""
     model = DefaultTrainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR, cfg=cfg)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = DefaultTrainer.test(cfg, model)
     if comm.is_main_process():

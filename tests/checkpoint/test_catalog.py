@@ -1,9 +1,24 @@
 import pytest
 
-from segdet.checkpoint.catalog import DETECTRON2_URL, IMAGENET_PRETRAINED, MIRROR, locate
+from segdet.checkpoint.catalog import (
+    CACHE,
+    DETECTRON2_URL,
+    DOWNLOAD,
+    IMAGENET_PRETRAINED,
+    MIRROR,
+    locate,
+)
 from segdet.errors import CheckpointError
 
 R50 = "ImageNetPretrained/MSRA/R-50.pkl"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv(CACHE, str(folder))
+    monkeypatch.delenv(DOWNLOAD, raising=False)
+    return folder
 
 
 @pytest.fixture
@@ -89,3 +104,59 @@ def test_other_queries_are_refused(tmp_path, query):
     path = put(tmp_path, "a.pth")
     with pytest.raises(CheckpointError, match=r"only query known is \?matching_heuristics=True"):
         locate(f"{path}?{query}")
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """The downloads made, instead of making them."""
+    made = []
+
+    def download(url, path):
+        made.append(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    monkeypatch.setattr("segdet.checkpoint.catalog.download", download)
+    return made
+
+
+def test_nothing_is_downloaded_unless_asked_for(monkeypatch, cache, downloads):
+    monkeypatch.delenv(MIRROR, raising=False)
+    with pytest.raises(CheckpointError, match="or set SEGDET_DOWNLOAD=1 to download it"):
+        locate(f"detectron2://{R50}")
+    monkeypatch.setenv(DOWNLOAD, "1")
+    with pytest.raises(CheckpointError, match="not downloaded"):
+        locate(f"detectron2://{R50}", may_download=False)
+    assert downloads == []
+    place = cache / "dl.fbaipublicfiles.com" / "detectron2" / R50
+    assert locate(f"detectron2://{R50}?matching_heuristics=True") == (place, True)
+    assert downloads == [DETECTRON2_URL + R50]
+    monkeypatch.delenv(DOWNLOAD)
+    assert locate(f"detectron2://{R50}") == (place, False)  # from then on it is here
+    assert len(downloads) == 1
+
+
+def test_the_mirror_comes_before_the_downloads(mirror, cache, downloads):
+    place = put(mirror, R50)
+    put(cache, f"dl.fbaipublicfiles.com/detectron2/{R50}")
+    assert locate(f"detectron2://{R50}", may_download=True) == (place, False)
+    assert downloads == []
+
+
+def test_a_name_of_no_known_address_is_not_downloaded(mirror, downloads):
+    with pytest.raises(CheckpointError, match=r"put the file at [^,]*$"):
+        locate("catalog://Caffe2Detectron/x", may_download=True)
+    assert downloads == []
+
+
+@pytest.mark.parametrize("address", ["detectron2://../../a.pkl", "https://example.org/../a.pth"])
+def test_downloads_stay_in_their_folder(monkeypatch, downloads, address):
+    monkeypatch.delenv(MIRROR, raising=False)
+    with pytest.raises(CheckpointError, match=r"an address with \.\. in it"):
+        locate(address, may_download=True)
+    assert downloads == []
+
+
+def test_an_address_that_is_no_path_at_all():
+    with pytest.raises(CheckpointError, match="no such file"):
+        locate("x" * 10_000)

@@ -104,7 +104,8 @@ def test_resume_or_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, said", [("model_0000001.pth", "model_0000001.pth: no such file"), ("\n", "it is empty")]
+    "text, said",
+    [("model_0000001.pth", "'model_0000001.pth': no such file"), ("\n", "it is empty")],
 )
 def test_a_lost_last_checkpoint_is_named(tmp_path, text, said):
     checkpointer = DetectionCheckpointer(nn.Linear(2, 3), tmp_path)

@@ -1,14 +1,16 @@
 import pytest
 import torch
 
+from segdet.checkpoint.families.caffe2 import caffe2_name
+from segdet.checkpoint.families.torchvision import (
+    torchvision_mobilenet_v2_name,
+    torchvision_resnet_name,
+)
 from segdet.checkpoint.names import (
-    caffe2_name,
     find_family,
     match_suffixes,
     strip_data_parallel,
     to_official,
-    torchvision_mobilenet_v2_name,
-    torchvision_resnet_name,
 )
 from segdet.errors import CheckpointError
 

@@ -73,12 +73,13 @@ def test_array_pickled_by_python_2(tmp_path):
     "content, flag",
     [
         ({"model": ARRAYS, "matching_heuristics": True, "__author__": "torchvision"}, True),
-        ({"model": ARRAYS}, None),
+        ({"model": ARRAYS, "matching_heuristics": "yes"}, False),
+        ({"model": ARRAYS}, False),
         ({"model_state": ARRAYS, "epoch": 3}, True),  # pycls
-        ({"state_dict": ARRAYS, "epoch": 3}, None),
-        ({"blobs": ARRAYS, "cfg": "NUM_GPUS: 8"}, None),  # Detectron
-        (ARRAYS, None),
-        (OrderedDict(ARRAYS), None),
+        ({"state_dict": ARRAYS, "epoch": 3}, False),
+        ({"blobs": ARRAYS, "cfg": "NUM_GPUS: 8"}, False),  # Detectron
+        (ARRAYS, False),
+        (OrderedDict(ARRAYS), False),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pkl", ".pth"])
@@ -91,7 +92,7 @@ def test_layouts(tmp_path, content, flag, suffix):
     checkpoint = read_checkpoint(path)
     assert list(checkpoint["model"]) == list(ARRAYS)
     assert all(isinstance(value, torch.Tensor) for value in checkpoint["model"].values())
-    assert checkpoint.get("matching_heuristics") is flag
+    assert checkpoint["matching_heuristics"] is flag
 
 
 def test_torch_files(tmp_path):

@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 
 from segdet import model_zoo
+from segdet.checkpoint.download import checksum_in
 from segdet.errors import ConfigError
-from segdet.model_zoo.zoo import CONFIGS, RELEASED
+from segdet.model_zoo.released import RELEASED
+from segdet.model_zoo.zoo import CONFIGS
 
 R50_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 
@@ -40,11 +42,29 @@ def test_every_config_with_a_published_number_has_its_released_model():
     assert names and names <= RELEASED.keys()
 
 
-def test_get_builds_the_model_in_training_mode(monkeypatch):
-    loaded = []
+def test_every_released_file_has_its_checksum_in_its_name():
+    for name in RELEASED:
+        assert checksum_in(model_zoo.get_checkpoint_url(name))[1], name
+    assert len(set(RELEASED.values())) == len(RELEASED)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_get_builds_the_model_in_training_mode(monkeypatch, trained, tmp_path):
+    loaded, located = [], []
     monkeypatch.setattr(
         "segdet.model_zoo.zoo.DetectionCheckpointer.load", lambda self, path: loaded.append(path)
     )
-    model = model_zoo.get(R50_FPN, trained=True, device="cpu")
+
+    def locate(address: str, *, may_download: bool):
+        assert may_download
+        located.append(address)
+        return tmp_path / "cached.pkl", False
+
+    monkeypatch.setattr("segdet.model_zoo.zoo.locate", locate)
+    model = model_zoo.get(R50_FPN, trained=trained, device="cpu")
     assert model.training and model.device.type == "cpu"
-    assert loaded == [model_zoo.get_checkpoint_url(R50_FPN)]
+    if trained:
+        assert located == [model_zoo.get_checkpoint_url(R50_FPN)]
+        assert loaded == [str(tmp_path / "cached.pkl")]
+    else:  # what it trains from is looked for on this machine only
+        assert located == [] and loaded == ["detectron2://ImageNetPretrained/MSRA/R-50.pkl"]

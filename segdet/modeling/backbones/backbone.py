@@ -23,9 +23,15 @@ class Backbone(nn.Module, ABC):
             Each map is (B, C, H / stride, W / stride) with C and stride as `output_shape` says.
         """
 
-    @abstractmethod
+    # What `output_shape` tells of a subclass that does not override it, as in detectron2.
+    _out_features: list[str]
+    _out_feature_channels: dict[str, int]
+    _out_feature_strides: dict[str, int]
+
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each map that `forward` returns."""
+        channels, strides = self._out_feature_channels, self._out_feature_strides
+        return {n: ShapeSpec(channels[n], stride=strides[n]) for n in self._out_features}
 
     @property
     def size_divisibility(self) -> int:

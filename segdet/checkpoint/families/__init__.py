@@ -1,0 +1,18 @@
+"""The programs whose weight files we read by their own names: one file each.
+
+Official names (detectron2's, which are ours too) need no family.
+"""
+
+from segdet.checkpoint.families.caffe2 import CAFFE2
+from segdet.checkpoint.families.family import Family
+from segdet.checkpoint.families.maskrcnn_benchmark import MASKRCNN_BENCHMARK
+from segdet.checkpoint.families.torchvision import TORCHVISION_MOBILENET_V2, TORCHVISION_RESNET
+
+__all__ = ["FAMILIES", "Family"]
+
+FAMILIES = (  # asked in this order
+    CAFFE2,
+    TORCHVISION_RESNET,
+    TORCHVISION_MOBILENET_V2,
+    MASKRCNN_BENCHMARK,
+)

@@ -1,0 +1,278 @@
+"""Weights under every program's names load whole, and give the outputs of the official ones."""
+
+import gzip
+import importlib.util
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from segdet.checkpoint import DetectionCheckpointer
+from segdet.checkpoint.families.maskrcnn_benchmark import (
+    maskrcnn_benchmark_name,
+    maskrcnn_benchmark_value,
+)
+from segdet.config import get_cfg
+from segdet.model_zoo import get_config_file
+from segdet.modeling import build_model
+
+R50_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+THIN = [
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.FPN.OUT_CHANNELS", 8),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+]
+
+
+def r50_fpn_cfg(*opts):
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file(R50_FPN))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, *opts])
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def recipe(parity_dir):
+    spec = importlib.util.spec_from_file_location("seeded_weights", parity_dir / "weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", params=["thin", pytest.param("official", marks=pytest.mark.slow)])
+def size(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def cfg(size):
+    return r50_fpn_cfg(*(THIN if size == "thin" else ()))
+
+
+@pytest.fixture(scope="module")
+def official(size, cfg, recipe, shared_configs) -> dict[str, np.ndarray]:
+    """Seeded values under the official names, in the shapes of the official parameter table."""
+    table = json.loads(gzip.decompress((shared_configs / "detectron2.json.gz").read_bytes()))
+    shapes = dict(table[R50_FPN]["state_dict"])
+    if size == "thin":
+        ours = {name: list(value.shape) for name, value in build_model(cfg).state_dict().items()}
+        assert ours.keys() == shapes.keys()
+        shapes = ours
+    return recipe.state_dict([(name, shape, "float32") for name, shape in shapes.items()], seed=1)
+
+
+@pytest.fixture(scope="module")
+def expected(cfg, official):
+    model = build_model(cfg).eval()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in official.items()})
+    return outputs(model)
+
+
+def outputs(model) -> dict[str, torch.Tensor]:
+    pixels = torch.arange(3 * 64 * 96).reshape(3, 64, 96) * 7919 % 256
+    with torch.no_grad():
+        found = model.eval()([{"image": pixels.byte()}])[0]["instances"]
+    assert len(found) > 0
+    return {
+        "boxes": found.pred_boxes.tensor,
+        "scores": found.scores,
+        "classes": found.pred_classes,
+        "masks": found.pred_masks,
+    }
+
+
+def background_first(name: str, value: np.ndarray) -> np.ndarray:
+    if ".cls_score." in name:
+        return np.concatenate((value[-1:], value[:-1]))
+    if ".bbox_pred." in name:
+        return np.concatenate((np.ones_like(value[:4]), value))
+    if "mask_head.predictor." in name:
+        return np.concatenate((np.ones_like(value[:1]), value))
+    return value
+
+
+def caffe2_name(name: str) -> str:
+    """The other way round than the package's table, and written for these models alone."""
+    stage = {"2": "2_2", "3": "3_3", "4": "4_5", "5": "5_2"}
+    rules = (
+        (r"^backbone\.bottom_up\.stem\.conv1\.norm", "res_conv1_bn"),
+        (r"^backbone\.bottom_up\.stem\.conv1", "conv1"),
+        (r"^backbone\.bottom_up\.res(\d)\.(\d+)\.", r"res\1_\2_"),
+        ("shortcut", "branch1"),
+        (r"(?<=\d)_conv1", "_branch2a"),
+        (r"(?<=\d)_conv2", "_branch2b"),
+        (r"(?<=\d)_conv3", "_branch2c"),
+        (r"\.norm", "_bn"),
+        (r"^backbone\.fpn_lateral(\d)", lambda m: f"fpn_inner_res{stage[m[1]]}_sum_lateral"),
+        (r"^backbone\.fpn_output(\d)", lambda m: f"fpn_res{stage[m[1]]}_sum"),
+        ("fpn_inner_res5_2_sum_lateral", "fpn_inner_res5_2_sum"),
+        (r"^proposal_generator\.rpn_head\.conv", "conv_rpn_fpn2"),
+        (r"^proposal_generator\.rpn_head\.objectness_logits", "rpn_cls_logits_fpn2"),
+        (r"^proposal_generator\.rpn_head\.anchor_deltas", "rpn_bbox_pred_fpn2"),
+        (r"^roi_heads\.box_head\.fc1", "fc6"),
+        (r"^roi_heads\.box_head\.fc2", "fc7"),
+        (r"^roi_heads\.box_predictor\.", ""),
+        (r"^roi_heads\.mask_head\.mask_fcn", "_[mask]_fcn"),
+        (r"^roi_heads\.mask_head\.deconv", "conv5_mask"),
+        (r"^roi_heads\.mask_head\.predictor", "mask_fcn_logits"),
+        (r"_bn\.weight$", "_bn_s"),
+        (r"_bn\.bias$", "_bn_b"),
+        (r"\.weight$", "_w"),
+        (r"\.bias$", "_b"),
+        (r"\.running", "_running"),
+    )
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def torchvision_name(name: str) -> str:
+    name = name.removeprefix("backbone.bottom_up.").removeprefix("stem.")
+    name = re.sub(r"^res(\d)", lambda m: f"layer{int(m[1]) - 1}", name)
+    name = re.sub(r"conv(\d)\.norm", r"bn\1", name)
+    return name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
+
+
+def benchmark_name(name: str) -> str:
+    if name.startswith("backbone.bottom_up."):
+        stem = ".stem" if ".stem." in name else ""
+        return f"module.backbone.body{stem}.{torchvision_name(name)}"
+    rules = (
+        (r"^backbone\.fpn_lateral(\d)", lambda m: f"backbone.fpn.fpn_inner{int(m[1]) - 1}"),
+        (r"^backbone\.fpn_output(\d)", lambda m: f"backbone.fpn.fpn_layer{int(m[1]) - 1}"),
+        (r"^proposal_generator\.rpn_head", "rpn.head"),
+        ("objectness_logits", "cls_logits"),
+        ("anchor_deltas", "bbox_pred"),
+        (r"box_head\.fc1", "box.feature_extractor.fc6"),
+        (r"box_head\.fc2", "box.feature_extractor.fc7"),
+        (r"box_predictor", "box.predictor"),
+        (r"mask_head\.mask_fcn", "mask.feature_extractor.mask_fcn"),
+        (r"mask_head\.deconv", "mask.predictor.conv5_mask"),
+        (r"mask_head\.predictor", "mask.predictor.mask_fcn_logits"),
+    )
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return f"module.{name}"
+
+
+def as_tensors(arrays):
+    return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+
+
+def write_pickle(path, content):
+    path.write_bytes(pickle.dumps(content, 2))
+
+
+def caffe2(path, official):
+    blobs = {caffe2_name(n): background_first(n, v) for n, v in official.items()}
+    momentum = {f"{n}_momentum": np.zeros(1, np.float32) for n in blobs if n.endswith("_w")}
+    write_pickle(path, {"blobs": blobs | momentum, "cfg": "NUM_GPUS: 8"})
+
+
+def maskrcnn_benchmark(path, official):
+    weights = {benchmark_name(n): background_first(n, v) for n, v in official.items()}
+    anchors = {f"module.rpn.anchor_generator.cell_anchors.{i}": np.ones((3, 4)) for i in range(5)}
+    content = {"model": as_tensors(weights | anchors), "optimizer": {}, "iteration": 90000}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+WRITERS = {
+    "zoo.pkl": lambda path, official: write_pickle(
+        path, {"model": official, "__author__": "Detectron2 Model Zoo"}
+    ),
+    "zoo.pth": lambda path, official: torch.save({"model": as_tensors(official)}, path),
+    "bare.pth": lambda path, official: torch.save(as_tensors(official), path),
+    "parallel.pth": lambda path, official: torch.save(
+        {"state_dict": {f"module.{n}": v for n, v in as_tensors(official).items()}}, path
+    ),
+    "a.safetensors": lambda path, official: safetensors.torch.save_file(as_tensors(official), path),
+    "caffe2.pkl": caffe2,
+    "benchmark.pth": maskrcnn_benchmark,
+}
+
+
+@pytest.mark.parametrize("file", WRITERS)
+def test_a_whole_detector(tmp_path, cfg, official, expected, file):
+    WRITERS[file](tmp_path / file, official)
+    model = build_model(cfg)
+    checkpointer = DetectionCheckpointer(model)
+    checkpointer.load(tmp_path / file, strict=True)
+    assert checkpointer.report.problems() == ""
+    assert len(checkpointer.report.loaded) == len(official)
+    torch.testing.assert_close(outputs(model), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["caffe2", "torchvision", "timm", "detectron2"])
+def test_a_backbone(tmp_path, cfg, official, expected, name):
+    """The rest of the detector stays as it was."""
+    backbone = {n: v for n, v in official.items() if n.startswith("backbone.bottom_up.")}
+    classifier = {"fc.weight": np.ones((9, 4), np.float32), "fc.bias": np.ones(9, np.float32)}
+    path = tmp_path / "R-50.pkl"
+    if name == "caffe2":
+        unused = {"fc1000_w": classifier["fc.weight"], "fc1000_b": classifier["fc.bias"]}
+        write_pickle(path, {caffe2_name(n): v for n, v in backbone.items()} | unused)
+    elif name == "detectron2":  # tools/convert-torchvision-to-d2.py
+        model = {n.removeprefix("backbone.bottom_up."): v for n, v in backbone.items()}
+        content = {"model": model, "__author__": "torchvision", "matching_heuristics": True}
+        write_pickle(path, content)
+        unused = {}
+    else:
+        path, unused = tmp_path / "resnet50.pth", classifier
+        weights = {torchvision_name(n): v for n, v in backbone.items()} | classifier
+        tracked = {n.replace("running_mean", "num_batches_tracked"): np.int64(3) for n in weights}
+        torch.save(
+            as_tensors(tracked | weights)
+            if name == "torchvision"
+            else {"state_dict": as_tensors(weights)},
+            path,
+        )
+    model = build_model(cfg)
+    model.load_state_dict(
+        as_tensors({n: v for n, v in official.items() if n not in backbone}), strict=False
+    )
+    checkpointer = DetectionCheckpointer(model)
+    checkpointer.load(path)
+    assert sorted(checkpointer.report.loaded) == sorted(backbone)
+    assert checkpointer.report.unexpected == list(unused)
+    assert not any(n.startswith("backbone.bottom_up.") for n in checkpointer.report.missing)
+    torch.testing.assert_close(outputs(model), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("backbone.body.stem.bn1.running_var", "stem.conv1.norm.running_var"),
+        ("backbone.body.layer1.0.downsample.0.weight", "res2.0.shortcut.weight"),
+        ("backbone.body.layer4.2.bn3.bias", "res5.2.conv3.norm.bias"),
+        ("backbone.fpn.fpn_inner4.bias", "backbone.fpn_lateral5.bias"),
+        ("backbone.fpn.fpn_layer1.0.weight", "backbone.fpn_output2.weight"),  # with GN
+        ("backbone.fpn.fpn_layer1.1.bias", "backbone.fpn_output2.norm.bias"),
+        ("roi_heads.box.feature_extractor.head.layer4.1.bn2.bias", "res5.1.conv2.norm.bias"),
+        ("roi_heads.mask.feature_extractor.head.layer4.1.bn2.bias", None),
+        ("roi_heads.mask.feature_extractor.mask_fcn3.1.weight",
+         "roi_heads.mask_head.mask_fcn3.norm.weight"),
+        ("roi_heads.keypoint.feature_extractor.conv_fcn8.bias",
+         "roi_heads.keypoint_head.conv_fcn8.bias"),
+        ("roi_heads.keypoint.predictor.kps_score_lowres.weight",
+         "roi_heads.keypoint_head.score_lowres.weight"),
+    ],
+)  # fmt: skip
+def test_maskrcnn_benchmark_name(old, new):
+    assert maskrcnn_benchmark_name(old) == new
+
+
+def test_maskrcnn_benchmark_anchors_of_c4_are_by_ratio_and_here_by_size():
+    theirs = [(ratio, size) for ratio in (0.5, 1, 2) for size in (32, 64, 128, 256, 512)]
+    ours = [(ratio, size) for size in (32, 64, 128, 256, 512) for ratio in (0.5, 1, 2)]
+    head = "proposal_generator.rpn_head"
+    logits = maskrcnn_benchmark_value(f"{head}.objectness_logits.bias", torch.tensor(theirs))
+    assert [tuple(one) for one in logits.tolist()] == ours
+    deltas = torch.tensor([[*one, k] for one in theirs for k in range(4)])
+    deltas = maskrcnn_benchmark_value(f"{head}.anchor_deltas.weight", deltas)
+    assert [tuple(one) for one in deltas.tolist()] == [(*one, k) for one in ours for k in range(4)]
+    three = torch.arange(3)
+    assert maskrcnn_benchmark_value(f"{head}.objectness_logits.bias", three) is three
