@@ -8,12 +8,16 @@ from segdet.evaluation.evaluator import (
     inference_context,
     inference_on_dataset,
 )
+from segdet.evaluation.lvis import LVISEvaluator
+from segdet.evaluation.pascal_voc import PascalVOCDetectionEvaluator
 from segdet.evaluation.testing import print_csv_format, verify_results
 
 __all__ = [
     "COCOEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "LVISEvaluator",
+    "PascalVOCDetectionEvaluator",
     "evaluate_results",
     "inference_context",
     "inference_on_dataset",
