@@ -55,6 +55,7 @@ LAYERS = {
         "segdet.config.node",
         "segdet.config.reader",
         "segdet.structures",
+        "segdet.checkpoint",  # whose reader of pickles runs nothing: for files of proposals
         "segdet.utils",
     ],
     "segdet.utils.visualizer": ["segdet.structures", "segdet.data", "segdet.utils"],

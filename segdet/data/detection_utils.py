@@ -10,6 +10,7 @@ from segdet.data.annotations import (
 )
 from segdet.data.image_io import check_image_size, convert_image_to_rgb, read_image
 from segdet.data.mapper import build_augmentation
+from segdet.data.proposals import transform_proposals
 
 __all__ = [
     "annotations_to_instances",
@@ -22,4 +23,5 @@ __all__ = [
     "read_image",
     "transform_instance_annotations",
     "transform_keypoint_annotations",
+    "transform_proposals",
 ]

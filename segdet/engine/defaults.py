@@ -295,8 +295,8 @@ class DefaultTrainer(TrainerBase):
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
         if kind not in EVALUATORS:
             raise ConfigError(
-                f'{dataset_name} has evaluator_type "{kind}"; built in are {", ".join(EVALUATORS)}. '
-                "Override DefaultTrainer.build_evaluator for others"
+                f'{dataset_name} has evaluator_type "{kind}"; built in are '
+                f"{', '.join(EVALUATORS)}. Override DefaultTrainer.build_evaluator for others"
             )
         return EVALUATORS[kind](cfg, dataset_name, folder)
 

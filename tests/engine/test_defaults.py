@@ -14,7 +14,7 @@ from segdet.config import CfgNode, get_cfg
 from segdet.data import MetadataCatalog
 from segdet.engine import DefaultPredictor, DefaultTrainer, defaults, hooks
 from segdet.errors import ConfigError, DataError
-from segdet.evaluation import DatasetEvaluator
+from segdet.evaluation import CityscapesInstanceEvaluator, DatasetEvaluator
 
 
 class Net(nn.Module):
@@ -290,9 +290,12 @@ def test_a_single_evaluator_needs_no_base_class(cfg):
 
 
 def test_evaluator_by_metadata(cfg):
-    MetadataCatalog.get("engine_test_lvis").set(evaluator_type="lvis")
-    with pytest.raises(ConfigError, match='evaluator_type "lvis"; the built-in one is "coco"'):
-        DefaultTrainer.build_evaluator(cfg, "engine_test_lvis")
+    MetadataCatalog.get("engine_test_own").set(evaluator_type="own")
+    with pytest.raises(ConfigError, match=r'evaluator_type "own"; built in are coco, lvis, pascal'):
+        DefaultTrainer.build_evaluator(cfg, "engine_test_own")
+    MetadataCatalog.get("engine_test_city").set(evaluator_type="cityscapes_instance")
+    evaluator = DefaultTrainer.build_evaluator(cfg, "engine_test_city")
+    assert isinstance(evaluator, CityscapesInstanceEvaluator)
 
 
 @pytest.mark.parametrize("key", ["PRECISE_BN", "AUG"])
