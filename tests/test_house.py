@@ -46,7 +46,20 @@ LAYERS = {
         "segdet.modeling",
         "segdet.modeling.meta_arch",
     ],
-    "segdet.modeling.__init__": ["segdet.modeling.build", "segdet.modeling.meta_arch"],
+    "segdet.modeling.test_time_augmentation": [  # the only part that transforms images
+        "segdet.errors",
+        "segdet.config.node",
+        "segdet.data",
+        "segdet.structures",
+        "segdet.layers",
+        "segdet.modeling",
+        "segdet.modeling.meta_arch",
+    ],
+    "segdet.modeling.__init__": [
+        "segdet.modeling.build",
+        "segdet.modeling.meta_arch",
+        "segdet.modeling.test_time_augmentation",
+    ],
     "segdet.utils": ["segdet.errors"],
     "segdet.utils.collect_env": ["segdet", "segdet.ops"],
     "segdet.data": [

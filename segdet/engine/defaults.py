@@ -46,7 +46,7 @@ from segdet.evaluation import (
     print_csv_format,
     verify_results,
 )
-from segdet.modeling import build_model
+from segdet.modeling import GeneralizedRCNNWithTTA, build_model
 from segdet.utils import comm
 from segdet.utils.env import seed_all_rng
 from segdet.utils.events import EventWriter
@@ -335,6 +335,19 @@ class DefaultTrainer(TrainerBase):
                 print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
 
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Mapping[str, Any]:
+        """`test` with test-time augmentation, as TEST.AUG says.
+
+        Returns:
+            As `test`, with "_TTA" behind the outermost names; files go to
+            OUTPUT_DIR/inference_TTA.
+        """
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{name}_TTA": value for name, value in results.items()}
+
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
         """The recipe for another number of processes than SOLVER.REFERENCE_WORLD_SIZE.
@@ -386,9 +399,8 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
 
 
 def _refuse_unbuilt(cfg: CfgNode) -> None:
-    for key in ("PRECISE_BN", "AUG"):
-        if cfg.TEST[key].ENABLED:
-            raise ConfigError(f"TEST.{key}.ENABLED: not built yet; set it to False")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise ConfigError("TEST.PRECISE_BN.ENABLED: not built yet; set it to False")
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

@@ -7,6 +7,7 @@ import argparse
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.config import CfgNode, get_cfg
 from segdet.engine.defaults import DefaultTrainer
+from segdet.engine.hooks import EvalHook
 from segdet.engine.launch import launch
 from segdet.engine.setup import default_argument_parser, default_setup
 from segdet.evaluation import verify_results
@@ -53,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         trainer = DefaultTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        if cfg.TEST.AUG.ENABLED:
+            trainer.register_hooks([EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))])
         trainer.train()
 
 
@@ -61,6 +64,8 @@ def evaluate(cfg: CfgNode, *, resume: bool) -> None:
     model = DefaultTrainer.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    results = DefaultTrainer.test(cfg, model)
+    results = dict(DefaultTrainer.test(cfg, model))
+    if cfg.TEST.AUG.ENABLED:
+        results |= DefaultTrainer.test_with_TTA(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

@@ -298,7 +298,7 @@ def test_evaluator_by_metadata(cfg):
     assert isinstance(evaluator, CityscapesInstanceEvaluator)
 
 
-@pytest.mark.parametrize("key", ["PRECISE_BN", "AUG"])
+@pytest.mark.parametrize("key", ["PRECISE_BN"])
 def test_what_is_not_built_is_refused(cfg, key):
     cfg.TEST[key].ENABLED = True
     with pytest.raises(ConfigError, match=rf"TEST.{key}.ENABLED: not built yet"):
