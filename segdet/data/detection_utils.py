@@ -2,6 +2,7 @@
 
 from segdet.data.annotations import (
     annotations_to_instances,
+    annotations_to_instances_rotated,
     create_keypoint_hflip_indices,
     filter_empty_instances,
     gen_crop_transform_with_instance,
@@ -14,6 +15,7 @@ from segdet.data.proposals import transform_proposals
 
 __all__ = [
     "annotations_to_instances",
+    "annotations_to_instances_rotated",
     "build_augmentation",
     "check_image_size",
     "convert_image_to_rgb",
