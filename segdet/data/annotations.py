@@ -199,6 +199,12 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> np.ndar
     """
     names_of = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
     facts = [MetadataCatalog.get(name) for name in names_of]
+    for fact in facts:
+        if fact.get("keypoint_names") is None or fact.get("keypoint_flip_map") is None:
+            raise DataError(
+                f"data set {fact.name!r} has no keypoint_names or no keypoint_flip_map, which "
+                "training with keypoints needs; set both in MetadataCatalog.get(name)"
+            )
     if any(
         fact.keypoint_names != facts[0].keypoint_names
         or fact.keypoint_flip_map != facts[0].keypoint_flip_map

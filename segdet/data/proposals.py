@@ -58,7 +58,7 @@ def _read_fields(content: Any) -> tuple[dict[str, Any], BoxMode]:
     """`ids`, `boxes` and `objectness_logits`, of equal length, and how boxes are written."""
     if not isinstance(content, dict):
         raise DataError(f"must hold a dict, holds a {type(content).__name__}")
-    fields = {_OLD_NAMES.get(key, key): value for key, value in content.items()}
+    fields: dict[str, Any] = {_OLD_NAMES.get(k, str(k)): value for k, value in content.items()}
     for key in ("ids", "boxes", "objectness_logits"):
         if key not in fields:
             raise DataError(f"has no {key} (it has {', '.join(map(str, content)) or 'nothing'})")

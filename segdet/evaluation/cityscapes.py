@@ -236,7 +236,8 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         parts = comm.gather((self._confusion, self._weighed))
         if not comm.is_main_process():
             return None
-        confusion, weighed = (sum(column) for column in zip(*parts, strict=True))
+        confusion = np.sum([part[0] for part in parts], axis=0)
+        weighed = np.sum([part[1] for part in parts], axis=0)
         classes = {label.name: [label.id] for label in TRAINED}
         categories: dict[str, list[int]] = {}
         for label in TRAINED:

@@ -102,7 +102,8 @@ def _check_points(truth: GroundTruth, found: Predictions, sigmas: Sequence[float
     annotated = truth.keypoints.shape[1]
     if annotated == 0:
         raise DataError(f"{truth.source}: no object has keypoints: nothing to evaluate them by")
-    if len(found) and (predicted := found.keypoints.shape[1]) != annotated:
+    predicted = annotated if found.keypoints is None else found.keypoints.shape[1]
+    if len(found) and predicted != annotated:
         raise DataError(
             f"the model predicts {predicted} keypoints, the objects of {truth.source} have "
             f"{annotated}; MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS must agree with it"

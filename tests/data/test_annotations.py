@@ -212,3 +212,9 @@ def test_rotated_boxes_become_targets():
     assert len(annotations_to_instances_rotated([], (10, 10)).gt_boxes) == 0
     with pytest.raises(DataError, match="object 0: a rotated bbox must be 5 finite numbers"):
         annotations_to_instances_rotated([{**row, "bbox": [1, 2, 3, 4]}], (10, 10))
+
+
+def test_keypoints_without_names_are_refused():
+    MetadataCatalog.get("nameless").set(keypoint_names=["a"])
+    with pytest.raises(DataError, match="'nameless' has no keypoint_names or no keypoint_flip_map"):
+        create_keypoint_hflip_indices(["nameless"])

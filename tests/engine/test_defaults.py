@@ -404,3 +404,18 @@ def test_predictor_refuses_an_unknown_channel_order(cfg, predictor_of):
     cfg.INPUT.FORMAT = "YUV"
     with pytest.raises(ConfigError, match=r'INPUT.FORMAT must be "BGR" or "RGB", is "YUV"'):
         predictor_of(cfg)
+
+
+def test_test_time_augmentation_has_its_own_names_and_folder(cfg, monkeypatch):
+    folders = []
+
+    class Own(Trainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+            folders.append(output_folder)
+            return Count()
+
+    monkeypatch.setattr(defaults, "GeneralizedRCNNWithTTA", lambda cfg, model: model)
+    cfg.DATASETS.TEST = ("abc",)
+    assert Own.test_with_TTA(cfg, Net()) == {"bbox_TTA": {"AP": 3.0}}
+    assert folders == [str(Path(cfg.OUTPUT_DIR) / "inference_TTA")]

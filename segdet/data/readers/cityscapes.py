@@ -167,12 +167,11 @@ def _shape_of(row: dict[str, Any]) -> Any:
 
     try:
         points = np.asarray(row.get("polygon"), np.float32) + 0.5
-        shape = shapely.Polygon(points).buffer(0.5, quad_segs=4)
+        if points.ndim == 2 and np.isfinite(points).all():
+            return shapely.Polygon(points).buffer(0.5, quad_segs=4)
     except (TypeError, ValueError, shapely.errors.ShapelyError):
-        points = None
-    if points is None or points.ndim != 2 or not np.isfinite(points).all():
-        raise DataError(f"polygon must be points [x, y], at least 3; is {row.get('polygon')!r:.80}")
-    return shape
+        pass
+    raise DataError(f"polygon must be points [x, y], at least 3; is {row.get('polygon')!r:.80}")
 
 
 def _annotation(visible: Any, label: Label, is_group: bool) -> dict[str, Any]:
@@ -213,7 +212,7 @@ def _from_ids(ids: np.ndarray, to_polygons: bool) -> Iterator[dict[str, Any]]:
             }
 
 
-def _contours(mask: np.ndarray) -> list[list[int]]:
+def _contours(mask: np.ndarray) -> list[list[float]]:
     """Outer borders as polygons through the middles of border pixels."""
     try:
         import cv2  # pyright: ignore[reportMissingImports]

@@ -123,8 +123,10 @@ def read_voc_annotation(file: Path) -> VocAnnotation:
 
 
 def _read_object(node: ElementTree.Element) -> VocObject:
-    box = tuple(_number(node, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
-    if box[2] < box[0] or box[3] < box[1]:
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    xmin, ymin, xmax, ymax = (_number(node, f"bndbox/{key}") for key in keys)
+    box = (xmin, ymin, xmax, ymax)
+    if xmax < xmin or ymax < ymin:
         raise DataError(f"a bndbox must have xmin <= xmax and ymin <= ymax, is {list(box)}")
     difficult = (node.findtext("difficult") or "0").strip()
     return VocObject(name=_text(node, "name"), box=box, difficult=difficult != "0")

@@ -103,7 +103,8 @@ class RandomResize(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resize to one drawn size."""
         new_h, new_w = self.shape_list[np.random.randint(len(self.shape_list))]
-        return ResizeTransform(*image.shape[:2], new_h, new_w, self.interp)
+        h, w = image.shape[:2]
+        return ResizeTransform(h, w, new_h, new_w, self.interp)
 
 
 class ResizeShortestEdge(Augmentation):

@@ -155,7 +155,8 @@ class ExtentTransform(_Warp):
         x0, y0, x1, y1 = src_rect
         if x1 <= x0 or y1 <= y0 or min(output_size) < 1:
             raise ValueError(f"cannot stretch the window {list(src_rect)} to {output_size}")
-        self.src_rect, self.output_size = tuple(src_rect), tuple(output_size)
+        self.src_rect = (x0, y0, x1, y1)
+        self.output_size = (output_size[0], output_size[1])
         self.interp, self.fill = interp, fill
         scale_y, scale_x = output_size[0] / (y1 - y0), output_size[1] / (x1 - x0)
         self.matrix = np.array([[scale_x, 0, -x0 * scale_x], [0, scale_y, -y0 * scale_y]])
@@ -195,7 +196,7 @@ class RandomRotation(Augmentation):
         h, w = image.shape[:2]
         center = None
         if self.is_range:
-            angle = np.random.uniform(*self.angle)
+            angle = np.random.uniform(self.angle[0], self.angle[1])
             if self.center is not None:
                 center = np.random.uniform(*np.asarray(self.center, np.float64))
         else:
@@ -217,12 +218,12 @@ class RandomExtent(Augmentation):
     """
 
     def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]) -> None:
-        self.scale_range, self.shift_range = tuple(scale_range), tuple(shift_range)
+        self.scale_range, self.shift_range = scale_range, shift_range
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The window of one draw, at its own size."""
         size = np.array(image.shape[1::-1], np.float64)  # width, height
-        half = size / 2 * np.random.uniform(*self.scale_range)
+        half = size / 2 * np.random.uniform(self.scale_range[0], self.scale_range[1])
         middle = size / 2 + size * self.shift_range * (np.random.rand(2) - 0.5)
         x0, y0 = middle - half
         x1, y1 = middle + half
