@@ -23,7 +23,12 @@ from segdet.evaluation.box_proposals import (
     compact_proposals,
     write_proposals,
 )
-from segdet.evaluation.coco_metrics import MAX_DETECTIONS, OKS_SIGMAS, coco_metrics
+from segdet.evaluation.coco_metrics import (
+    MAX_DETECTIONS,
+    OKS_SIGMAS,
+    check_sigmas,
+    coco_metrics,
+)
 from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
 from segdet.evaluation.coco_report import REPORTED, TASKS, checked_tasks, report
 from segdet.evaluation.evaluator import DatasetEvaluator
@@ -85,7 +90,7 @@ class COCOEvaluator(DatasetEvaluator):
                 which is wrong if the data set has changed since.
 
         Raises:
-            ConfigError: unknown tasks.
+            ConfigError: unknown tasks, or sigmas that are not as many as the keypoints.
             DataError: a broken ground truth.
         """
         self._tasks = None if tasks is None or isinstance(tasks, Mapping) else checked_tasks(tasks)
@@ -99,7 +104,9 @@ class COCOEvaluator(DatasetEvaluator):
         self._proposals: list[ImageProposals] = []
         self._ground_truth = None
         if self._evaluates:
-            self._ground_truth = self._read_ground_truth(dataset_name, allow_cached_coco)
+            truth = self._ground_truth = self._read_ground_truth(dataset_name, allow_cached_coco)
+            if kpt_oks_sigmas and truth.keypoints.shape[1] > 0:
+                check_sigmas(truth, self._sigmas)
 
     @property
     def _evaluates(self) -> bool:
@@ -182,14 +189,18 @@ class COCOEvaluator(DatasetEvaluator):
                 len(truth.image_ids),
             )
         return {
-            task: self._evaluate_task(task, truth, predictions) for task in self._tasks_of(found)
+            task: self._evaluate_task(task, truth, predictions)
+            for task in self._tasks_of(found, truth)
         }
 
-    def _tasks_of(self, found: list[_Found]) -> Sequence[str]:
+    def _tasks_of(self, found: list[_Found], truth: GroundTruth) -> Sequence[str]:
         if self._tasks:
             return self._tasks
         has = {"segm": any(one.masks is not None for one in found)}
         has["keypoints"] = any(one.keypoints is not None for one in found)
+        if has["keypoints"] and truth.keypoints.shape[1] == 0:
+            logger.warning("%s has no keypoints: those predicted are not evaluated", truth.source)
+            has["keypoints"] = False
         return [task for task in TASKS if has.get(task, True)]
 
     def _evaluate_task(

@@ -108,6 +108,16 @@ def _check_points(truth: GroundTruth, found: Predictions, sigmas: Sequence[float
             f"the model predicts {predicted} keypoints, the objects of {truth.source} have "
             f"{annotated}; MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS must agree with it"
         )
+    check_sigmas(truth, sigmas)
+
+
+def check_sigmas(truth: GroundTruth, sigmas: Sequence[float]) -> None:
+    """Refuse sigmas that are not one a keypoint.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    annotated = truth.keypoints.shape[1]
     if len(sigmas) != annotated:
         raise ConfigError(
             f"the objects of {truth.source} have {annotated} keypoints, there are {len(sigmas)} "

@@ -122,6 +122,8 @@ def columns_of(file: CocoFile, source: str) -> dict[str, Any]:
 def _keypoints(annotations: list[dict[str, Any]], file: str) -> np.ndarray:
     """(N, P, 3); objects without keypoints have P points that are not labelled."""
     numbers = max((len(a.get("keypoints", ())) for a in annotations), default=0)
+    if numbers == 0:
+        return np.zeros((len(annotations), 0, 3))
     columns = np.zeros((len(annotations), numbers))
     for row, annotation in zip(columns, annotations, strict=True):
         points = annotation.get("keypoints")

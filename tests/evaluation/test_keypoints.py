@@ -135,3 +135,20 @@ def test_evaluator_where_nothing_is_found_or_points_are_broken(people):
     assert np.isnan(evaluator.evaluate()["keypoints"]["AP"])
     with pytest.raises(DataError, match="NaN or infinite"):
         evaluator.process([{"image_id": 3}], [output([[[float("nan"), 2, 1], [1, 2, 1]]])])
+
+
+def test_sigmas_are_checked_before_inference(people):
+    with pytest.raises(ConfigError, match="have 2 keypoints, there are 3 sigmas"):
+        COCOEvaluator("people", kpt_oks_sigmas=(0.1, 0.1, 0.1))
+
+
+def test_data_without_keypoints_evaluates_the_rest(people, caplog):
+    file = people / "gt.json"
+    tree = json.loads(file.read_text())
+    del tree["annotations"][0]["keypoints"]
+    file.write_text(json.dumps(tree))
+    evaluator = COCOEvaluator("people")
+    evaluator.reset()
+    evaluator.process([{"image_id": 3}], [output([[[1.0, 2, 1], [1, 2, 1]]])])
+    assert list(evaluator.evaluate()) == ["bbox"]
+    assert "has no keypoints" in caplog.text
