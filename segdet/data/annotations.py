@@ -20,6 +20,7 @@ from segdet.structures import (
     Instances,
     Keypoints,
     PolygonMasks,
+    RotatedBoxes,
     Targets,
     polygons_to_bitmask,
 )
@@ -198,6 +199,12 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> np.ndar
     """
     names_of = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
     facts = [MetadataCatalog.get(name) for name in names_of]
+    for fact in facts:
+        if fact.get("keypoint_names") is None or fact.get("keypoint_flip_map") is None:
+            raise DataError(
+                f"data set {fact.name!r} has no keypoint_names or no keypoint_flip_map, which "
+                "training with keypoints needs; set both in MetadataCatalog.get(name)"
+            )
     if any(
         fact.keypoint_names != facts[0].keypoint_names
         or fact.keypoint_flip_map != facts[0].keypoint_flip_map
@@ -242,6 +249,31 @@ def annotations_to_instances(
         points = np.array([np.reshape(a["keypoints"], (-1, 3)) for a in annos], np.float32)
         targets.gt_keypoints = Keypoints(points)
     return targets
+
+
+def annotations_to_instances_rotated(
+    annos: list[dict[str, Any]], image_size: tuple[int, int]
+) -> Targets:
+    """The annotations of one image with rotated boxes as training targets.
+
+    Args:
+        annos: with `bbox` of five numbers (BoxMode.XYWHA_ABS), moved by `apply_rotated_box`.
+        image_size: (height, width) that they refer to; upright boxes are clipped to it.
+
+    Returns:
+        `gt_boxes` (RotatedBoxes) and `gt_classes`.
+
+    Raises:
+        DataError: a box is not five finite numbers.
+    """
+    rows = [np.asarray(a["bbox"], np.float64).reshape(-1) for a in annos]
+    for i, row in enumerate(rows):
+        if len(row) != 5 or not np.isfinite(row).all():
+            raise DataError(f"object {i}: a rotated bbox must be 5 finite numbers, is {list(row)}")
+    boxes = RotatedBoxes(torch.tensor(np.array(rows).reshape(-1, 5), dtype=torch.float32))
+    boxes.clip(image_size)
+    classes = torch.tensor([category_of(a) for a in annos], dtype=torch.int64)
+    return Targets(image_size, gt_boxes=boxes, gt_classes=classes)
 
 
 def _all_or_none(annos: list[dict[str, Any]], key: str) -> bool:

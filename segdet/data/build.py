@@ -16,6 +16,7 @@ from segdet.data.common import DatasetFromList, MapDataset, MapStyle
 from segdet.data.image_io import file_name_of, image_size_of
 from segdet.data.loader import Loader, Samples, TrainLoader
 from segdet.data.mapper import DatasetMapper
+from segdet.data.proposals import load_proposals_into_dataset
 from segdet.data.records import (
     Records,
     check_class_count,
@@ -38,6 +39,7 @@ __all__ = [
     "filter_images_with_few_keypoints",
     "filter_images_with_only_crowd_annotations",
     "get_detection_dataset_dicts",
+    "load_proposals_into_dataset",
     "print_instances_class_histogram",
 ]
 
@@ -54,10 +56,33 @@ class DatasetsConfig:
     proposal_files_test: tuple[str, ...] = ()
     precomputed_proposal_topk_train: int = 2000
     precomputed_proposal_topk_test: int = 1000
+    load_proposals: bool = field(default=False, metadata={"key": "MODEL.LOAD_PROPOSALS"})
 
-    def __post_init__(self) -> None:
-        if self.proposal_files_train or self.proposal_files_test:
-            raise ConfigError("PROPOSAL_FILES_* must be empty: precomputed proposals are not read")
+    def files_for_training(self) -> tuple[str, ...]:
+        """The files of proposals of `train`, one each; () where they are not wanted."""
+        return self._files("PROPOSAL_FILES_TRAIN", self.train, self.proposal_files_train)
+
+    def files_for_testing(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The files of proposals of some of `test`; () where they are not wanted."""
+        files = self._files("PROPOSAL_FILES_TEST", self.test, self.proposal_files_test)
+        if not files:
+            return ()
+        of_name = dict(zip(self.test, files, strict=True))
+        if unknown := [name for name in names if name not in of_name]:
+            raise ConfigError(
+                f"{unknown[0]} is none of DATASETS.TEST, whose files of proposals are known"
+            )
+        return tuple(of_name[name] for name in names)
+
+    def _files(self, key: str, names: Sequence[str], files: tuple[str, ...]) -> tuple[str, ...]:
+        if not self.load_proposals:
+            return ()
+        if len(files) != len(names):
+            raise ConfigError(
+                f"MODEL.LOAD_PROPOSALS needs one file for each data set: DATASETS.{key} has "
+                f"{len(files)} for {len(names)}"
+            )
+        return files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +110,15 @@ class DataLoaderConfig:
                 f"SAMPLER_TRAIN must be one of {', '.join(SAMPLERS)}, is {self.sampler_train!r}"
             )
 
-    def load_training_records(self, names: Sequence[str]) -> Records:
+    def load_training_records(
+        self, names: Sequence[str], proposal_files: Sequence[str] = ()
+    ) -> Records:
         """The records of data sets that a model can learn from."""
         records = get_detection_dataset_dicts(
             names,
             filter_empty=self.filter_empty_annotations,
             min_keypoints=self.min_keypoints_per_image if self.keypoint_on else 0,
+            proposal_files=proposal_files,
         )
         check_trainable(records, names)
         check_class_count(records, names, self.num_classes)
@@ -128,8 +156,8 @@ def _train_arguments(
     if seed is None:
         seed = section.seed if section.seed >= 0 else comm.shared_random_seed()
     if dataset is None:
-        names = read_section(DatasetsConfig, cfg, at="DATASETS").train
-        dataset = section.load_training_records(names)
+        datasets = read_section(DatasetsConfig, cfg, at="DATASETS")
+        dataset = section.load_training_records(datasets.train, datasets.files_for_training())
     return {
         "dataset": dataset,
         "mapper": mapper or DatasetMapper(cfg, is_train=True),
@@ -205,8 +233,10 @@ def _test_arguments(
     mapper: Callable[[dict[str, Any]], Any] | None = None,
 ) -> dict[str, Any]:
     section = read_section(DataLoaderConfig, cfg, at="DATALOADER")
+    names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name)
+    files = read_section(DatasetsConfig, cfg, at="DATASETS").files_for_testing(names)
     return {
-        "dataset": get_detection_dataset_dicts(dataset_name, filter_empty=False),
+        "dataset": get_detection_dataset_dicts(names, filter_empty=False, proposal_files=files),
         "mapper": mapper or DatasetMapper(cfg, is_train=False),
         "num_workers": section.num_workers,
     }

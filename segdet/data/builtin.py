@@ -1,4 +1,4 @@
-"""The names that need no registration: official COCO splits, the sample sets, `JSON:FOLDER`.
+"""The names that need no registration: official data sets, the sample sets, `JSON:FOLDER`.
 
 Files are looked for under the folder that the environment variable SEGDET_DATASETS names, else
 DETECTRON2_DATASETS, else ./datasets.
@@ -9,32 +9,111 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from segdet.data.readers.cityscapes import load_cityscapes_instances, load_cityscapes_semantic
+from segdet.data.readers.cityscapes_labels import THINGS, TRAINED
+from segdet.data.readers.coco_json import CocoFile, read_coco_json
+from segdet.data.readers.lvis_json import read_lvis_json
+from segdet.data.readers.pascal_voc import CLASS_NAMES, load_voc_instances
+
+
+class BuiltinFiles(Protocol):
+    """A data set that needs no registration."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What is known before a file is read."""
+        ...
+
+    def read(self) -> CocoFile:
+        """The records, and what only the files tell."""
+        ...
 
 
 @dataclass(frozen=True)
 class CocoFiles:
-    """Where a data set lies, relative to `datasets_root()` unless absolute."""
+    """A COCO json and its images; relative to `datasets_root()` unless absolute."""
 
     json_file: str
     image_root: str
-    is_coco: bool = False  # has COCO's 80 classes, which are then known without the file
+    kind: str = ""  # "instances" or "keypoints" of COCO: then known without the file
 
     def metadata(self) -> dict[str, Any]:
         """What is known before the file is read."""
-        root = datasets_root()
-        known: dict[str, Any] = {
-            "json_file": str(root / self.json_file),
-            "image_root": str(root / self.image_root),
-            "evaluator_type": "coco",
+        known = _places(json_file=self.json_file, image_root=self.image_root)
+        return {**known, "evaluator_type": "coco", **_KNOWN_OF_COCO[self.kind]()}
+
+    def read(self) -> CocoFile:
+        """The records and classes."""
+        return read_coco_json(datasets_root() / self.json_file, datasets_root() / self.image_root)
+
+
+@dataclass(frozen=True)
+class LvisFiles:
+    """An LVIS json on COCO's images; relative to `datasets_root()`."""
+
+    json_file: str
+    image_root: str = "coco"
+
+    def metadata(self) -> dict[str, Any]:
+        """What is known before the file is read."""
+        known = _places(json_file=self.json_file, image_root=self.image_root)
+        return {**known, "evaluator_type": "lvis"}
+
+    def read(self) -> CocoFile:
+        """The records, classes and how often each occurs."""
+        return read_lvis_json(datasets_root() / self.json_file, datasets_root() / self.image_root)
+
+
+@dataclass(frozen=True)
+class VocFolder:
+    """A split of Pascal VOC; `dirname` is relative to `datasets_root()`."""
+
+    dirname: str
+    split: str
+    year: int
+
+    def metadata(self) -> dict[str, Any]:
+        """All that is known."""
+        return {
+            **_places(dirname=self.dirname),
+            "split": self.split,
+            "year": self.year,
+            "thing_classes": list(CLASS_NAMES),
+            "evaluator_type": "pascal_voc",
         }
-        if self.is_coco:
-            known["thing_dataset_id_to_contiguous_id"] = {
-                row[0]: k for k, row in enumerate(COCO_THINGS)
-            }
-            known["thing_classes"] = [row[1] for row in COCO_THINGS]
-            known["thing_colors"] = [list(row[2]) for row in COCO_THINGS]
-        return known
+
+    def read(self) -> CocoFile:
+        """The records."""
+        records = load_voc_instances(datasets_root() / self.dirname, self.split)
+        return CocoFile(records=records, metadata={})
+
+
+@dataclass(frozen=True)
+class CityscapesFolder:
+    """A split of Cityscapes, relative to `datasets_root()`."""
+
+    split: str
+    task: str  # "instance" or "sem_seg"
+
+    def metadata(self) -> dict[str, Any]:
+        """All that is known."""
+        known = {
+            **_places(
+                image_dir=f"cityscapes/leftImg8bit/{self.split}",
+                gt_dir=f"cityscapes/gtFine/{self.split}",
+            ),
+            "thing_classes": [label.name for label in THINGS],
+            "stuff_classes": [label.name for label in TRAINED],
+            "evaluator_type": f"cityscapes_{self.task}",
+        }
+        return known if self.task == "instance" else {**known, "ignore_label": 255}
+
+    def read(self) -> CocoFile:
+        """The records."""
+        load = load_cityscapes_instances if self.task == "instance" else load_cityscapes_semantic
+        places = self.metadata()
+        return CocoFile(records=load(places["image_dir"], places["gt_dir"]), metadata={})
 
 
 def datasets_root() -> Path:
@@ -44,7 +123,11 @@ def datasets_root() -> Path:
     return Path(next(named, "datasets")).expanduser()
 
 
-def find_builtin(name: str) -> CocoFiles | None:
+def _places(**paths: str) -> dict[str, str]:
+    return {key: str(datasets_root() / path) for key, path in paths.items()}
+
+
+def find_builtin(name: str) -> BuiltinFiles | None:
     """The files of a built-in name or of `FILE.json:IMAGE_FOLDER`; None for any other name."""
     if name in BUILTIN:
         return BUILTIN[name]
@@ -54,30 +137,123 @@ def find_builtin(name: str) -> CocoFiles | None:
     return CocoFiles(os.path.abspath(f"{file}.json"), os.path.abspath(folder))
 
 
-def _coco(year: int, split: str, images: str, kind: str = "instances") -> CocoFiles:
-    return CocoFiles(f"coco/annotations/{kind}_{split}.json", f"coco/{images}{year}", True)
+def coco_instances_metadata() -> dict[str, Any]:
+    """COCO's 80 classes."""
+    return {
+        "thing_dataset_id_to_contiguous_id": {row[0]: k for k, row in enumerate(COCO_THINGS)},
+        "thing_classes": [row[1] for row in COCO_THINGS],
+        "thing_colors": [list(row[2]) for row in COCO_THINGS],
+    }
 
 
-def _sample(name: str, split: str) -> CocoFiles:
-    return CocoFiles(f"{name}/annotations/instances_{split}.json", f"{name}/{split}")
+def coco_keypoints_metadata() -> dict[str, Any]:
+    """COCO's people and their 17 points."""
+    return {
+        "thing_classes": ["person"],
+        "keypoint_names": list(COCO_KEYPOINTS),
+        "keypoint_flip_map": [
+            (name, name.replace("left", "right")) for name in COCO_KEYPOINTS if "left" in name
+        ],
+        "keypoint_connection_rules": [(*pair, _limb_color(pair)) for pair in COCO_LIMBS],
+    }
 
 
-BUILTIN: dict[str, CocoFiles] = {
-    "coco_2014_train": _coco(2014, "train2014", "train"),
-    "coco_2014_val": _coco(2014, "val2014", "val"),
-    "coco_2014_minival": _coco(2014, "minival2014", "val"),
-    "coco_2014_valminusminival": _coco(2014, "valminusminival2014", "val"),
-    "coco_2017_train": _coco(2017, "train2017", "train"),
-    "coco_2017_val": _coco(2017, "val2017", "val"),
-    "coco_2017_val_100": _coco(2017, "val2017_100", "val"),
+def _limb_color(names: tuple[str, str]) -> tuple[int, int, int]:
+    sides = {name.partition("_")[0] for name in names}
+    return (255, 214, 90) if len(sides) > 1 else _SIDE_COLORS[sides.pop()]
+
+
+_SIDE_COLORS = {"left": (64, 196, 255), "right": (255, 112, 67)}
+_KNOWN_OF_COCO = {
+    "": dict,
+    "instances": coco_instances_metadata,
+    "keypoints": coco_keypoints_metadata,
+}
+
+
+def _coco(year: int, split: str, images: str, file: str = "instances") -> CocoFiles:
+    kind = "keypoints" if file == "person_keypoints" else "instances"
+    return CocoFiles(f"coco/annotations/{file}_{split}.json", f"coco/{images}{year}", kind)
+
+
+_COCO_SPLITS = {
+    "2014_train": (2014, "train2014", "train"),
+    "2014_val": (2014, "val2014", "val"),
+    "2014_minival": (2014, "minival2014", "val"),
+    "2014_valminusminival": (2014, "valminusminival2014", "val"),
+    "2017_train": (2017, "train2017", "train"),
+    "2017_val": (2017, "val2017", "val"),
+    "2017_val_100": (2017, "val2017_100", "val"),
+}
+_LVIS = {
+    "lvis_v1": ("train", "val"),
+    "lvis_v0.5": ("train", "val", "val_rand_100"),
+}
+_LVIS_TESTS = {
+    "lvis_v1_test_dev": "lvis_v1_image_info_test_dev",
+    "lvis_v1_test_challenge": "lvis_v1_image_info_test_challenge",
+    "lvis_v0.5_test": "lvis_v0.5_image_info_test",
+    "lvis_v0.5_train_cocofied": "lvis_v0.5_train_cocofied",
+    "lvis_v0.5_val_cocofied": "lvis_v0.5_val_cocofied",
+}
+
+BUILTIN: dict[str, BuiltinFiles] = {
+    **{f"coco_{name}": _coco(*parts) for name, parts in _COCO_SPLITS.items()},
     "coco_2017_test": _coco(2017, "test2017", "test", "image_info"),
     "coco_2017_test-dev": _coco(2017, "test-dev2017", "test", "image_info"),
     **{
-        f"{name}_{split}": _sample(name, split)
-        for name in ("demo", "fruits_nuts", "nuclei", "coco_mini")
-        for split in ("train", "val")
+        f"keypoints_coco_{name}": _coco(*parts, "person_keypoints")
+        for name, parts in _COCO_SPLITS.items()
+    },
+    **{
+        f"{version}_{split}": LvisFiles(f"lvis/{version}_{split}.json")
+        for version, splits in _LVIS.items()
+        for split in splits
+    },
+    **{name: LvisFiles(f"lvis/{file}.json") for name, file in _LVIS_TESTS.items()},
+    **{
+        f"voc_{year}_{split}": VocFolder(f"VOC{year}", split, year)
+        for year in (2007, 2012)
+        for split in ("trainval", "train", "val", "test")
+        if (year, split) != (2012, "test")  # whose annotations are not public
+    },
+    **{
+        f"cityscapes_fine_{task}_{split}": CityscapesFolder(split, kind)
+        for task, kind in (("instance_seg", "instance"), ("sem_seg", "sem_seg"))
+        for split in ("train", "val", "test")
     },
 }
+SAMPLES: dict[str, BuiltinFiles] = {
+    f"{name}_{split}": CocoFiles(f"{name}/annotations/instances_{split}.json", f"{name}/{split}")
+    for name in ("demo", "fruits_nuts", "nuclei", "coco_mini")
+    for split in ("train", "val")
+}
+BUILTIN |= SAMPLES
+
+# Source: COCO's person_keypoints files, in their order.
+COCO_KEYPOINTS = (
+    *("nose", "left_eye", "right_eye", "left_ear", "right_ear"),
+    *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow"),
+    *("left_wrist", "right_wrist", "left_hip", "right_hip"),
+    *("left_knee", "right_knee", "left_ankle", "right_ankle"),
+)
+
+COCO_LIMBS = (
+    ("left_ear", "left_eye"),
+    ("right_ear", "right_eye"),
+    ("left_eye", "nose"),
+    ("nose", "right_eye"),
+    ("left_shoulder", "right_shoulder"),
+    ("left_shoulder", "left_elbow"),
+    ("right_shoulder", "right_elbow"),
+    ("left_elbow", "left_wrist"),
+    ("right_elbow", "right_wrist"),
+    ("left_hip", "right_hip"),
+    ("left_hip", "left_knee"),
+    ("right_hip", "right_knee"),
+    ("left_knee", "left_ankle"),
+    ("right_knee", "right_ankle"),
+)
 
 # Source: cocodataset/panopticapi, panoptic_coco_categories.json (the things): id, name, RGB.
 COCO_THINGS: tuple[tuple[int, str, tuple[int, int, int]], ...] = (

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from segdet.data.builtin import BUILTIN, CocoFiles, find_builtin
-from segdet.data.readers.coco_json import read_coco_json
+from segdet.data.builtin import BUILTIN, SAMPLES, BuiltinFiles, find_builtin
 from segdet.errors import DataError, did_you_mean
 
 Records = list[dict[str, Any]]
@@ -128,7 +127,7 @@ class _DatasetCatalog:
         """Name a function that loads a data set.
 
         Args:
-            name: not registered yet; the sample sets' names may be taken, COCO's may not.
+            name: not registered yet; the sample sets' names may be taken, official ones may not.
             func: takes nothing, returns the standard dicts, in the same order at every call.
 
         Raises:
@@ -136,12 +135,11 @@ class _DatasetCatalog:
         """
         if not callable(func):
             raise DataError(f"data set {name!r} needs a function that loads it, got {func!r}")
-        sample = BUILTIN.get(name)
-        if name in self._loaders or (sample is not None and sample.is_coco):
+        if name in self._loaders or (name in BUILTIN and name not in SAMPLES):
             raise DataError(f"data set {name!r} is registered already; take another name")
         self._loaders[name] = func
-        if sample is not None:
-            MetadataCatalog.forget_facts(name, sample.metadata())
+        if name in SAMPLES:
+            MetadataCatalog.forget_facts(name, SAMPLES[name].metadata())
 
     def get(self, name: str) -> Records:
         """Load a data set.
@@ -151,14 +149,14 @@ class _DatasetCatalog:
         """
         if name in self._loaders:
             return self._loaders[name]()
-        if self.files_of(name) is None:
+        files = self.files_of(name)
+        if files is None:
             raise DataError(_unknown(name, self.list()))
-        metadata = MetadataCatalog.get(name)
-        data = read_coco_json(metadata.json_file, metadata.image_root)
-        metadata.set(**data.metadata)
+        data = files.read()
+        MetadataCatalog.get(name).set(**data.metadata)
         return data.records
 
-    def files_of(self, name: str) -> CocoFiles | None:
+    def files_of(self, name: str) -> BuiltinFiles | None:
         """The files of a name that needs no registration; None for any other, registered or not."""
         return None if name in self._loaders else find_builtin(name)
 

@@ -2,6 +2,7 @@
 
 from segdet.data.annotations import (
     annotations_to_instances,
+    annotations_to_instances_rotated,
     create_keypoint_hflip_indices,
     filter_empty_instances,
     gen_crop_transform_with_instance,
@@ -10,9 +11,11 @@ from segdet.data.annotations import (
 )
 from segdet.data.image_io import check_image_size, convert_image_to_rgb, read_image
 from segdet.data.mapper import build_augmentation
+from segdet.data.proposals import transform_proposals
 
 __all__ = [
     "annotations_to_instances",
+    "annotations_to_instances_rotated",
     "build_augmentation",
     "check_image_size",
     "convert_image_to_rgb",
@@ -22,4 +25,5 @@ __all__ = [
     "read_image",
     "transform_instance_annotations",
     "transform_keypoint_annotations",
+    "transform_proposals",
 ]

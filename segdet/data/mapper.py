@@ -22,6 +22,7 @@ from segdet.data.annotations import (
     transform_instance_annotations,
 )
 from segdet.data.image_io import FORMATS, check_image_size, file_name_of, read_image, read_labels
+from segdet.data.proposals import transform_proposals
 from segdet.errors import ConfigError, DataError
 
 
@@ -58,6 +59,13 @@ class InputConfig:
     mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
     keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
     train_names: tuple[str, ...] = field(default=(), metadata={"key": "DATASETS.TRAIN"})
+    load_proposals: bool = field(default=False, metadata={"key": "MODEL.LOAD_PROPOSALS"})
+    proposal_topk_train: int = field(
+        default=2000, metadata={"key": "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN"}
+    )
+    proposal_topk_test: int = field(
+        default=1000, metadata={"key": "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST"}
+    )
 
     def __post_init__(self) -> None:
         _require("MIN_SIZE_TRAIN_SAMPLING", self.min_size_train_sampling, ("choice", "range"))
@@ -116,6 +124,7 @@ class DatasetMapper:
         use_keypoint: likewise for keypoints.
         instance_mask_format: "polygon" or "bitmask".
         keypoint_hflip_indices: from `create_keypoint_hflip_indices`.
+        precomputed_proposal_topk: bring this many of the record's proposals; None: none.
         recompute_boxes: make boxes tight around the masks that augmentation left.
     """
 
@@ -130,6 +139,7 @@ class DatasetMapper:
         use_keypoint: bool = False,
         instance_mask_format: str = "polygon",
         keypoint_hflip_indices: np.ndarray | None = None,
+        precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
     ) -> None:
         if recompute_boxes and not use_instance_mask:
@@ -140,6 +150,7 @@ class DatasetMapper:
         self.use_instance_mask, self.use_keypoint = use_instance_mask, use_keypoint
         self.instance_mask_format = instance_mask_format
         self.keypoint_hflip_indices = keypoint_hflip_indices
+        self.precomputed_proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
 
     @classmethod
@@ -147,6 +158,7 @@ class DatasetMapper:
         """The constructor's arguments from a config; subclasses may change the dict."""
         section = read_section(InputConfig, cfg, at="INPUT")
         names = section.train_names if section.keypoint_on and is_train else ()
+        topk = section.proposal_topk_train if is_train else section.proposal_topk_test
         return {
             "is_train": is_train,
             "augmentations": section.augmentations(is_train),
@@ -155,6 +167,7 @@ class DatasetMapper:
             "use_keypoint": section.keypoint_on,
             "instance_mask_format": section.mask_format,
             "keypoint_hflip_indices": create_keypoint_hflip_indices(names) if names else None,
+            "precomputed_proposal_topk": topk if section.load_proposals else None,
             "recompute_boxes": is_train and section.crop.enabled and section.mask_on,
         }
 
@@ -167,7 +180,7 @@ class DatasetMapper:
         Returns:
             The record's other keys, and `image` (C, H, W) uint8; for training `instances`
             (`Targets` in the frame of the image); with a `sem_seg_file_name` also `sem_seg`
-            (H, W) int64.
+            (H, W) int64; with proposals `proposals`.
 
         Raises:
             DataError: the image or an annotation cannot be used; says which.
@@ -190,6 +203,9 @@ class DatasetMapper:
         record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if aug_input.sem_seg is not None:
             record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
+        if self.precomputed_proposal_topk is not None:
+            topk = self.precomputed_proposal_topk
+            transform_proposals(record, image.shape[:2], transforms, proposal_topk=topk)
         if not self.is_train:
             record.pop("annotations", None)
             record.pop("sem_seg_file_name", None)

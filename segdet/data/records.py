@@ -12,6 +12,7 @@ import numpy as np
 
 from segdet.data.annotations import category_of
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
+from segdet.data.proposals import load_proposals_into_dataset
 from segdet.errors import ConfigError, DataError
 
 logger = logging.getLogger("segdet.data")
@@ -33,7 +34,7 @@ def get_detection_dataset_dicts(
         filter_empty: leave out images without an object that is no crowd, where the data sets
             have annotations at all.
         min_keypoints: leave out images with fewer visible keypoints.
-        proposal_files: not supported; must be empty.
+        proposal_files: for each name a file of proposals; empty for none.
         check_consistency: the data sets must have the same classes, and the classes of all
             objects must be among them.
 
@@ -43,9 +44,16 @@ def get_detection_dataset_dicts(
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise DataError("no data set is named; set DATASETS.TRAIN or DATASETS.TEST")
+    parts = [DatasetCatalog.get(name) for name in names]
     if proposal_files:
-        raise DataError("precomputed proposals are not read; leave proposal_files empty")
-    records = list(itertools.chain.from_iterable(DatasetCatalog.get(name) for name in names))
+        if len(proposal_files) != len(names):
+            raise ConfigError(
+                f"{len(names)} data sets need as many files of proposals, there are "
+                f"{len(proposal_files)}; set DATASETS.PROPOSAL_FILES_TRAIN and PROPOSAL_FILES_TEST"
+            )
+        for records, file in zip(parts, proposal_files, strict=True):
+            load_proposals_into_dataset(records, file)
+    records = list(itertools.chain.from_iterable(parts))
     has_instances = any("annotations" in record for record in records)
     if filter_empty and has_instances:
         records = filter_images_with_only_crowd_annotations(records)

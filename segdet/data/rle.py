@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
+import pycocotools.mask as mask_api
 
 from segdet.errors import DataError
 
@@ -85,6 +88,16 @@ def decode_rle(rle: dict) -> np.ndarray:
     height, width = rle["size"]
     bits = np.repeat(np.arange(len(runs)) & 1, runs).astype(np.uint8)
     return np.ascontiguousarray(bits.reshape(width, height).T)
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """The compressed COCO RLE of a mask, ready for json.
+
+    Args:
+        mask: (H, W), nonzero inside.
+    """
+    rle = cast(Any, mask_api.encode(np.asfortranarray(mask, np.uint8)))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:

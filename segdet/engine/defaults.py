@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,17 @@ from segdet.engine.setup import (
 from segdet.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from segdet.errors import ConfigError, DataError, SegdetError
 from segdet.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
     COCOEvaluator,
     DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
     inference_on_dataset,
     print_csv_format,
     verify_results,
 )
-from segdet.modeling import build_model
+from segdet.modeling import GeneralizedRCNNWithTTA, build_model
 from segdet.utils import comm
 from segdet.utils.env import seed_all_rng
 from segdet.utils.events import EventWriter
@@ -274,19 +278,27 @@ class DefaultTrainer(TrainerBase):
         return build_detection_test_loader(cfg, dataset_name)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
         """The evaluator that the data set's metadata asks for, by `evaluator_type`.
+
+        Args:
+            cfg: the complete config.
+            dataset_name: one of DATASETS.TEST.
+            output_folder: for results files; None is OUTPUT_DIR/inference.
 
         Raises:
             ConfigError: a type without an evaluator.
         """
+        folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
-        if kind != "coco":
+        if kind not in EVALUATORS:
             raise ConfigError(
-                f'{dataset_name} has evaluator_type "{kind}"; the built-in one is "coco". '
-                "Override DefaultTrainer.build_evaluator for others"
+                f'{dataset_name} has evaluator_type "{kind}"; built in are '
+                f"{', '.join(EVALUATORS)}. Override DefaultTrainer.build_evaluator for others"
             )
-        return COCOEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference"))
+        return EVALUATORS[kind](cfg, dataset_name, folder)
 
     @classmethod
     def test(
@@ -322,6 +334,19 @@ class DefaultTrainer(TrainerBase):
                 _log.info("Evaluation results for %s:", name)
                 print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Mapping[str, Any]:
+        """`test` with test-time augmentation, as TEST.AUG says.
+
+        Returns:
+            As `test`, with "_TTA" behind the outermost names; files go to
+            OUTPUT_DIR/inference_TTA.
+        """
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{name}_TTA": value for name, value in results.items()}
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
@@ -359,10 +384,23 @@ class DefaultTrainer(TrainerBase):
         return cfg
 
 
+def _coco_evaluator(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:
+    return COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+
+
+# evaluator_type of a data set's metadata -> its evaluator.
+EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
+    "coco": _coco_evaluator,
+    "lvis": lambda _, name, folder: LVISEvaluator(name, output_dir=folder),
+    "pascal_voc": lambda _, name, folder: PascalVOCDetectionEvaluator(name),
+    "cityscapes_instance": lambda _, name, folder: CityscapesInstanceEvaluator(name),
+    "cityscapes_sem_seg": lambda _, name, folder: CityscapesSemSegEvaluator(name),
+}
+
+
 def _refuse_unbuilt(cfg: CfgNode) -> None:
-    for key in ("PRECISE_BN", "AUG"):
-        if cfg.TEST[key].ENABLED:
-            raise ConfigError(f"TEST.{key}.ENABLED: not built yet; set it to False")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise ConfigError("TEST.PRECISE_BN.ENABLED: not built yet; set it to False")
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

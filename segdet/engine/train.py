@@ -7,8 +7,10 @@ import argparse
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.config import CfgNode, get_cfg
 from segdet.engine.defaults import DefaultTrainer
+from segdet.engine.hooks import EvalHook
 from segdet.engine.launch import launch
 from segdet.engine.setup import default_argument_parser, default_setup
+from segdet.engine.train_loop import HookBase
 from segdet.evaluation import verify_results
 from segdet.utils import comm
 
@@ -44,6 +46,17 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+class Trainer(DefaultTrainer):
+    """Evaluates with test-time augmentation, too, at the end, where the config asks for it."""
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Those of `DefaultTrainer`; writers come last."""
+        hooks = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            hooks.insert(-1, EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+        return hooks
+
+
 def run(args: argparse.Namespace) -> None:
     """What each process does."""
     cfg = load_config(args)
@@ -51,16 +64,18 @@ def run(args: argparse.Namespace) -> None:
     if args.eval_only:
         evaluate(cfg, resume=args.resume)
     else:
-        trainer = DefaultTrainer(cfg)
+        trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
 
 
 def evaluate(cfg: CfgNode, *, resume: bool) -> None:
     """Evaluate MODEL.WEIGHTS, or OUTPUT_DIR's last checkpoint if `resume`."""
-    model = DefaultTrainer.build_model(cfg)
+    model = Trainer.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR, cfg=cfg)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    results = DefaultTrainer.test(cfg, model)
+    results = dict(Trainer.test(cfg, model))
+    if cfg.TEST.AUG.ENABLED:
+        results |= Trainer.test_with_TTA(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

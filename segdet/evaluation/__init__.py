@@ -1,5 +1,6 @@
 """Evaluation of models: the loop over a data set, COCO's metrics, and comparing results."""
 
+from segdet.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from segdet.evaluation.coco import COCOEvaluator
 from segdet.evaluation.coco_results import evaluate_results
 from segdet.evaluation.evaluator import (
@@ -8,12 +9,18 @@ from segdet.evaluation.evaluator import (
     inference_context,
     inference_on_dataset,
 )
+from segdet.evaluation.lvis import LVISEvaluator
+from segdet.evaluation.pascal_voc import PascalVOCDetectionEvaluator
 from segdet.evaluation.testing import print_csv_format, verify_results
 
 __all__ = [
     "COCOEvaluator",
+    "CityscapesInstanceEvaluator",
+    "CityscapesSemSegEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "LVISEvaluator",
+    "PascalVOCDetectionEvaluator",
     "evaluate_results",
     "inference_context",
     "inference_on_dataset",

@@ -16,8 +16,19 @@ import torch
 
 from segdet.data.catalog import MetadataCatalog
 from segdet.data.datasets.coco import convert_to_coco_json
-from segdet.errors import ConfigError, DataError
-from segdet.evaluation.coco_metrics import MAX_DETECTIONS, coco_metrics
+from segdet.errors import DataError
+from segdet.evaluation.box_proposals import (
+    ImageProposals,
+    average_recalls,
+    compact_proposals,
+    write_proposals,
+)
+from segdet.evaluation.coco_metrics import (
+    MAX_DETECTIONS,
+    OKS_SIGMAS,
+    check_sigmas,
+    coco_metrics,
+)
 from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
 from segdet.evaluation.coco_report import REPORTED, TASKS, checked_tasks, report
 from segdet.evaluation.evaluator import DatasetEvaluator
@@ -37,10 +48,17 @@ class _Found:
     scores: np.ndarray  # (N,)
     classes: np.ndarray  # (N,) int64, contiguous
     masks: list[dict] | None  # N RLEs
+    keypoints: np.ndarray | None  # (N, P, 3)
 
 
 class COCOEvaluator(DatasetEvaluator):
-    """AP of boxes and masks as COCO defines it, over the whole data set and per class."""
+    """AP of boxes, masks and keypoints as COCO defines it, over the whole data set and per class.
+
+    Of outputs with `proposals`, also the average recall of these.
+    """
+
+    results_file = "coco_instances_results.json"
+    max_dets_default = MAX_DETECTIONS
 
     def __init__(
         self,
@@ -59,34 +77,36 @@ class COCOEvaluator(DatasetEvaluator):
         Args:
             dataset_name: its metadata's `json_file` is the ground truth; a data set without one
                 is converted to COCO json.
-            tasks: "bbox" and/or "segm"; None (or a config, as old scripts pass) takes what the
-                outputs hold.
+            tasks: of "bbox", "segm", "keypoints"; None (or a config, as old scripts pass) takes
+                what the outputs hold.
             distributed: whether the processes have parts of the data set, to be gathered on the
                 main process; otherwise each evaluates what it was given.
             output_dir: for `coco_instances_results.json`, `instances_predictions.pth` and the
                 converted ground truth; None writes nothing.
             max_dets_per_image: best detections that count per image and class; None is COCO's 100.
             use_fast_impl: hotcoco where it is installed; False takes pycocotools.
-            kpt_oks_sigmas: of keypoints, which are not evaluated yet: must be empty.
+            kpt_oks_sigmas: of keypoints, one a point; empty takes COCO's.
             allow_cached_coco: take a conversion that lies in `output_dir` from an earlier run,
                 which is wrong if the data set has changed since.
 
         Raises:
-            ConfigError: unknown tasks, or keypoints.
+            ConfigError: unknown tasks, or sigmas that are not as many as the keypoints.
             DataError: a broken ground truth.
         """
-        if len(kpt_oks_sigmas):
-            raise ConfigError("kpt_oks_sigmas: evaluation of keypoints is not built yet; leave ()")
         self._tasks = None if tasks is None or isinstance(tasks, Mapping) else checked_tasks(tasks)
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
-        self._max_detections = max_dets_per_image or MAX_DETECTIONS
+        self._max_detections = max_dets_per_image or self.max_dets_default
+        self._sigmas = tuple(kpt_oks_sigmas) or OKS_SIGMAS
         self._backend = None if use_fast_impl else "pycocotools"
         self._metadata = MetadataCatalog.get(dataset_name)
         self._found: list[_Found] = []
+        self._proposals: list[ImageProposals] = []
         self._ground_truth = None
         if self._evaluates:
-            self._ground_truth = self._read_ground_truth(dataset_name, allow_cached_coco)
+            truth = self._ground_truth = self._read_ground_truth(dataset_name, allow_cached_coco)
+            if kpt_oks_sigmas and truth.keypoints.shape[1] > 0:
+                check_sigmas(truth, self._sigmas)
 
     @property
     def _evaluates(self) -> bool:
@@ -103,7 +123,7 @@ class COCOEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all predictions."""
-        self._found = []
+        self._found, self._proposals = [], []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Take in one batch; masks are kept as run lengths.
@@ -111,7 +131,8 @@ class COCOEvaluator(DatasetEvaluator):
         Args:
             inputs: with `image_id`.
             outputs: with `instances`: `pred_boxes`, `scores`, `pred_classes`, and maybe
-                `pred_masks` (N, H, W), in the frame of the original image.
+                `pred_masks` (N, H, W) and `pred_keypoints` (N, P, 3), and/or with `proposals`:
+                `proposal_boxes` and `objectness_logits`; in the frame of the original image.
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "image_id" not in image:
@@ -119,24 +140,41 @@ class COCOEvaluator(DatasetEvaluator):
                     f"the record of {image.get('file_name', 'an image')} has no image_id, which "
                     "evaluation needs; give each record of the data set one"
                 )
-            self._found.append(_compact(image["image_id"], output["instances"]))
+            if "instances" in output:
+                self._found.append(_compact(image["image_id"], output["instances"]))
+            if "proposals" in output:
+                self._proposals.append(compact_proposals(image["image_id"], output["proposals"]))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Task -> metric -> value in percent; None where another process evaluates.
 
-        Metrics are AP, AP50, AP75, APs, APm, APl, and with several classes AP-<class>; NaN where
-        there is nothing to find, or nothing was found at all. {} without annotations.
+        Metrics are AP, AP50, AP75, APs, APm, APl (keypoints have no APs), and with several classes
+        AP-<class>; NaN where there is nothing to find, or nothing was found at all. Those of the
+        task `box_proposals` are AR@100, ARs@100, ..., ARl@1000. {} without annotations.
         """
-        found = self._found
+        found, proposals = self._found, self._proposals
         if self._distributed:
             found = [one for part in comm.gather(found) for one in part]
+            proposals = [one for part in comm.gather(proposals) for one in part]
         if not self._evaluates:
             return None
         truth = self._ground_truth
         assert truth is not None, "the process that evaluates has read the ground truth"
+        if not proposals:
+            return self._evaluate_instances(found, truth)
+        if self._output_dir is not None:
+            write_proposals(self._output_dir / "box_proposals.pkl", proposals)
+        results = self._evaluate_instances(found, truth) if found else {}
+        if truth.annotated:
+            results["box_proposals"] = average_recalls(proposals, truth)
+        return results
+
+    def _evaluate_instances(
+        self, found: list[_Found], truth: GroundTruth
+    ) -> dict[str, dict[str, float]]:
         predictions = _join(found, truth, self._category_of_class(truth))
         if self._output_dir is not None:
-            _write(self._output_dir, found, predictions, truth)
+            _write(self._output_dir / self.results_file, found, predictions, truth)
         if not found:
             logger.warning("No image was predicted: nothing to evaluate")
             return {}
@@ -151,24 +189,32 @@ class COCOEvaluator(DatasetEvaluator):
                 len(truth.image_ids),
             )
         return {
-            task: self._evaluate_task(task, truth, predictions) for task in self._tasks_of(found)
+            task: self._evaluate_task(task, truth, predictions)
+            for task in self._tasks_of(found, truth)
         }
 
-    def _tasks_of(self, found: list[_Found]) -> Sequence[str]:
-        has_masks = any(one.masks is not None for one in found)
-        return self._tasks or (TASKS if has_masks else TASKS[:1])
+    def _tasks_of(self, found: list[_Found], truth: GroundTruth) -> Sequence[str]:
+        if self._tasks:
+            return self._tasks
+        has = {"segm": any(one.masks is not None for one in found)}
+        has["keypoints"] = any(one.keypoints is not None for one in found)
+        if has["keypoints"] and truth.keypoints.shape[1] == 0:
+            logger.warning("%s has no keypoints: those predicted are not evaluated", truth.source)
+            has["keypoints"] = False
+        return [task for task in TASKS if has.get(task, True)]
 
     def _evaluate_task(
         self, task: str, truth: GroundTruth, predictions: Predictions
     ) -> dict[str, float]:
         if len(predictions) == 0:
             logger.warning("Nothing was found in any image: no %s results", task)
-            return dict.fromkeys(REPORTED, float("nan"))
+            return dict.fromkeys(REPORTED[task], float("nan"))
         metrics = coco_metrics(
             truth,
             predictions,
             task,
             max_detections=self._max_detections,
+            sigmas=self._sigmas,
             backend=self._backend,
         )
         return report(task, metrics, truth)
@@ -193,14 +239,20 @@ def _compact(image_id: Hashable, instances: Instances) -> _Found:
     boxes = found.pred_boxes.tensor.detach().double().numpy().copy()
     boxes[:, 2:] -= boxes[:, :2]
     scores = found.scores.detach().double().numpy()
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise DataError(f"image {image_id}: the model's boxes or scores are NaN or infinite")
+    keypoints = None
+    if found.has("pred_keypoints"):
+        keypoints = found.pred_keypoints.detach().double().numpy().copy()
+        keypoints[..., :2] -= 0.5  # COCO's are indices of pixels, the model's places on the image
+    for numbers in (boxes, scores, np.zeros(0) if keypoints is None else keypoints):
+        if not np.isfinite(numbers).all():
+            raise DataError(f"image {image_id}: the model's boxes or scores are NaN or infinite")
     return _Found(
         image_id=image_id,
         boxes=boxes,
         scores=scores,
         classes=found.pred_classes.numpy(),
         masks=encode_masks(found.pred_masks) if found.has("pred_masks") else None,
+        keypoints=keypoints,
     )
 
 
@@ -218,26 +270,29 @@ def _join(found: list[_Found], truth: GroundTruth, category_of_class: list[int])
     masks = None
     if any(one.masks is not None for one in found):
         masks = [mask for one in found for mask in one.masks or []]
+    poses = [one.keypoints for one in found if one.keypoints is not None and len(one.keypoints)]
+    keypoints = None
+    if any(one.keypoints is not None for one in found):
+        keypoints = np.concatenate(poses or [truth.keypoints[:0]])
     return Predictions(
         image=np.repeat(np.array(images, np.int64), [len(one.scores) for one in found]),
         category=np.array(category_of_class, np.int64)[classes],
         scores=np.concatenate([np.zeros(0), *(one.scores for one in found)]),
         boxes=np.concatenate([np.zeros((0, 4)), *(one.boxes for one in found)]),
         masks=masks,
+        keypoints=keypoints,
     )
 
 
-def _write(
-    output_dir: Path, found: list[_Found], predictions: Predictions, truth: GroundTruth
-) -> None:
+def _write(file: Path, found: list[_Found], predictions: Predictions, truth: GroundTruth) -> None:
     """detectron2's two files; the .pth has classes as the model counts them."""
-    output_dir.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     by_image = [{"image_id": one.image_id, "instances": _rows(one)} for one in found]
-    torch.save(by_image, output_dir / "instances_predictions.pth")
+    torch.save(by_image, file.with_name("instances_predictions.pth"))
     rows = [row for one in by_image for row in one["instances"]]
     for row, category in zip(rows, predictions.category.tolist(), strict=True):
         row["category_id"] = truth.category_ids[category]
-    (output_dir / "coco_instances_results.json").write_text(json.dumps(rows))
+    file.write_text(json.dumps(rows))
 
 
 def _rows(one: _Found) -> list[dict[str, Any]]:
@@ -249,5 +304,7 @@ def _rows(one: _Found) -> list[dict[str, Any]]:
     }
     if one.masks is not None:
         columns["segmentation"] = one.masks
+    if one.keypoints is not None:
+        columns["keypoints"] = one.keypoints.reshape(len(one.scores), -1).tolist()
     objects = zip(*columns.values(), strict=True)
     return [dict(zip(columns, values, strict=True), image_id=one.image_id) for values in objects]

@@ -10,27 +10,40 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pycocotools.mask as mask_api
 
+from segdet.errors import ConfigError, DataError
 from segdet.evaluation.coco_records import GroundTruth, Predictions
 
 logger = logging.getLogger(__name__)
 
 MAX_DETECTIONS = 100  # per image and category, COCO's number
+MAX_POSES = 20  # likewise for keypoints
 _AREAS = ("", "s", "m", "l")  # all, small < 32^2 <= medium < 96^2 <= large
+_POSE_AREAS = ("", "m", "l")  # small people have no keypoints in COCO
+
+# Source: COCO's keypoint evaluation: how far annotators differ, in the order of its 17 points.
+OKS_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
+
+
+Truth = TypeVar("Truth", bound=GroundTruth)
 
 
 @dataclass(frozen=True, kw_only=True)
 class COCOMetrics:
     """What COCO reports, in [0, 1]; -1 where there is no ground truth to find."""
 
-    stats: dict[str, float]  # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl
+    # AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl; keypoints: AP AP50 AP75 APm APl AR
+    stats: dict[str, float]
     category_ap: np.ndarray  # (K,) float64, in the order of GroundTruth.category_ids
 
 
@@ -40,35 +53,76 @@ def coco_metrics(
     kind: str,
     *,
     max_detections: int = MAX_DETECTIONS,
+    sigmas: Sequence[float] = OKS_SIGMAS,
     backend: str | None = None,
 ) -> COCOMetrics:
     """Average precision and recall as COCO defines them.
 
-    Source: cocoapi's COCOeval; IoU 0.50:0.05:0.95, 101 recall points.
+    Source: cocoapi's COCOeval; IoU (of keypoints: OKS) 0.50:0.05:0.95, 101 recall points.
 
     Args:
         ground_truth: the annotations.
-        predictions: with `boxes` for "bbox", with `masks` for "segm".
-        kind: "bbox" or "segm".
-        max_detections: the best per image and category that count ("AR100" is at this number).
+        predictions: with `boxes` for "bbox", `masks` for "segm", `keypoints` for "keypoints".
+        kind: one of these three.
+        max_detections: the best per image and category that count ("AR100" is at this number);
+            of keypoints always 20.
+        sigmas: of keypoints, one a point.
         backend: a key of `BACKENDS`; None takes hotcoco, or pycocotools where it is missing.
 
     Returns:
-        The 12 numbers and each category's AP.
+        The numbers and each category's AP.
     """
-    if kind not in ("bbox", "segm"):
-        raise ValueError(f"kind must be bbox or segm, is {kind!r}")
-    if (predictions.masks if kind == "segm" else predictions.boxes) is None:
+    given = {
+        "bbox": predictions.boxes,
+        "segm": predictions.masks,
+        "keypoints": predictions.keypoints,
+    }
+    if kind not in given:
+        raise ValueError(f"kind must be one of {', '.join(given)}, is {kind!r}")
+    if given[kind] is None:
         raise ValueError(f"the predictions have nothing to evaluate for {kind}")
+    limits = [1, min(10, max_detections), max_detections]
     if kind == "segm":
-        ground_truth = _with_a_mask_for_all(ground_truth)
+        ground_truth = with_a_mask_for_all(ground_truth)
+    if kind == "keypoints":
+        _check_points(ground_truth, predictions, sigmas)
+        limits = [MAX_POSES]
     precision, recall = BACKENDS[backend or default_backend()](
-        ground_truth, predictions, kind, [1, min(10, max_detections), max_detections]
+        ground_truth, predictions, kind, limits, sigmas
     )
     return COCOMetrics(
-        stats=_summarize(precision, recall),
-        category_ap=np.array([_mean(precision[:, :, k, 0, -1]) for k in range(recall.shape[1])]),
+        stats=_summarize(precision, recall)
+        if kind != "keypoints"
+        else _of_poses(precision, recall),
+        category_ap=np.array([mean(precision[:, :, k, 0, -1]) for k in range(recall.shape[1])]),
     )
+
+
+def _check_points(truth: GroundTruth, found: Predictions, sigmas: Sequence[float]) -> None:
+    annotated = truth.keypoints.shape[1]
+    if annotated == 0:
+        raise DataError(f"{truth.source}: no object has keypoints: nothing to evaluate them by")
+    predicted = annotated if found.keypoints is None else found.keypoints.shape[1]
+    if len(found) and predicted != annotated:
+        raise DataError(
+            f"the model predicts {predicted} keypoints, the objects of {truth.source} have "
+            f"{annotated}; MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS must agree with it"
+        )
+    check_sigmas(truth, sigmas)
+
+
+def check_sigmas(truth: GroundTruth, sigmas: Sequence[float]) -> None:
+    """Refuse sigmas that are not one a keypoint.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    annotated = truth.keypoints.shape[1]
+    if len(sigmas) != annotated:
+        raise ConfigError(
+            f"the objects of {truth.source} have {annotated} keypoints, there are {len(sigmas)} "
+            "sigmas; set TEST.KEYPOINT_OKS_SIGMAS (or kpt_oks_sigmas), one number a keypoint"
+        )
 
 
 def default_backend() -> str:
@@ -78,24 +132,34 @@ def default_backend() -> str:
 
 def _summarize(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
     """From (T, 101, K, areas, M) and (T, K, areas, M); T IoUs, M numbers of detections."""
-    stats = {"AP": _mean(precision[:, :, :, 0, -1])}
-    stats["AP50"] = _mean(precision[0, :, :, 0, -1])
-    stats["AP75"] = _mean(precision[5, :, :, 0, -1])
+    stats = {"AP": mean(precision[:, :, :, 0, -1])}
+    stats["AP50"] = mean(precision[0, :, :, 0, -1])
+    stats["AP75"] = mean(precision[5, :, :, 0, -1])
     for a, name in enumerate(_AREAS[1:], start=1):
-        stats[f"AP{name}"] = _mean(precision[:, :, :, a, -1])
+        stats[f"AP{name}"] = mean(precision[:, :, :, a, -1])
     for m, name in enumerate(("1", "10", "100")):
-        stats[f"AR{name}"] = _mean(recall[:, :, 0, m])
+        stats[f"AR{name}"] = mean(recall[:, :, 0, m])
     for a, name in enumerate(_AREAS[1:], start=1):
-        stats[f"AR{name}"] = _mean(recall[:, :, a, -1])
+        stats[f"AR{name}"] = mean(recall[:, :, a, -1])
     return stats
 
 
-def _mean(values: np.ndarray) -> float:
+def _of_poses(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    """The same of keypoints, where there are three areas and one number of detections."""
+    stats = {"AP": mean(precision[:, :, :, 0]), "AP50": mean(precision[0, :, :, 0])}
+    stats["AP75"] = mean(precision[5, :, :, 0])
+    for a, name in enumerate(_POSE_AREAS[1:], start=1):
+        stats[f"AP{name}"] = mean(precision[:, :, :, a])
+    return {**stats, "AR": mean(recall[:, :, 0])}
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean of the values that are defined; -1 where none is."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
 
 
-def _with_a_mask_for_all(ground_truth: GroundTruth) -> GroundTruth:
+def with_a_mask_for_all(ground_truth: Truth) -> Truth:
     """Turn objects known by their box alone into regions where nothing counts.
 
     Whether a predicted mask there is right cannot be said, so it is neither hit nor false alarm.
@@ -117,11 +181,47 @@ def _with_a_mask_for_all(ground_truth: GroundTruth) -> GroundTruth:
 
 
 def _hotcoco(
-    truth: GroundTruth, found: Predictions, kind: str, max_detections: list[int]
+    truth: GroundTruth,
+    found: Predictions,
+    kind: str,
+    max_detections: list[int],
+    sigmas: Sequence[float],
 ) -> tuple[np.ndarray, np.ndarray]:
     import hotcoco
 
-    images, categories = _lists(truth)
+    if kind == "keypoints":
+        datasets = pose_datasets(truth, found)
+        coco_gt, coco_dt = (hotcoco.COCO(dataset) for dataset in datasets)
+    else:
+        coco_gt, coco_dt = hotcoco_datasets(truth, found, kind, *image_and_category_rows(truth))
+    evaluation = hotcoco.COCOeval(coco_gt, coco_dt, kind)
+    evaluation.params.maxDets = max_detections
+    if kind == "keypoints":
+        evaluation.params.kpt_oks_sigmas = list(sigmas)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    curves: Any = evaluation.eval
+    return curves["precision"], curves["recall"]
+
+
+def hotcoco_datasets(
+    truth: GroundTruth,
+    found: Predictions,
+    kind: str,
+    images: list[dict],
+    categories: list[dict],
+) -> tuple[Any, Any]:
+    """Ground truth and detections as hotcoco holds them, by columns.
+
+    Args:
+        truth: the annotations; their images and categories are counted from 1 here.
+        found: the predictions.
+        kind: "bbox" or "segm".
+        images: rows of the file's "images", by `image_and_category_rows`.
+        categories: likewise.
+    """
+    import hotcoco
+
     segm = kind == "segm"
     boxes: Any = np.zeros((len(found), 4)) if segm else found.boxes
     masks: Any = found.masks if segm else None
@@ -140,64 +240,109 @@ def _hotcoco(
     coco_dt = coco_gt.load_res(rows, segmentation=masks)
     if segm and len(found):
         coco_dt.update_anns(ids=np.arange(1, len(found) + 1), area=hotcoco.mask.area(masks))
-    evaluation = hotcoco.COCOeval(coco_gt, coco_dt, kind)
-    evaluation.params.maxDets = max_detections
-    evaluation.evaluate()
-    evaluation.accumulate()
-    curves: Any = evaluation.eval
-    return curves["precision"], curves["recall"]
+    return coco_gt, coco_dt
 
 
 def _pycocotools(
-    truth: GroundTruth, found: Predictions, kind: str, max_detections: list[int]
+    truth: GroundTruth,
+    found: Predictions,
+    kind: str,
+    max_detections: list[int],
+    sigmas: Sequence[float],
 ) -> tuple[np.ndarray, np.ndarray]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    images, categories = _lists(truth)
-    segm = kind == "segm"
-    boxes: Any = np.zeros((len(found), 4)) if segm else found.boxes
-    masks: Any = found.masks if segm else [None] * len(found)
-    areas = [float(mask_api.area(mask)) for mask in masks] if segm else boxes[:, 2] * boxes[:, 3]
-
-    def dataset(columns: dict[str, list]) -> Any:
-        keys, records = list(columns), zip(*columns.values(), strict=True)
-        annotations = [dict(zip(keys, r, strict=True), id=i + 1) for i, r in enumerate(records)]
+    def coco_of(dataset: dict[str, Any]) -> Any:
         coco: Any = COCO()
-        coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
+        coco.dataset = dataset
         coco.createIndex()
         return coco
 
+    poses = kind == "keypoints"
+    datasets = pose_datasets(truth, found) if poses else _datasets(truth, found, kind)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        coco_gt = dataset(
-            {
-                "image_id": (truth.image + 1).tolist(),
-                "category_id": (truth.category + 1).tolist(),
-                "bbox": truth.boxes.tolist(),
-                "area": truth.areas.tolist(),
-                "iscrowd": truth.crowd.astype(int).tolist(),
-                "segmentation": truth.masks,
-            }
-        )
-        coco_dt = dataset(
-            {
-                "image_id": (found.image + 1).tolist(),
-                "category_id": (found.category + 1).tolist(),
-                "bbox": boxes.tolist(),
-                "area": list(areas),
-                "score": found.scores.tolist(),
-                "iscrowd": [0] * len(found),
-                "segmentation": masks,
-            }
-        )
+        coco_gt, coco_dt = map(coco_of, datasets)
         evaluation: Any = COCOeval(coco_gt, coco_dt, kind)  # pyright: ignore[reportArgumentType]
         evaluation.params.maxDets = max_detections
+        if poses:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
-def _lists(truth: GroundTruth) -> tuple[list[dict], list[dict]]:
+def _datasets(truth: GroundTruth, found: Predictions, kind: str) -> tuple[dict, dict]:
+    """Ground truth and detections as COCO files hold them."""
+    segm = kind == "segm"
+    boxes: Any = np.zeros((len(found), 4)) if segm else found.boxes
+    masks: Any = found.masks if segm else [None] * len(found)
+    areas = [float(mask_api.area(mask)) for mask in masks] if segm else boxes[:, 2] * boxes[:, 3]
+    return _dataset(
+        truth,
+        bbox=truth.boxes.tolist(),
+        area=truth.areas.tolist(),
+        segmentation=truth.masks,
+        **_common_of_truth(truth),
+    ), _dataset(
+        truth,
+        bbox=boxes.tolist(),
+        area=list(areas),
+        segmentation=masks,
+        **_common_of_found(found),
+    )
+
+
+def pose_datasets(truth: GroundTruth, found: Predictions) -> tuple[dict, dict]:
+    """The same with keypoints; the area of a detection is that of the box around its points."""
+    points: Any = found.keypoints
+    if len(found):
+        low, high = points[..., :2].min(1), points[..., :2].max(1)
+    else:
+        low = high = np.zeros((0, 2))
+    return _dataset(
+        truth,
+        bbox=truth.boxes.tolist(),
+        area=truth.areas.tolist(),
+        keypoints=truth.keypoints.reshape(len(truth), -1).tolist(),
+        num_keypoints=(truth.keypoints[..., 2] > 0).sum(1).tolist(),
+        **_common_of_truth(truth),
+    ), _dataset(
+        truth,
+        bbox=np.hstack([low, high - low]).tolist(),
+        area=(high - low).prod(1).tolist(),
+        keypoints=points.reshape(len(found), -1).tolist(),
+        num_keypoints=[truth.keypoints.shape[1]] * len(found),
+        **_common_of_found(found),
+    )
+
+
+def _common_of_truth(truth: GroundTruth) -> dict[str, list]:
+    return {
+        "image_id": (truth.image + 1).tolist(),
+        "category_id": (truth.category + 1).tolist(),
+        "iscrowd": truth.crowd.astype(int).tolist(),
+    }
+
+
+def _common_of_found(found: Predictions) -> dict[str, list]:
+    return {
+        "image_id": (found.image + 1).tolist(),
+        "category_id": (found.category + 1).tolist(),
+        "score": found.scores.tolist(),
+        "iscrowd": [0] * len(found),
+    }
+
+
+def _dataset(truth: GroundTruth, **columns: list) -> dict[str, list]:
+    """A COCO file's content, with ids from 1."""
+    keys, records = list(columns), zip(*columns.values(), strict=True)
+    annotations = [dict(zip(keys, r, strict=True), id=i + 1) for i, r in enumerate(records)]
+    images, categories = image_and_category_rows(truth)
+    return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def image_and_category_rows(truth: GroundTruth) -> tuple[list[dict], list[dict]]:
     """The files' "images" and "categories", with ids from 1."""
     sizes = truth.image_sizes.tolist()
     images = [{"id": i + 1, "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
@@ -205,7 +350,9 @@ def _lists(truth: GroundTruth) -> tuple[list[dict], list[dict]]:
     return images, categories
 
 
-Curves = Callable[[GroundTruth, Predictions, str, list[int]], tuple[np.ndarray, np.ndarray]]
+Curves = Callable[
+    [GroundTruth, Predictions, str, list[int], Sequence[float]], tuple[np.ndarray, np.ndarray]
+]
 
 # Each gives precision (T, 101, K, areas, M) and recall (T, K, areas, M), -1 where undefined.
 BACKENDS: dict[str, Curves] = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}

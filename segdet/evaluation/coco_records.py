@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_api
 
-from segdet.data.readers.coco_json import read_coco_json
+from segdet.data.readers.coco_json import CocoFile, read_coco_json
 from segdet.errors import DataError
 from segdet.evaluation.rle import compress
 
@@ -37,6 +37,8 @@ class GroundTruth:
     areas: np.ndarray  # (N,) float64, the file's "area": decides small, medium, large
     crowd: np.ndarray  # (N,) bool, regions that may hold any number of objects
     masks: list  # N polygon lists or compressed RLE dicts; None where only a box is known
+    # (N, P, 3) float64 x, y of pixels and visibility; P is 0 in data without keypoints.
+    keypoints: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 3)))
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -61,6 +63,7 @@ class Predictions:
     scores: np.ndarray  # (N,) float64
     boxes: np.ndarray | None = None  # (N, 4) float64 XYWH
     masks: list[dict] | None = None  # N compressed RLE dicts of the image's size
+    keypoints: np.ndarray | None = None  # (N, P, 3) float64 x, y of pixels, score
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -80,6 +83,16 @@ def read_ground_truth(json_file: str | os.PathLike[str], image_root: str = "") -
         DataError: the file or a record in it is broken.
     """
     file = read_coco_json(json_file, image_root, extra_annotation_keys=("id", "area"))
+    return GroundTruth(**columns_of(file, str(json_file)))
+
+
+def columns_of(file: CocoFile, source: str) -> dict[str, Any]:
+    """The fields of `GroundTruth`.
+
+    Args:
+        file: read with the extra annotation keys "id" and "area".
+        source: its name, for messages.
+    """
     categories = file.metadata["thing_dataset_id_to_contiguous_id"]
     sizes = [(record["height"], record["width"]) for record in file.records]
     rows = [
@@ -88,21 +101,43 @@ def read_ground_truth(json_file: str | os.PathLike[str], image_root: str = "") -
         for annotation in record.get("annotations", ())
     ]
     masks = [_compressed(a.get("segmentation"), *sizes[i]) for i, a in rows]
-    areas = [_area(a, mask, sizes[i], json_file) for (i, a), mask in zip(rows, masks, strict=True)]
-    return GroundTruth(
-        source=str(json_file),
-        annotated=any("annotations" in record for record in file.records),
-        image_ids=[record["image_id"] for record in file.records],
-        image_sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
-        category_ids=list(categories),
-        category_names=list(file.metadata["thing_classes"]),
-        image=np.array([i for i, _ in rows], dtype=np.int64),
-        category=np.array([a["category_id"] for _, a in rows], dtype=np.int64),
-        boxes=np.array([a["bbox"] for _, a in rows], dtype=np.float64).reshape(-1, 4),
-        areas=np.array(areas, dtype=np.float64),
-        crowd=np.array([a["iscrowd"] for _, a in rows], dtype=bool),
-        masks=masks,
-    )
+    areas = [_area(a, mask, sizes[i], source) for (i, a), mask in zip(rows, masks, strict=True)]
+    return {
+        "source": source,
+        "annotated": any("annotations" in record for record in file.records),
+        "image_ids": [record["image_id"] for record in file.records],
+        "image_sizes": np.array(sizes, dtype=np.int64).reshape(-1, 2),
+        "category_ids": list(categories),
+        "category_names": list(file.metadata["thing_classes"]),
+        "image": np.array([i for i, _ in rows], dtype=np.int64),
+        "category": np.array([a["category_id"] for _, a in rows], dtype=np.int64),
+        "boxes": np.array([a["bbox"] for _, a in rows], dtype=np.float64).reshape(-1, 4),
+        "areas": np.array(areas, dtype=np.float64),
+        "crowd": np.array([a["iscrowd"] for _, a in rows], dtype=bool),
+        "masks": masks,
+        "keypoints": _keypoints([a for _, a in rows], source),
+    }
+
+
+def _keypoints(annotations: list[dict[str, Any]], file: str) -> np.ndarray:
+    """(N, P, 3); objects without keypoints have P points that are not labelled."""
+    numbers = max((len(a.get("keypoints", ())) for a in annotations), default=0)
+    if numbers == 0:
+        return np.zeros((len(annotations), 0, 3))
+    columns = np.zeros((len(annotations), numbers))
+    for row, annotation in zip(columns, annotations, strict=True):
+        points = annotation.get("keypoints")
+        if points is None:
+            continue
+        if len(points) != numbers:
+            raise DataError(
+                f"{file}: annotation {annotation.get('id', 'without id')} has {len(points) // 3} "
+                f"keypoints, others have {numbers // 3}"
+            )
+        row[:] = points
+    columns = columns.reshape(len(annotations), numbers // 3, 3)
+    columns[..., :2] -= 0.5  # the reader moved them to the middles of pixels
+    return columns
 
 
 def _compressed(segmentation: Any, height: int, width: int) -> Any:

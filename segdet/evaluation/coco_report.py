@@ -12,8 +12,9 @@ from segdet.evaluation.coco_records import GroundTruth
 
 logger = logging.getLogger(__name__)
 
-TASKS = ("bbox", "segm")
-REPORTED = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+TASKS = ("bbox", "segm", "keypoints")
+_OF_BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+REPORTED = {"bbox": _OF_BOXES, "segm": _OF_BOXES, "keypoints": ("AP", "AP50", "AP75", "APm", "APl")}
 
 
 def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -30,17 +31,18 @@ def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
 
 def report(task: str, metrics: COCOMetrics, truth: GroundTruth) -> dict[str, float]:
     """Log the tables and give the numbers in percent, NaN where undefined."""
-    results = {name: _percent(metrics.stats[name]) for name in REPORTED}
-    logger.info("Evaluation results for %s:\n%s", task, _table(results))
+    results = {name: percent(metrics.stats[name]) for name in REPORTED[task]}
+    logger.info("Evaluation results for %s:\n%s", task, table(results))
     if len(truth.category_ids) > 1:
         names = zip(_distinct_names(truth), metrics.category_ap, strict=True)
-        per_class = {name: _percent(ap) for name, ap in names}
-        logger.info("%s AP per class:\n%s", task, _table(per_class))
+        per_class = {name: percent(ap) for name, ap in names}
+        logger.info("%s AP per class:\n%s", task, table(per_class))
         results.update({f"AP-{name}": ap for name, ap in per_class.items()})
     return results
 
 
-def _percent(value: float) -> float:
+def percent(value: float) -> float:
+    """100 times the value; NaN for -1, which says that there is none."""
     return float(value) * 100 if value > -1 else float("nan")
 
 
@@ -51,7 +53,7 @@ def _distinct_names(truth: GroundTruth) -> list[str]:
     return [name if count[name] == 1 else f"{name} ({key})" for name, key in both]
 
 
-def _table(values: dict[str, float]) -> str:
+def table(values: dict[str, float]) -> str:
     """A markdown table of names and values; several pairs a line if there are many."""
     cells = [(name, f"{value:.3f}") for name, value in values.items()]
     if len(cells) <= 6:

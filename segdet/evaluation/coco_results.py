@@ -17,7 +17,7 @@ import numpy as np
 
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
-from segdet.evaluation.coco_metrics import MAX_DETECTIONS, coco_metrics
+from segdet.evaluation.coco_metrics import MAX_DETECTIONS, OKS_SIGMAS, coco_metrics
 from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
 from segdet.evaluation.coco_report import TASKS, checked_tasks, report
 from segdet.evaluation.rle import compress, count_pixels
@@ -31,6 +31,7 @@ def evaluate_results(
     tasks: Sequence[str] | None = None,
     *,
     max_dets_per_image: int = MAX_DETECTIONS,
+    kpt_oks_sigmas: Sequence[float] = (),
     backend: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Evaluate a COCO results file.
@@ -38,8 +39,9 @@ def evaluate_results(
     Args:
         gt_json: the annotations.
         results_json: the list of results.
-        tasks: "bbox" and/or "segm"; None takes what the results hold.
+        tasks: of "bbox", "segm", "keypoints"; None takes what the results hold.
         max_dets_per_image: best detections that count per image and class.
+        kpt_oks_sigmas: of keypoints, one a point; empty takes COCO's.
         backend: "hotcoco" or "pycocotools"; None takes hotcoco where it is installed.
 
     Returns:
@@ -51,11 +53,17 @@ def evaluate_results(
     truth = read_ground_truth(gt_json)
     predictions = read_predictions(results_json, truth)
     held = {"bbox": predictions.boxes is not None, "segm": predictions.masks is not None}
+    held["keypoints"] = predictions.keypoints is not None
     results = {}
     for task in TASKS if tasks is None else checked_tasks(tasks):
         if held[task]:
             metrics = coco_metrics(
-                truth, predictions, task, max_detections=max_dets_per_image, backend=backend
+                truth,
+                predictions,
+                task,
+                max_detections=max_dets_per_image,
+                sigmas=kpt_oks_sigmas or OKS_SIGMAS,
+                backend=backend,
             )
             results[task] = report(task, metrics, truth)
         elif tasks is not None:
@@ -64,10 +72,11 @@ def evaluate_results(
 
 
 def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTruth) -> Predictions:
-    """Read a results file: a list of {image_id, category_id, score, bbox and/or segmentation}.
+    """Read a results file: a list of {image_id, category_id, score} and what was found.
 
     Args:
-        json_file: the results; all have a bbox or none, likewise a segmentation (RLE).
+        json_file: the results; all have a bbox or none, likewise a segmentation (RLE) and keypoints
+            (triples x, y, score).
         ground_truth: whose images and categories they refer to.
 
     Returns:
@@ -79,15 +88,19 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
     """
     rows = _read_list(json_file)
     kinds = [key for key in ("bbox", "segmentation") if not rows or key in rows[0]]
+    points = ground_truth.keypoints.shape[1]
+    if "keypoints" in rows[0] if rows else points:
+        kinds.append("keypoints")
     if not kinds:
-        raise DataError(f"{json_file}: results[0] has neither bbox nor segmentation")
+        raise DataError(f"{json_file}: results[0] has no bbox, segmentation or keypoints")
     checked = []
     for number, row in enumerate(rows):
         try:
             checked.append(_check_row(row, kinds, ground_truth))
         except DataError as error:
             raise _in_record(error, json_file, number, row) from None
-    images, categories, scores, boxes, masks = zip(*checked, strict=True) if checked else [()] * 5
+    columns = zip(*checked, strict=True) if checked else [()] * 6
+    images, categories, scores, boxes, masks, poses = columns
     if "segmentation" in kinds:
         counts = count_pixels([mask["counts"] for mask in masks])
         pixels = ground_truth.image_sizes.prod(1)[list(images)]
@@ -102,6 +115,7 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
         scores=np.array(scores, dtype=np.float64),
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4) if "bbox" in kinds else None,
         masks=list(masks) if "segmentation" in kinds else None,
+        keypoints=np.array(poses).reshape(len(rows), points, 3) if "keypoints" in kinds else None,
     )
 
 
@@ -130,7 +144,7 @@ def _in_record(
 
 
 def _check_row(row: dict, kinds: list[str], ground_truth: GroundTruth) -> tuple:
-    """Image, category, score, box or None, mask or None."""
+    """Image, category, score, and box, mask and keypoints or None."""
     image = _known(row, "image_id", ground_truth.image_index)
     category = _known(row, "category_id", ground_truth.category_index)
     for key in ("score", *kinds):
@@ -140,10 +154,12 @@ def _check_row(row: dict, kinds: list[str], ground_truth: GroundTruth) -> tuple:
     if not _is_finite(score):
         raise DataError(f"score must be a finite number, is {score!r}")
     box = _check_box(row["bbox"]) if "bbox" in kinds else None
-    if "segmentation" not in kinds:
-        return image, category, score, box, None
-    size = ground_truth.image_sizes[image].tolist()
-    return image, category, score, box, _check_rle(row["segmentation"], size)
+    mask = points = None
+    if "segmentation" in kinds:
+        mask = _check_rle(row["segmentation"], ground_truth.image_sizes[image].tolist())
+    if "keypoints" in kinds:
+        points = _check_keypoints(row["keypoints"], ground_truth.keypoints.shape[1])
+    return image, category, score, box, mask, points
 
 
 def _known(row: dict[str, Any], key: str, index: dict[Any, int]) -> int:
@@ -175,3 +191,12 @@ def _check_rle(rle: Any, size: list[int]) -> dict[str, Any]:
     if type(rle["counts"]) is list:
         return compress(rle_runs(rle).tolist(), *size)
     return rle
+
+
+def _check_keypoints(points: Any, count: int) -> list[float]:
+    if type(points) is not list or len(points) != 3 * count or not all(map(_is_finite, points)):
+        raise DataError(
+            f"keypoints must be {count} triples of finite numbers x, y, score, as the ground truth "
+            f"has {count} keypoints; is {points!r:.80}"
+        )
+    return points

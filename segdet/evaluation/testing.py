@@ -10,19 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segdet.config.node import CfgNode
+from segdet.data.test_time_augmentation import TestAugConfig
 from segdet.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TestAugConfig:
-    """TEST.AUG: test-time augmentation; defaults are detectron2's."""
-
-    enabled: bool = False
-    min_sizes: tuple[int, ...] = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
-    max_size: int = 4000
-    flip: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

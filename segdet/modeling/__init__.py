@@ -14,6 +14,7 @@ from segdet.modeling.registries import (
     ROI_MASK_HEAD_REGISTRY,
     RPN_HEAD_REGISTRY,
 )
+from segdet.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -26,6 +27,8 @@ __all__ = [
     "RPN_HEAD_REGISTRY",
     "SYSTEMS",
     "Backbone",
+    "DatasetMapperTTA",
+    "GeneralizedRCNNWithTTA",
     "ResNet",
     "ShapeSpec",
     "build_backbone",

@@ -149,6 +149,12 @@ class ROIHeads(nn.Module, ABC):
     ) -> list[Detections]:
         """Per image, detections in network input pixels; masks are (N, 1, M, M) probabilities."""
 
+    @abstractmethod
+    def predict_masks(
+        self, features: dict[str, Tensor], detections: list[Detections]
+    ) -> list[Detections]:
+        """The detections with `pred_masks` added; unchanged where there is no mask head."""
+
 
 class StandardROIHeads(ROIHeads):
     """A box head and, if given, a mask head, each with its own pooler on shared features.

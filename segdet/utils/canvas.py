@@ -63,6 +63,20 @@ class VisImage:
         grey = self.canvas.convert("L").convert("RGB")
         self.canvas.paste(grey, mask=Image.fromarray(_opacity(~mask, 1)))
 
+    def line(
+        self, points: Sequence[Sequence[float]], color: RGB, width: float | None = None
+    ) -> None:
+        """Draw lines from point to point."""
+        corners = [(float(x), float(y)) for x, y in points]
+        width = max(1, round(self.line_width if width is None else width))
+        ImageDraw.Draw(self.canvas).line(corners, fill=color, width=width, joint="curve")
+
+    def disc(self, centre: Sequence[float], radius: float, color: RGB) -> None:
+        """Fill a circle."""
+        x, y = centre
+        frame = (x - radius, y - radius, x + radius, y + radius)
+        ImageDraw.Draw(self.canvas).ellipse(frame, fill=color)
+
     def rectangle(self, box: Box, color: RGB, alpha: float = 1) -> None:
         """Outline a box x1, y1, x2, y2."""
         x1, y1, x2, y2 = (round(float(v)) for v in box)

@@ -17,6 +17,8 @@ from segdet.utils.colormap import as_rgb, distinct_color
 
 __all__ = ["ColorMode", "VisImage", "Visualizer"]
 
+_KEYPOINT_SCORE = 0.05  # points below are not drawn; detectron2's number
+
 Color = str | Sequence[float]  # a name ("g", "orange", "#ff8800") or three numbers in [0, 1]
 
 
@@ -59,7 +61,7 @@ class Visualizer:
 
         Args:
             predictions: on any device, in the frame of the image, with any of `pred_boxes`,
-                `pred_masks` (N, H, W), `pred_classes`, `scores`.
+                `pred_masks` (N, H, W), `pred_keypoints` (N, P, 3), `pred_classes`, `scores`.
         """
         found = predictions.to("cpu")
         classes = found.pred_classes.tolist() if found.has("pred_classes") else None
@@ -73,6 +75,7 @@ class Visualizer:
         return self.overlay_instances(
             boxes=found.pred_boxes if found.has("pred_boxes") else None,
             masks=masks,
+            keypoints=found.pred_keypoints if found.has("pred_keypoints") else None,
             labels=[self._label(classes, scores, i) for i in range(len(found))],
             assigned_colors=self._palette(len(found), classes),
         )
@@ -91,6 +94,7 @@ class Visualizer:
         return self.overlay_instances(
             boxes=np.array(boxes).reshape(-1, 4),
             masks=[a.get("segmentation", []) for a in annotations],
+            keypoints=_annotated_keypoints(annotations),
             labels=labels,
             assigned_colors=self._palette(len(annotations), classes),
         )
@@ -101,6 +105,7 @@ class Visualizer:
         boxes: Boxes | np.ndarray | torch.Tensor | None = None,
         labels: list[str] | None = None,
         masks: Any = None,
+        keypoints: Any = None,
         assigned_colors: Sequence[Color] | None = None,
         alpha: float = 0.45,
     ) -> VisImage:
@@ -110,6 +115,7 @@ class Visualizer:
             boxes: (N, 4) XYXY.
             labels: N texts; an empty one is not drawn.
             masks: N of (H, W) arrays, polygon lists or RLE dicts; or BitMasks, PolygonMasks.
+            keypoints: (N, P, 3) x, y and score (or visibility); or Keypoints.
             assigned_colors: N colours.
             alpha: how opaque the masks are.
 
@@ -118,9 +124,11 @@ class Visualizer:
         """
         corners = None if boxes is None else _as_array(boxes).reshape(-1, 4) * self.output.scale
         pixels = None if masks is None else [self._as_mask(mask) for mask in _each(masks)]
-        given = [len(x) for x in (corners, pixels, labels, assigned_colors) if x is not None]
+        poses = None if keypoints is None else _as_array(keypoints)
+        everything = (corners, pixels, poses, labels, assigned_colors)
+        given = [len(x) for x in everything if x is not None]
         if len(set(given)) > 1:
-            raise ValueError(f"boxes, masks, labels and colours differ in number: {given}")
+            raise ValueError(f"boxes, masks, keypoints, labels, colours differ in number: {given}")
         count = given[0] if given else 0
         colors = [as_rgb(c) for c in assigned_colors or self._palette(count)]
         if corners is None:
@@ -133,9 +141,83 @@ class Visualizer:
                 self.output.blend(pixels[i], colors[i], alpha, colors[i])
             if boxes is not None:
                 self.output.rectangle(corners[i], colors[i])
+        for pose in [] if poses is None else poses:
+            self.draw_and_connect_keypoints(pose)
         for i in order:
             if labels and labels[i]:
                 self.output.label(labels[i], corners[i], colors[i])
+        return self.output
+
+    def draw_and_connect_keypoints(self, keypoints: np.ndarray | torch.Tensor) -> VisImage:
+        """Draw one object's keypoints, and the metadata's `keypoint_connection_rules` as lines.
+
+        Args:
+            keypoints: (P, 3) x, y and score (or visibility); points below 0.05 are not drawn.
+        """
+        points = _as_array(keypoints)
+        names = getattr(self.metadata, "keypoint_names", None) or [
+            str(i) for i in range(len(points))
+        ]
+        shown = {
+            name: (float(x), float(y))
+            for name, (x, y, score) in zip(names, points, strict=True)
+            if score > _KEYPOINT_SCORE
+        }
+        rules = getattr(self.metadata, "keypoint_connection_rules", None) or []
+        for first, second, color in rules:
+            if first in shown and second in shown:
+                xs, ys = zip(shown[first], shown[second], strict=True)
+                self.draw_line(xs, ys, color=[value / 255 for value in color])
+        self._draw_trunk(shown)
+        for point in shown.values():
+            self.draw_circle(point, color="r")
+        return self.output
+
+    def _draw_trunk(self, shown: dict[str, tuple[float, float]]) -> None:
+        """From the nose to between the shoulders, and on to between the hips."""
+        middles = [shown["nose"]] if "nose" in shown else []
+        for part in ("shoulder", "hip"):
+            pair = [shown.get(f"{side}_{part}") for side in ("left", "right")]
+            if pair[0] is None or pair[1] is None:
+                break
+            (x1, y1), (x2, y2) = pair[0], pair[1]
+            middles.append(((x1 + x2) / 2, (y1 + y2) / 2))
+        if len(middles) > 1:
+            xs, ys = zip(*middles, strict=True)
+            self.draw_line(xs, ys, color="r")
+
+    def draw_circle(
+        self, circle_coord: Sequence[float], color: Color, radius: float = 3
+    ) -> VisImage:
+        """Draw a filled circle.
+
+        Args:
+            circle_coord: x, y of its middle.
+            color: of its inside.
+            radius: in halves of the width of lines, which suits the picture.
+        """
+        x, y = (float(v) * self.output.scale for v in circle_coord)
+        size = max(1.0, radius * self.output.line_width / 2)
+        self.output.disc((x, y), size, as_rgb(color))
+        return self.output
+
+    def draw_line(
+        self,
+        x_data: Sequence[float],
+        y_data: Sequence[float],
+        color: Color,
+        linewidth: float | None = None,
+    ) -> VisImage:
+        """Draw lines from point to point.
+
+        Args:
+            x_data: the points' x.
+            y_data: their y.
+            color: of the lines.
+            linewidth: in pixels of the picture; None takes one that suits it.
+        """
+        points = np.stack([x_data, y_data], 1) * self.output.scale
+        self.output.line(points.tolist(), as_rgb(color), linewidth)
         return self.output
 
     def draw_sem_seg(
@@ -286,6 +368,15 @@ def _as_array(value: Any) -> np.ndarray:
     """A tensor, Boxes or anything that numpy takes, as an array."""
     value = getattr(value, "tensor", value)
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _annotated_keypoints(annotations: list[dict[str, Any]]) -> np.ndarray | None:
+    """(N, P, 3) of a record's annotations; None where none has keypoints."""
+    points = [np.reshape(a["keypoints"], (-1, 3)) for a in annotations if "keypoints" in a]
+    if not points:
+        return None
+    absent = np.zeros_like(points[0])
+    return np.stack([np.reshape(a.get("keypoints", absent), (-1, 3)) for a in annotations])
 
 
 def _each(masks: Any) -> list[Any]:

@@ -8,6 +8,7 @@ import torch
 from segdet.data import transforms as T
 from segdet.data.annotations import (
     annotations_to_instances,
+    annotations_to_instances_rotated,
     create_keypoint_hflip_indices,
     filter_empty_instances,
     gen_crop_transform_with_instance,
@@ -16,7 +17,7 @@ from segdet.data.annotations import (
 )
 from segdet.data.catalog import MetadataCatalog
 from segdet.errors import DataError
-from segdet.structures import BitMasks, BoxMode, PolygonMasks, Targets
+from segdet.structures import BitMasks, BoxMode, PolygonMasks, RotatedBoxes, Targets
 
 SIZE = (60, 80)
 SQUARE = [20.0, 10.0, 60.0, 10.0, 60.0, 40.0, 20.0, 40.0]
@@ -196,3 +197,24 @@ def test_crop_around_an_object_holds_its_centre():
     assert places == set(range(5, 26))
     with pytest.raises(DataError, match="centre outside the image"):
         gen_crop_transform_with_instance((20, 20), SIZE, an_annotation(bbox=[100, 100, 5, 5]))
+
+
+def test_rotated_boxes_become_targets():
+    row = {"category_id": 2, "bbox_mode": BoxMode.XYWHA_ABS}
+    annos = [
+        {**row, "bbox": [95.0, 50, 20, 10, 0]},
+        {**row, "bbox": np.array([50, 50, 20, 10, 30])},
+    ]
+    targets = annotations_to_instances_rotated(annos, (100, 100))
+    assert isinstance(targets.gt_boxes, RotatedBoxes) and targets.gt_classes.tolist() == [2, 2]
+    clipped = [[92.5, 50, 15, 10, 0], [50, 50, 20, 10, 30]]
+    assert targets.gt_boxes.tensor.numpy() == pytest.approx(np.array(clipped))
+    assert len(annotations_to_instances_rotated([], (10, 10)).gt_boxes) == 0
+    with pytest.raises(DataError, match="object 0: a rotated bbox must be 5 finite numbers"):
+        annotations_to_instances_rotated([{**row, "bbox": [1, 2, 3, 4]}], (10, 10))
+
+
+def test_keypoints_without_names_are_refused():
+    MetadataCatalog.get("nameless").set(keypoint_names=["a"])
+    with pytest.raises(DataError, match="'nameless' has no keypoint_names or no keypoint_flip_map"):
+        create_keypoint_hflip_indices(["nameless"])

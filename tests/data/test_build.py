@@ -109,12 +109,6 @@ def test_sampler_by_name(cfg: CfgNode):
         build_detection_train_loader(cfg)
 
 
-def test_proposal_files_are_refused(cfg: CfgNode):
-    cfg.DATASETS.PROPOSAL_FILES_TRAIN = ("x.pkl",)
-    with pytest.raises(ConfigError, match="PROPOSAL_FILES"):
-        build_detection_train_loader(cfg)
-
-
 def test_no_data_set_and_unknown_data_set(cfg: CfgNode):
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(DataError, match=r"set DATASETS\.TRAIN"):

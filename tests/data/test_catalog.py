@@ -62,10 +62,11 @@ def test_only_registered_names_can_be_removed(name: str, message: str):
 
 
 @pytest.mark.parametrize(
-    "name, hint", [("fruits_nut_train", "did you mean fruits_nuts_train"), ("zzz", "known: coco_")]
+    "name, hint",
+    [("fruits_nut_train", "; did you mean fruits_nuts_train"), ("zzz", r" \(or give FILE\.json:")],
 )
 def test_unknown_name_has_a_hint(name, hint):
-    with pytest.raises(DataError, match=f"no data set is named '{name}'; {hint}"):
+    with pytest.raises(DataError, match=f"no data set is named '{name}'{hint}"):
         DatasetCatalog.get(name)
 
 
@@ -138,3 +139,49 @@ def test_json_and_folder_as_a_name(coco_folder: CocoFolder, monkeypatch: pytest.
     assert len(DatasetCatalog.get(name)) == 2
     assert MetadataCatalog.get(name).thing_classes == ["dog", "cat"]
     assert len(DatasetCatalog.get(name)) == 2, "a second time too"
+
+
+def test_official_sets_beside_coco(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SEGDET_DATASETS", "/data")
+    known = {
+        "lvis_v1_val": {
+            "json_file": "/data/lvis/lvis_v1_val.json",
+            "image_root": "/data/coco",
+            "evaluator_type": "lvis",
+        },
+        "lvis_v1_test_dev": {"json_file": "/data/lvis/lvis_v1_image_info_test_dev.json"},
+        "lvis_v0.5_val_rand_100": {"json_file": "/data/lvis/lvis_v0.5_val_rand_100.json"},
+        "voc_2007_test": {"dirname": "/data/VOC2007", "split": "test", "year": 2007},
+        "voc_2012_trainval": {"year": 2012, "evaluator_type": "pascal_voc"},
+        "cityscapes_fine_instance_seg_val": {
+            "image_dir": "/data/cityscapes/leftImg8bit/val",
+            "gt_dir": "/data/cityscapes/gtFine/val",
+            "evaluator_type": "cityscapes_instance",
+        },
+        "cityscapes_fine_sem_seg_train": {
+            "ignore_label": 255,
+            "evaluator_type": "cityscapes_sem_seg",
+        },
+        "keypoints_coco_2017_val": {
+            "json_file": "/data/coco/annotations/person_keypoints_val2017.json",
+            "image_root": "/data/coco/val2017",
+            "thing_classes": ["person"],
+        },
+    }
+    for name, facts in known.items():
+        assert facts.items() <= MetadataCatalog.get(name).as_dict().items()
+        with pytest.raises(DataError, match="is registered already"):
+            DatasetCatalog.register(name, list)
+        with pytest.raises(DataError, match="/data/"):
+            DatasetCatalog.get(name)
+    assert len(MetadataCatalog.get("voc_2007_test").thing_classes) == 20
+    city = MetadataCatalog.get("cityscapes_fine_sem_seg_train")
+    assert len(city.thing_classes) == 8 and len(city.stuff_classes) == 19
+
+
+def test_keypoints_of_coco():
+    metadata = MetadataCatalog.get("keypoints_coco_2014_minival")
+    names = metadata.keypoint_names
+    assert len(names) == 17 and len(metadata.keypoint_flip_map) == 8
+    assert {name for pair in metadata.keypoint_flip_map for name in pair} == {*names} - {"nose"}
+    assert all(a in names and b in names for a, b, _ in metadata.keypoint_connection_rules)

@@ -10,7 +10,7 @@ import torch
 
 from segdet.data.common import MapDataset
 from segdet.data.loader import Loader, Samples, TrainLoader, cut_batches
-from segdet.data.samplers import TrainingSampler
+from segdet.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from segdet.errors import ConfigError, DataError
 
 SIZE = 23
@@ -111,3 +111,17 @@ def test_users_mistakes_arrive_unchanged_bugs_with_a_traceback(num_workers: int)
     assert str(caught.value) == "image id 2: says why"
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(Loader(Samples(MapDataset(range(4), clumsy)), num_workers=num_workers))
+
+
+def test_a_repeat_factor_stream_can_be_resumed():
+    factors = torch.tensor([1.0, 2.5, 1.2, 3.0])
+
+    def loader():
+        sampler = RepeatFactorTrainingSampler(factors, seed=3)
+        records = [{"i": i} for i in range(4)]
+        return TrainLoader(records, sampler=sampler, total_batch_size=3, seed=3)
+
+    whole = list(islice(loader(), 20))
+    rest = loader()
+    rest.seek(12)
+    assert list(islice(rest, 8)) == whole[12:]

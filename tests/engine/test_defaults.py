@@ -14,7 +14,7 @@ from segdet.config import CfgNode, get_cfg
 from segdet.data import MetadataCatalog
 from segdet.engine import DefaultPredictor, DefaultTrainer, defaults, hooks
 from segdet.errors import ConfigError, DataError
-from segdet.evaluation import DatasetEvaluator
+from segdet.evaluation import CityscapesInstanceEvaluator, DatasetEvaluator
 
 
 class Net(nn.Module):
@@ -290,12 +290,15 @@ def test_a_single_evaluator_needs_no_base_class(cfg):
 
 
 def test_evaluator_by_metadata(cfg):
-    MetadataCatalog.get("engine_test_lvis").set(evaluator_type="lvis")
-    with pytest.raises(ConfigError, match='evaluator_type "lvis"; the built-in one is "coco"'):
-        DefaultTrainer.build_evaluator(cfg, "engine_test_lvis")
+    MetadataCatalog.get("engine_test_own").set(evaluator_type="own")
+    with pytest.raises(ConfigError, match=r'evaluator_type "own"; built in are coco, lvis, pascal'):
+        DefaultTrainer.build_evaluator(cfg, "engine_test_own")
+    MetadataCatalog.get("engine_test_city").set(evaluator_type="cityscapes_instance")
+    evaluator = DefaultTrainer.build_evaluator(cfg, "engine_test_city")
+    assert isinstance(evaluator, CityscapesInstanceEvaluator)
 
 
-@pytest.mark.parametrize("key", ["PRECISE_BN", "AUG"])
+@pytest.mark.parametrize("key", ["PRECISE_BN"])
 def test_what_is_not_built_is_refused(cfg, key):
     cfg.TEST[key].ENABLED = True
     with pytest.raises(ConfigError, match=rf"TEST.{key}.ENABLED: not built yet"):
@@ -401,3 +404,18 @@ def test_predictor_refuses_an_unknown_channel_order(cfg, predictor_of):
     cfg.INPUT.FORMAT = "YUV"
     with pytest.raises(ConfigError, match=r'INPUT.FORMAT must be "BGR" or "RGB", is "YUV"'):
         predictor_of(cfg)
+
+
+def test_test_time_augmentation_has_its_own_names_and_folder(cfg, monkeypatch):
+    folders = []
+
+    class Own(Trainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+            folders.append(output_folder)
+            return Count()
+
+    monkeypatch.setattr(defaults, "GeneralizedRCNNWithTTA", lambda cfg, model: model)
+    cfg.DATASETS.TEST = ("abc",)
+    assert Own.test_with_TTA(cfg, Net()) == {"bbox_TTA": {"AP": 3.0}}
+    assert folders == [str(Path(cfg.OUTPUT_DIR) / "inference_TTA")]

@@ -187,3 +187,15 @@ def test_prints_the_config_and_what_set_it(data, tmp_path):
     assert "  MAX_ITER: 2  # command line\n" in run.stdout
     assert "    NAME: StandardROIHeads  # configs/Base-RCNN-FPN.yaml\n" in run.stdout
     assert not (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_test_time_augmentation(data, tmp_path):
+    views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64)"]
+    train_net(*arguments(data, tmp_path), *views)
+    last = lines(tmp_path)[-1]
+    assert {"bbox/AP", "bbox_TTA/AP", "segm_TTA/AP"} <= last.keys()
+    assert (tmp_path / "inference_TTA/coco_instances_results.json").is_file()
+    weights = ["MODEL.WEIGHTS", tmp_path / "model_final.pth"]
+    train_net("--eval-only", *arguments(data, tmp_path / "again"), *views, *weights)
+    assert (tmp_path / "again/inference_TTA/coco_instances_results.json").is_file()

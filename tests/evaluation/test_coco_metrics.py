@@ -158,7 +158,9 @@ def test_pycocotools_stands_in_where_hotcoco_is_missing(monkeypatch):
 
 def test_what_cannot_be_evaluated_is_refused():
     truth, found = random_set(0)
-    with pytest.raises(ValueError, match="must be bbox or segm, is 'keypoints'"):
+    with pytest.raises(ValueError, match="must be one of bbox, segm, keypoints, is 'x'"):
+        coco_metrics(truth, found, "x")
+    with pytest.raises(ValueError, match="nothing to evaluate for keypoints"):
         coco_metrics(truth, found, "keypoints")
     with pytest.raises(ValueError, match="nothing to evaluate for segm"):
         coco_metrics(truth, replace(found, masks=None), "segm")

@@ -162,7 +162,7 @@ def test_tasks_are_those_that_all_records_have(files):
     with pytest.raises(DataError, match=r"results.json: .*nothing to evaluate for segm"):
         files({"segmentation": None}, tasks=["segm"])
     with pytest.raises(ConfigError, match="knows the tasks bbox, segm"):
-        files({}, tasks=["keypoints"])
+        files({}, tasks=["masks"])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_broken_records_are_named(files, change, said):
     [
         ("{}", "results must be a list, this is a dict"),
         ("[3]", r"results\[0\] must be an object, is 3"),
-        ('[{"image_id": 1}]', r"results\[0\] has neither bbox nor segmentation"),
+        ('[{"image_id": 1}]', r"results\[0\] has no bbox, segmentation or keypoints"),
     ],
 )
 def test_other_files_are_refused(tmp_path, shared_data, content, said):

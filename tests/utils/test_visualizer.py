@@ -223,3 +223,42 @@ def test_other_colours_are_refused(color):
 def test_letters_contrast_with_their_plate():
     assert text_color_on((255, 255, 0)) == (0, 0, 0)
     assert text_color_on((0, 0, 200)) == (255, 255, 255)
+
+
+def a_pose(score: float = 1.0) -> torch.Tensor:
+    points = torch.tensor([[20.0, 20, 1], [60, 20, 1], [60, 60, score]])
+    return points[None]
+
+
+def test_keypoints_and_their_connections_are_drawn():
+    metadata = SimpleNamespace(
+        thing_classes=["thing"],
+        keypoint_names=["a", "b", "c"],
+        keypoint_connection_rules=[("a", "b", (0, 255, 0)), ("b", "c", (0, 0, 255))],
+    )
+    found = Instances((80, 80), pred_keypoints=a_pose())
+    image = np.zeros((80, 80, 3), np.uint8)
+    picture = Visualizer(image, metadata).draw_instance_predictions(found).get_image()
+    assert picture[20, 40].tolist() == [0, 255, 0] and picture[40, 60].tolist() == [0, 0, 255]
+    assert all(picture[y, x].tolist()[0] > 200 for x, y in ((20, 20), (60, 20), (60, 60)))
+    hidden = Instances((80, 80), pred_keypoints=a_pose(0.01))
+    picture = Visualizer(image, metadata).draw_instance_predictions(hidden).get_image()
+    assert picture[40, 60].tolist() == [0, 0, 0] and picture[60, 60].tolist() == [0, 0, 0]
+    large = Visualizer(image, metadata, scale=2).draw_instance_predictions(found).get_image()
+    assert large[40, 80].tolist() == [0, 255, 0]
+
+
+def test_the_trunk_of_a_person_is_drawn():
+    names = ["nose", "left_shoulder", "right_shoulder", "left_hip", "right_hip"]
+    metadata = SimpleNamespace(thing_classes=["person"], keypoint_names=names)
+    pose = np.array([[40, 10, 2], [30, 30, 2], [50, 30, 2], [30, 70, 2], [50, 70, 2]], float)
+    drawing = Visualizer(np.zeros((80, 80, 3), np.uint8), metadata)
+    picture = drawing.overlay_instances(keypoints=pose[None], labels=[""]).get_image()
+    assert all(picture[y, 40, 0] > 100 for y in (20, 50)) and not picture[75, 40].any()
+
+
+def test_annotated_keypoints_are_drawn():
+    box = {"bbox": [0, 0, 79, 79], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = {"annotations": [{**box, "keypoints": [20.5, 20.5, 2, 0, 0, 0]}, box]}
+    picture = Visualizer(np.zeros((80, 80, 3), np.uint8)).draw_dataset_dict(record).get_image()
+    assert picture[20, 20, 0] > 200

@@ -11,12 +11,15 @@ from segdet.data.transforms.augmentation import (
 )
 from segdet.data.transforms.augmentation_impl import (
     FixedSizeCrop,
+    MinIoURandomCrop,
     RandomApply,
     RandomBrightness,
     RandomContrast,
     RandomCrop,
+    RandomCrop_CategoryAreaConstraint,
     RandomFlip,
     RandomLighting,
+    RandomResize,
     RandomSaturation,
     Resize,
     ResizeScale,
@@ -35,6 +38,12 @@ from segdet.data.transforms.transform import (
     TransformList,
     VFlipTransform,
 )
+from segdet.data.transforms.warp import (
+    ExtentTransform,
+    RandomExtent,
+    RandomRotation,
+    RotationTransform,
+)
 
 __all__ = [
     "AugInput",
@@ -43,8 +52,10 @@ __all__ = [
     "BlendTransform",
     "ColorTransform",
     "CropTransform",
+    "ExtentTransform",
     "FixedSizeCrop",
     "HFlipTransform",
+    "MinIoURandomCrop",
     "NoOpTransform",
     "PILColorTransform",
     "PadTransform",
@@ -52,13 +63,18 @@ __all__ = [
     "RandomBrightness",
     "RandomContrast",
     "RandomCrop",
+    "RandomCrop_CategoryAreaConstraint",
+    "RandomExtent",
     "RandomFlip",
     "RandomLighting",
+    "RandomResize",
+    "RandomRotation",
     "RandomSaturation",
     "Resize",
     "ResizeScale",
     "ResizeShortestEdge",
     "ResizeTransform",
+    "RotationTransform",
     "StandardAugInput",
     "Transform",
     "TransformGen",

@@ -89,6 +89,24 @@ class Resize(Augmentation):
         return ResizeTransform(h, w, new_h, new_w, self.interp)
 
 
+class RandomResize(Augmentation):
+    """Resizes to one of several sizes.
+
+    Args:
+        shape_list: (height, width) of each.
+        interp: a Pillow resampling.
+    """
+
+    def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = BILINEAR) -> None:
+        self.shape_list, self.interp = tuple(map(tuple, shape_list)), interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The resize to one drawn size."""
+        new_h, new_w = self.shape_list[np.random.randint(len(self.shape_list))]
+        h, w = image.shape[:2]
+        return ResizeTransform(h, w, new_h, new_w, self.interp)
+
+
 class ResizeShortestEdge(Augmentation):
     """Resizes so that the short side has a chosen length and the long side is bounded.
 
@@ -255,6 +273,97 @@ class RandomCrop(Augmentation):
                 share = low + np.random.rand(2) * (1 - low)
             crop_h, crop_w = h * share[0] + 0.5, w * share[1] + 0.5
         return min(h, max(1, int(crop_h))), min(w, max(1, int(crop_w)))
+
+
+class RandomCrop_CategoryAreaConstraint(Augmentation):
+    """Cuts out a rectangle that no single class fills.
+
+    Args:
+        crop_type: as for `RandomCrop`.
+        crop_size: likewise.
+        single_category_max_area: the largest share of the labelled pixels that a class may have; 1
+            allows any crop. After 10 draws the last is taken.
+        ignored_category: a label that does not count, such as 255.
+    """
+
+    TRIES = 10
+
+    def __init__(
+        self,
+        crop_type: str,
+        crop_size: tuple[float, float],
+        single_category_max_area: float = 1.0,
+        ignored_category: int | None = None,
+    ) -> None:
+        self.crop_aug = RandomCrop(crop_type, crop_size)
+        self.single_category_max_area = single_category_max_area
+        self.ignored_category = ignored_category
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
+        """The first of a few drawn crops that will do."""
+        crop = self.crop_aug.get_transform(image)
+        for _ in range(self.TRIES - 1):
+            if self._is_mixed(crop.apply_segmentation(sem_seg)):
+                break
+            crop = self.crop_aug.get_transform(image)
+        return crop
+
+    def _is_mixed(self, labels: np.ndarray) -> bool:
+        if self.single_category_max_area >= 1:
+            return True
+        values, counts = np.unique(labels, return_counts=True)
+        counts = counts[values != self.ignored_category]
+        return len(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area
+
+
+class MinIoURandomCrop(Augmentation):
+    """Cuts out a rectangle that every box overlaps enough, or nothing.
+
+    Source: SSD (Liu et al. 2016, arXiv:1512.02325), section 2.2.
+
+    Args:
+        min_ious: of which one is drawn for each image, beside "any crop" and "no crop".
+        min_crop_size: lowest share of width and of height.
+    """
+
+    TRIES = 50  # of one drawn minimum
+
+    def __init__(
+        self,
+        min_ious: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+        min_crop_size: float = 0.3,
+    ) -> None:
+        self.min_ious, self.min_crop_size = tuple(min_ious), min_crop_size
+
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> Transform:
+        """The crop; it also holds the middle of a box, if there are boxes."""
+        h, w = image.shape[:2]
+        choices = (1.0, *self.min_ious, 0.0)
+        while True:
+            min_iou = choices[np.random.randint(len(choices))]
+            if min_iou == 1:
+                return NoOpTransform()
+            for _ in range(self.TRIES):
+                new_w, new_h = (np.random.uniform(self.min_crop_size * s, s) for s in (w, h))
+                x0, y0 = int(np.random.uniform(w - new_w)), int(np.random.uniform(h - new_h))
+                new_w, new_h = int(new_w), int(new_h)
+                if min(new_w, new_h) < 1 or not 0.5 <= new_h / new_w <= 2:
+                    continue
+                window = np.array([x0, y0, x0 + new_w, y0 + new_h])
+                if _holds(window, np.asarray(boxes).reshape(-1, 4), min_iou):
+                    return CropTransform(x0, y0, new_w, new_h, w, h)
+
+
+def _holds(window: np.ndarray, boxes: np.ndarray, min_iou: float) -> bool:
+    """Whether every box has that IoU with a window, and one its middle in it."""
+    if len(boxes) == 0:
+        return True
+    sides = np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2])
+    shared = sides.clip(min=0).prod(1)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (window[2:] - window[:2]).prod()
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((middles > window[:2]) & (middles < window[2:])).all(1)
+    return bool((shared / (area - shared)).min() >= min_iou and inside.any())
 
 
 class RandomContrast(Augmentation):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from segdet.structures import RotatedBoxes
+
 _TORCH_MODES = {
     Image.Resampling.NEAREST: "nearest",
     Image.Resampling.BILINEAR: "bilinear",
@@ -49,6 +51,10 @@ class Transform:
         corners = self.apply_coords(corners.reshape(-1, 2)).reshape(-1, 4, 2)
         return np.concatenate([corners.min(1), corners.max(1)], axis=1)
 
+    def apply_rotated_box(self, boxes: np.ndarray) -> np.ndarray:
+        """Change (N, 5) boxes x, y, width, height, angle; degrees, counter-clockwise on screen."""
+        raise NotImplementedError(f"{type(self).__name__} does not move rotated boxes")
+
     def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
         """Change the (n, 2) points of each polygon."""
         return [self.apply_coords(polygon) for polygon in polygons]
@@ -78,6 +84,13 @@ class Transform:
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if np.ndim(v) == 0)
         return f"{type(self).__name__}({values})"
+
+
+def moved_rotated_boxes(transform: Transform, boxes: np.ndarray) -> np.ndarray:
+    """(N, 5) float64 copies with their middles moved."""
+    moved = np.array(boxes, np.float64).reshape(-1, 5)
+    moved[:, :2] = transform.apply_coords(moved[:, :2].copy())
+    return moved
 
 
 class TransformList(Transform):
@@ -136,6 +149,10 @@ class NoOpTransform(Transform):
         """The labels themselves."""
         return segmentation
 
+    def apply_rotated_box(self, boxes: np.ndarray) -> np.ndarray:
+        """The boxes themselves."""
+        return boxes
+
     def inverse(self) -> Transform:
         """Likewise changes nothing; what subclasses do to pixels is not undone."""
         return NoOpTransform()
@@ -160,6 +177,10 @@ class HFlipTransform(Transform):
         coords[:, 0] = self.width - coords[:, 0]
         return coords
 
+    def apply_rotated_box(self, boxes: np.ndarray) -> np.ndarray:
+        """Move the middles; angles change their sign."""
+        return moved_rotated_boxes(self, boxes) * [1, 1, 1, 1, -1]
+
     def inverse(self) -> Transform:
         """The same flip."""
         return self
@@ -183,6 +204,10 @@ class VFlipTransform(Transform):
         """Move y to height - y."""
         coords[:, 1] = self.height - coords[:, 1]
         return coords
+
+    def apply_rotated_box(self, boxes: np.ndarray) -> np.ndarray:
+        """Move the middles; angles change their sign."""
+        return moved_rotated_boxes(self, boxes) * [1, 1, 1, 1, -1]
 
     def inverse(self) -> Transform:
         """The same flip."""
@@ -260,6 +285,12 @@ class ResizeTransform(Transform):
         """Resize to nearest."""
         return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
 
+    def apply_rotated_box(self, boxes: np.ndarray) -> np.ndarray:
+        """Stretch; where the ratios differ as `RotatedBoxes.scale` says."""
+        moved = RotatedBoxes(torch.as_tensor(np.array(boxes, np.float64).reshape(-1, 5)))
+        moved.scale(self.new_w / self.w, self.new_h / self.h)
+        return moved.tensor.numpy()
+
     def inverse(self) -> Transform:
         """The resize back."""
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
@@ -321,6 +352,10 @@ class CropTransform(Transform):
                     pieces.append(self.apply_coords(points))
         return pieces
 
+    def apply_rotated_box(self, boxes: np.ndarray) -> np.ndarray:
+        """Move the origin."""
+        return moved_rotated_boxes(self, boxes)
+
     def inverse(self) -> Transform:
         """The padding back to the original size."""
         if self.orig_w is None or self.orig_h is None:
@@ -375,6 +410,10 @@ class PadTransform(Transform):
         coords[:, 0] += self.x0
         coords[:, 1] += self.y0
         return coords
+
+    def apply_rotated_box(self, boxes: np.ndarray) -> np.ndarray:
+        """Move the origin."""
+        return moved_rotated_boxes(self, boxes)
 
     def inverse(self) -> Transform:
         """The crop that takes the border off."""

@@ -114,6 +114,12 @@ class Res5ROIHeads(ROIHeads):
         x = self.box_features(features, [p.proposal_boxes.tensor for p in proposals])
         logits, deltas = self.box_predictor(x.mean(dim=(2, 3)))
         detections = self.box_predictor.predict(logits, deltas, proposals)
+        return self.predict_masks(features, detections)
+
+    def predict_masks(
+        self, features: dict[str, Tensor], detections: list[Detections]
+    ) -> list[Detections]:
+        """The detections with `pred_masks` added; unchanged where there is no mask head."""
         if self.mask_head is None:
             return detections
         x = self.box_features(features, [d.pred_boxes.tensor for d in detections])

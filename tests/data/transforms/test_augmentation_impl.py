@@ -138,3 +138,48 @@ def test_random_apply():
     assert 0.2 < np.mean([isinstance(t, T.HFlipTransform) for t in transforms]) < 0.3
     with pytest.raises(ValueError, match="prob"):
         T.RandomApply(T.NoOpTransform(), prob=2)
+
+
+def test_random_resize_chooses_a_size():
+    aug = T.RandomResize([(10, 20), (30, 15)])
+    sizes = {
+        aug.get_transform(np.zeros((5, 5))).apply_image(IMAGE[:5, :5]).shape for _ in range(20)
+    }
+    assert sizes == {(10, 20, 3), (30, 15, 3)}
+
+
+def test_category_area_constraint():
+    image = np.zeros((20, 40, 3), np.uint8)
+    labels = np.zeros((20, 40), np.uint8)
+    labels[:, 20:] = 1
+    labels[:, 38:] = 255
+    aug = T.RandomCrop_CategoryAreaConstraint("absolute", (20, 10), 0.8, ignored_category=255)
+    shares = []
+    for _ in range(40):
+        crop = aug.get_transform(image, labels).apply_segmentation(labels)
+        shares.append(max((crop == k).mean() for k in (0, 1)))
+    assert np.mean(np.array(shares) < 0.8) > 0.6  # of single draws one in five
+    free = T.RandomCrop_CategoryAreaConstraint("absolute", (20, 10))
+    assert any(
+        (free.get_transform(image, labels).apply_segmentation(labels) == 0).all() for _ in range(40)
+    )
+    aug_input = T.AugInput(image, sem_seg=labels)
+    aug(aug_input)
+    assert aug_input.image.shape == (20, 10, 3) and aug_input.sem_seg.shape == (20, 10)
+
+
+def test_min_iou_crop_keeps_the_overlap():
+    image = np.zeros((60, 80, 3), np.uint8)
+    boxes = np.array([[10.0, 10, 50, 50]])
+    aug = T.MinIoURandomCrop(min_ious=(0.7,))
+    kinds = set()
+    for _ in range(60):
+        crop = aug.get_transform(image, boxes)
+        kinds.add(type(crop).__name__)
+        if isinstance(crop, T.CropTransform):
+            assert 0.5 <= crop.h / crop.w <= 2 and crop.w >= 23 and crop.h >= 17
+            assert crop.x0 < 30 < crop.x0 + crop.w and crop.y0 < 30 < crop.y0 + crop.h
+    assert kinds == {"NoOpTransform", "CropTransform"}
+    assert T.MinIoURandomCrop().get_transform(image, np.zeros((0, 4))) is not None
+    with pytest.raises(AttributeError, match="needs boxes"):
+        aug(T.AugInput(image))

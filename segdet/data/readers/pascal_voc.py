@@ -1,0 +1,150 @@
+"""Reads Pascal VOC's layout: a folder of pictures, one of XML files, lists of names."""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segdet.errors import DataError
+from segdet.structures import BoxMode
+
+# Source: the VOC2007 development kit, in its own order.
+CLASS_NAMES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocObject:
+    """One `<object>` of an annotation file."""
+
+    name: str  # of its class
+    box: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax; pixel indices from 1, incl.
+    difficult: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocAnnotation:
+    """An annotation file."""
+
+    height: int
+    width: int
+    objects: list[VocObject]
+
+
+def load_voc_instances(
+    dirname: str | os.PathLike[str], split: str, class_names: Sequence[str] = CLASS_NAMES
+) -> list[dict[str, Any]]:
+    """Read a split as standard dicts, in the order of its list.
+
+    Boxes become XYXY with the pixel (1, 1) of the files at 0; objects marked difficult are kept,
+    as in detectron2.
+
+    Args:
+        dirname: holds `Annotations`, `ImageSets/Main` and `JPEGImages`.
+        split: "train", "test", "val" or "trainval": a list of that name is there.
+        class_names: `category_id` is the place in it.
+
+    Raises:
+        DataError: a file is missing or broken, or an object is of another class.
+    """
+    classes = {name: k for k, name in enumerate(class_names)}
+    records = []
+    for name in read_split(dirname, split):
+        file = annotation_file(dirname, name)
+        annotation = read_voc_annotation(file)
+        records.append(
+            {
+                "file_name": os.path.join(dirname, "JPEGImages", f"{name}.jpg"),
+                "image_id": name,
+                "height": annotation.height,
+                "width": annotation.width,
+                "annotations": [_standard(one, classes, file) for one in annotation.objects],
+            }
+        )
+    return records
+
+
+def _standard(one: VocObject, classes: dict[str, int], file: Path) -> dict[str, Any]:
+    if one.name not in classes:
+        raise DataError(f"{file}: class {one.name!r} is none of {', '.join(classes)}")
+    x0, y0, x1, y1 = one.box
+    return {
+        "category_id": classes[one.name],
+        "bbox": [x0 - 1.0, y0 - 1.0, x1, y1],  # the last pixel belongs to the object
+        "bbox_mode": BoxMode.XYXY_ABS,
+    }
+
+
+def read_split(dirname: str | os.PathLike[str], split: str) -> list[str]:
+    """The names of a split's images, without suffix.
+
+    Raises:
+        DataError: there is no such list.
+    """
+    file = Path(dirname, "ImageSets", "Main", f"{split}.txt")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: the list of images cannot be read ({error})") from None
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def annotation_file(dirname: str | os.PathLike[str], name: str) -> Path:
+    """Where the annotation of an image is."""
+    return Path(dirname, "Annotations", f"{name}.xml")
+
+
+def read_voc_annotation(file: Path) -> VocAnnotation:
+    """Read one annotation file.
+
+    Raises:
+        DataError: it is absent, no XML, or lacks something; says what.
+    """
+    try:
+        tree = ElementTree.parse(file).getroot()
+        return VocAnnotation(
+            height=int(_number(tree, "size/height")),
+            width=int(_number(tree, "size/width")),
+            objects=[_read_object(node) for node in tree.findall("object")],
+        )
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except ElementTree.ParseError as error:
+        raise DataError(f"{file}: is not valid XML ({error})") from None
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+
+
+def _read_object(node: ElementTree.Element) -> VocObject:
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    xmin, ymin, xmax, ymax = (_number(node, f"bndbox/{key}") for key in keys)
+    box = (xmin, ymin, xmax, ymax)
+    if xmax < xmin or ymax < ymin:
+        raise DataError(f"a bndbox must have xmin <= xmax and ymin <= ymax, is {list(box)}")
+    difficult = (node.findtext("difficult") or "0").strip()
+    return VocObject(name=_text(node, "name"), box=box, difficult=difficult != "0")
+
+
+def _text(node: ElementTree.Element, path: str) -> str:
+    text = node.findtext(path)
+    if text is None or not text.strip():
+        raise DataError(f"<{node.tag}> has no <{path}>")
+    return text.strip()
+
+
+def _number(node: ElementTree.Element, path: str) -> float:
+    text = _text(node, path)
+    try:
+        value = float(text)
+    except ValueError:
+        raise DataError(f"<{path}> must be a number, is {text!r}") from None
+    if not abs(value) < 1e5:  # also refuses NaN
+        raise DataError(f"<{path}> must be a finite number of pixels, is {text!r}")
+    return value
