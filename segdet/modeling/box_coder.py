@@ -13,7 +13,8 @@ from segdet.layers import ciou_loss, diou_loss, giou_loss, smooth_l1_loss
 
 # An exp() of a larger dw, dh would blow a 16-pixel anchor up past 1000 pixels (detectron2).
 SCALE_CLAMP = math.log(1000.0 / 16)
-BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+BOX_LOSSES = ("smooth_l1", *IOU_LOSSES)
 
 
 class Box2BoxTransform:
@@ -24,6 +25,8 @@ class Box2BoxTransform:
     Args:
         weights: factors of (dx, dy, dw, dh); (10, 10, 5, 5) in box heads, ones in the RPN.
     """
+
+    box_dim = 4
 
     def __init__(self, weights: Sequence[float], scale_clamp: float = SCALE_CLAMP) -> None:
         self.weights = tuple(weights)
@@ -63,33 +66,52 @@ class Box2BoxTransform:
         return moved.flatten(1)
 
 
-def box_regression_loss(
-    coder: Box2BoxTransform,
-    deltas: Tensor,
-    src_boxes: Tensor,
-    gt_boxes: Tensor,
-    *,
-    loss_type: str,
-    smooth_l1_beta: float,
-) -> Tensor:
-    """Sum of the regression loss over boxes (and over the four coordinates, for smooth L1).
+class BoxRegressionLoss:
+    """The loss of box deltas: smooth L1 on the deltas themselves, or an IoU loss on the boxes.
 
     Args:
-        deltas: (N, 4) predictions for `src_boxes`.
-        src_boxes: (N, 4) XYXY, anchors or proposals.
-        gt_boxes: (N, 4) XYXY, the box that each should become.
+        box_transform: turns deltas into boxes and back.
         loss_type: one of `BOX_LOSSES`; the IoU losses compare decoded boxes.
-
-    Returns:
-        Scalar; zero and still connected to `deltas` when N == 0.
+        smooth_l1_beta: of smooth L1; 0 is plain L1.
+        weight: multiplies the loss.
     """
-    if len(deltas) == 0:
-        return deltas.sum() * 0
-    if loss_type == "smooth_l1":
-        target = coder.get_deltas(src_boxes, gt_boxes)
-        return smooth_l1_loss(deltas, target, beta=smooth_l1_beta, reduction="sum")
-    iou_loss = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}[loss_type]
-    return iou_loss(coder.apply_deltas(deltas, src_boxes), gt_boxes, reduction="sum")
+
+    def __init__(
+        self,
+        box_transform: Box2BoxTransform,
+        *,
+        loss_type: str = "smooth_l1",
+        smooth_l1_beta: float = 0.0,
+        weight: float = 1.0,
+    ) -> None:
+        check_box_loss(loss_type)
+        self.box_transform = box_transform
+        self.loss_type = loss_type
+        self.smooth_l1_beta = smooth_l1_beta
+        self.weight = weight
+
+    def __call__(self, deltas: Tensor, src_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+        """Sum over boxes (and over the four coordinates, for smooth L1), weighted.
+
+        Args:
+            deltas: (N, 4) predictions for `src_boxes`.
+            src_boxes: (N, 4) XYXY, anchors or proposals.
+            gt_boxes: (N, 4) XYXY, the box that each should become.
+
+        Returns:
+            Scalar; zero and still connected to `deltas` when N == 0.
+        """
+        if len(deltas) == 0:
+            return deltas.sum() * 0
+        return self.weight * self._sum(deltas, src_boxes, gt_boxes)
+
+    def _sum(self, deltas: Tensor, src_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+        if self.loss_type == "smooth_l1":
+            target = self.box_transform.get_deltas(src_boxes, gt_boxes)
+            return smooth_l1_loss(deltas, target, beta=self.smooth_l1_beta, reduction="sum")
+        iou_loss = IOU_LOSSES[self.loss_type]
+        boxes = self.box_transform.apply_deltas(deltas, src_boxes)
+        return iou_loss(boxes, gt_boxes, reduction="sum")
 
 
 def check_box_loss(loss_type: str) -> None:

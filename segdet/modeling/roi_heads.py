@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from segdet.layers import Losses
 from segdet.modeling.box_head import FastRCNNConvFCHead, FastRCNNOutputLayers
+from segdet.modeling.box_kind import UPRIGHT, BoxKind
 from segdet.modeling.mask_head import (
     MaskRCNNConvUpsampleHead,
     mask_loss,
@@ -20,7 +21,7 @@ from segdet.modeling.mask_head import (
 from segdet.modeling.matching import Matcher
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.modeling.sampling import subsample_labels
-from segdet.structures import Boxes, Detections, Proposals, Targets, box_iou
+from segdet.structures import Boxes, Detections, Proposals, Targets
 
 # The logit of probability 1 - 1e-10: ground truth boxes join the proposals as certain objects.
 GT_OBJECTNESS_LOGIT = 23.025850929840455
@@ -41,14 +42,15 @@ class ROIHeadsConfig:
     nms_thresh_test: float = 0.5
     proposal_append_gt: bool = True
 
-    def build_sampler(self) -> ProposalSampler:
-        """The sampler of training proposals."""
+    def build_sampler(self, kind: BoxKind = UPRIGHT) -> ProposalSampler:
+        """The sampler of training proposals, for a kind of boxes."""
         return ProposalSampler(
             Matcher(self.iou_thresholds, self.iou_labels),
             num_classes=self.num_classes,
             batch_size_per_image=self.batch_size_per_image,
             positive_fraction=self.positive_fraction,
             append_gt=self.proposal_append_gt,
+            kind=kind,
         )
 
 
@@ -61,6 +63,7 @@ class ProposalSampler:
         batch_size_per_image: at most this many are drawn.
         positive_fraction: at most this share of them overlaps an object.
         append_gt: ground truth boxes join the proposals first.
+        kind: of the boxes.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class ProposalSampler:
         batch_size_per_image: int,
         positive_fraction: float,
         append_gt: bool,
+        kind: BoxKind = UPRIGHT,
     ) -> None:
         self.matcher = matcher
         self.num_classes = num_classes
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
         self.append_gt = append_gt
+        self.kind = kind
 
     @torch.no_grad()
     def __call__(
@@ -105,7 +110,7 @@ class ProposalSampler:
             boxes = torch.cat((boxes, gt_boxes.to(boxes.dtype)))
             certain = logits.new_full((len(gt_boxes),), GT_OBJECTNESS_LOGIT)
             logits = torch.cat((logits, certain))
-        matches, labels = self.matcher(box_iou(gt_boxes, boxes))
+        matches, labels = self.matcher(self.kind.iou(gt_boxes, boxes))
         classes = torch.full_like(matches, self.num_classes)
         if len(gt_boxes):
             classes = torch.where(labels == 1, target.gt_classes[matches], classes)
@@ -116,12 +121,12 @@ class ProposalSampler:
         rows = torch.cat((fg, bg))
         sampled = Proposals(
             proposals.image_size,
-            proposal_boxes=Boxes(boxes[rows]),
+            proposal_boxes=self.kind.structure(boxes[rows]),
             objectness_logits=logits[rows],
             gt_classes=classes[rows],
         )
         if len(gt_boxes):
-            sampled.gt_boxes = Boxes(gt_boxes[matches[rows]])
+            sampled.gt_boxes = self.kind.structure(gt_boxes[matches[rows]])
             sampled.gt_index = matches[rows]
         return sampled, len(fg)
 
