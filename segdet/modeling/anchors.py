@@ -70,6 +70,20 @@ class DefaultAnchorGenerator(nn.Module):
             self.register_buffer(f"cell_anchors_{level}", cell, persistent=False)
             self.num_anchors.append(len(cell))
 
+    @property
+    def anchors_per_cell(self) -> int:
+        """What a head that all levels share predicts for.
+
+        Raises:
+            ConfigError: the levels differ.
+        """
+        if len(set(self.num_anchors)) != 1:
+            raise ConfigError(
+                "one head serves all levels, so each needs the same number of anchors a cell; "
+                f"ANCHOR_GENERATOR gives {self.num_anchors}"
+            )
+        return self.num_anchors[0]
+
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Anchors of every level.
 
@@ -93,6 +107,11 @@ class DefaultAnchorGenerator(nn.Module):
         y, x = torch.meshgrid(ys, xs, indexing="ij")
         shifts = torch.stack((x, y, x, y), dim=-1)  # (H, W, 4)
         return (shifts[:, :, None] + cell).reshape(-1, 4)
+
+
+def flatten_cells(x: Tensor, size: int) -> Tensor:
+    """(B, A * size, H, W) to (B, H * W * A, size): a head's output in the order of its anchors."""
+    return x.unflatten(1, (-1, size)).permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:

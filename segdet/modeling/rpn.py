@@ -11,24 +11,12 @@ from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import Conv2d, Losses, normal_fill
-from segdet.modeling.anchors import DefaultAnchorGenerator
+from segdet.modeling.anchors import DefaultAnchorGenerator, flatten_cells
 from segdet.modeling.box_coder import Box2BoxTransform, BoxRegressionLoss, check_box_loss
 from segdet.modeling.box_kind import UPRIGHT, BoxKind
 from segdet.modeling.matching import Matcher
 from segdet.modeling.sampling import subsample_labels
 from segdet.structures import ImageList, Proposals, Targets
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProposalGeneratorConfig:
-    """MODEL.PROPOSAL_GENERATOR."""
-
-    name: str = "RPN"
-    min_size: float = 0  # boxes with a side of at most this many pixels are dropped
-
-    def __post_init__(self) -> None:
-        if self.name != "RPN":
-            raise ConfigError(f"NAME {self.name!r} is unknown; known here: RPN")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +51,11 @@ class RPNConfig:
         self, in_channels: int, anchor_generator: DefaultAnchorGenerator, *, min_size: float
     ) -> RPN:
         """The RPN on maps of `in_channels` channels."""
-        num_anchors = set(anchor_generator.num_anchors)
-        if len(num_anchors) != 1:
-            raise ConfigError(
-                "the RPN head is shared by all levels, so each needs the same number of anchors "
-                f"a cell; ANCHOR_GENERATOR gives {anchor_generator.num_anchors}"
-            )
         transform = Box2BoxTransform(self.bbox_reg_weights)
         return RPN(
-            StandardRPNHead(in_channels, num_anchors.pop(), conv_dims=self.conv_dims),
+            StandardRPNHead(
+                in_channels, anchor_generator.anchors_per_cell, conv_dims=self.conv_dims
+            ),
             in_features=self.in_features,
             anchor_generator=anchor_generator,
             loss=self.build_loss(transform),
@@ -381,8 +365,3 @@ class ProposalSelector:
             proposal_boxes=self.kind.structure(boxes[keep]),
             objectness_logits=scores[keep],
         )
-
-
-def flatten_cells(x: Tensor, size: int) -> Tensor:
-    """(B, A * size, H, W) to (B, H * W * A, size): a head's output in the order of its anchors."""
-    return x.unflatten(1, (-1, size)).permute(0, 3, 4, 1, 2).flatten(1, 3)

@@ -75,6 +75,8 @@ def a_config() -> CfgNode:
             "MODEL": {
                 "MASK_ON": False,
                 "KEYPOINT_ON": False,
+                "META_ARCHITECTURE": "GeneralizedRCNN",
+                "RETINANET": {"NUM_CLASSES": 80},
                 "ROI_HEADS": {"NUM_CLASSES": 80},
                 "ROI_KEYPOINT_HEAD": {"MIN_KEYPOINTS_PER_IMAGE": 1},
             },
