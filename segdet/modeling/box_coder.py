@@ -29,6 +29,10 @@ class Box2BoxTransform:
     box_dim = 4
 
     def __init__(self, weights: Sequence[float], scale_clamp: float = SCALE_CLAMP) -> None:
+        if len(weights) != self.box_dim:
+            raise ConfigError(
+                f"BBOX_REG_WEIGHTS must be {self.box_dim} numbers here, is {tuple(weights)}"
+            )
         self.weights = tuple(weights)
         self.scale_clamp = scale_clamp
 
@@ -66,6 +70,57 @@ class Box2BoxTransform:
         return moved.flatten(1)
 
 
+class Box2BoxTransformRotated(Box2BoxTransform):
+    """The same for rotated boxes (centre, width, height, degrees): (dx, dy, dw, dh, da).
+
+    Source: detectron2's Box2BoxTransformRotated. Shifts are along the image's axes, in widths and
+    heights of the source box; da is in radians.
+
+    Args:
+        weights: factors of (dx, dy, dw, dh, da).
+    """
+
+    box_dim = 5
+
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """(N, 5) deltas that turn `src_boxes` into `target_boxes`, both (N, 5).
+
+        Raises:
+            ValueError: a source box has no extent.
+        """
+        size = src_boxes[:, 2:4]
+        if not bool((size > 0).all()):
+            raise ValueError("box regression needs source boxes of positive width and height")
+        shift = (target_boxes[:, :2] - src_boxes[:, :2]) / size
+        scale = torch.log(target_boxes[:, 2:4] / size)
+        turn = torch.deg2rad(_half_turn(target_boxes[:, 4:] - src_boxes[:, 4:]))
+        return torch.cat((shift, scale, turn), dim=1) * src_boxes.new_tensor(self.weights)
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Boxes moved by their deltas, not clipped to the image.
+
+        Args:
+            deltas: (N, 5 * k), k sets of deltas a box.
+            boxes: (N, 5).
+
+        Returns:
+            (N, 5 * k) in `boxes`' dtype, angles in [-180, 180).
+        """
+        deltas = deltas.to(boxes.dtype).unflatten(1, (-1, 5))  # (N, k, 5)
+        deltas = deltas / boxes.new_tensor(self.weights)
+        boxes = boxes[:, None]
+        size = boxes[..., 2:4]
+        center = deltas[..., :2] * size + boxes[..., :2]
+        new_size = torch.exp(deltas[..., 2:4].clamp(max=self.scale_clamp)) * size
+        angle = _half_turn(torch.rad2deg(deltas[..., 4:]) + boxes[..., 4:])
+        return torch.cat((center, new_size, angle), dim=-1).flatten(1)
+
+
+def _half_turn(degrees: Tensor) -> Tensor:
+    """The same angle in [-180, 180)."""
+    return (degrees + 180) % 360 - 180
+
+
 class BoxRegressionLoss:
     """The loss of box deltas: smooth L1 on the deltas themselves, or an IoU loss on the boxes.
 
@@ -85,6 +140,8 @@ class BoxRegressionLoss:
         weight: float = 1.0,
     ) -> None:
         check_box_loss(loss_type)
+        if loss_type in IOU_LOSSES and box_transform.box_dim != 4:
+            raise ConfigError(f"BBOX_REG_LOSS_TYPE {loss_type} is for upright boxes only")
         self.box_transform = box_transform
         self.loss_type = loss_type
         self.smooth_l1_beta = smooth_l1_beta

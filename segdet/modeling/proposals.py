@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses
+from segdet.modeling.box_kind import ROTATED, UPRIGHT
 from segdet.structures import ImageList, Proposals, Targets
 
-PROPOSAL_GENERATORS = ("RPN", "PrecomputedProposals")
+# MODEL.PROPOSAL_GENERATOR.NAME -> the kind of boxes that an RPN of that name proposes
+RPNS = {"RPN": UPRIGHT, "RRPN": ROTATED}  # RRPN: arXiv:1703.01086
+PRECOMPUTED = "PrecomputedProposals"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +25,9 @@ class ProposalGeneratorConfig:
     min_size: float = 0  # boxes with a side of at most this many pixels are dropped
 
     def __post_init__(self) -> None:
-        if self.name not in PROPOSAL_GENERATORS:
-            raise ConfigError(
-                f"NAME {self.name!r} is unknown; known: {', '.join(PROPOSAL_GENERATORS)}"
-            )
+        known = (*RPNS, PRECOMPUTED)
+        if self.name not in known:
+            raise ConfigError(f"NAME {self.name!r} is unknown; known: {', '.join(known)}")
 
 
 class ImagesWithProposals(ImageList):

@@ -301,7 +301,8 @@ def attach_masks(logits: Tensor, detections: list[Detections]) -> list[Detection
 def attach_keypoints(heatmaps: Tensor, detections: list[Detections]) -> list[Detections]:
     """Sets `pred_keypoints` (N, keypoints, 3), from (sum N, keypoints, M, M) logits."""
     boxes = torch.cat([d.pred_boxes.tensor for d in detections])
-    found = heatmaps_to_keypoints(heatmaps.detach(), boxes)[..., [0, 1, 3]]
+    # Positions need more digits than half precision has.
+    found = heatmaps_to_keypoints(heatmaps.to(boxes.dtype), boxes)[..., [0, 1, 3]]
     for d, keypoints in zip(detections, found.split([len(d) for d in detections]), strict=True):
         d.pred_keypoints = keypoints
     return detections

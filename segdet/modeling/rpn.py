@@ -48,22 +48,36 @@ class RPNConfig:
         check_box_loss(self.bbox_reg_loss_type)
 
     def build(
-        self, in_channels: int, anchor_generator: DefaultAnchorGenerator, *, min_size: float
+        self,
+        in_channels: int,
+        anchor_generator: DefaultAnchorGenerator,
+        *,
+        min_size: float,
+        kind: BoxKind = UPRIGHT,
     ) -> RPN:
-        """The RPN on maps of `in_channels` channels."""
-        transform = Box2BoxTransform(self.bbox_reg_weights)
+        """The RPN on maps of `in_channels` channels, for a kind of boxes."""
+        transform = kind.transform(self.bbox_reg_weights)
+        if anchor_generator.box_dim != transform.box_dim:
+            raise ConfigError(
+                "PROPOSAL_GENERATOR.NAME RRPN and ANCHOR_GENERATOR.NAME RotatedAnchorGenerator "
+                "need each other"
+            )
+        head = StandardRPNHead(
+            in_channels,
+            anchor_generator.anchors_per_cell,
+            conv_dims=self.conv_dims,
+            box_dim=transform.box_dim,
+        )
         return RPN(
-            StandardRPNHead(
-                in_channels, anchor_generator.anchors_per_cell, conv_dims=self.conv_dims
-            ),
+            head,
             in_features=self.in_features,
             anchor_generator=anchor_generator,
-            loss=self.build_loss(transform),
-            selector=self.build_selector(transform, min_size=min_size),
+            loss=self.build_loss(transform, kind),
+            selector=self.build_selector(transform, min_size=min_size, kind=kind),
         )
 
-    def build_loss(self, transform: Box2BoxTransform, kind: BoxKind = UPRIGHT) -> RPNLoss:
-        """The training losses, for boxes of a kind that `transform` decodes."""
+    def build_loss(self, transform: Box2BoxTransform, kind: BoxKind) -> RPNLoss:
+        """The training losses."""
         return RPNLoss(
             matcher=Matcher(self.iou_thresholds, self.iou_labels, allow_low_quality_matches=True),
             batch_size_per_image=self.batch_size_per_image,
@@ -80,7 +94,7 @@ class RPNConfig:
         )
 
     def build_selector(
-        self, transform: Box2BoxTransform, *, min_size: float, kind: BoxKind = UPRIGHT
+        self, transform: Box2BoxTransform, *, min_size: float, kind: BoxKind
     ) -> ProposalSelector:
         """What makes proposals of predictions."""
         return ProposalSelector(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from segdet.config import CfgNode, get_cfg
+from segdet.config.arithmetic import evaluate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDERS = [
@@ -49,6 +50,12 @@ def test_values_are_the_originals(originals, name):
     cfg = get_cfg()
     cfg.merge_from_file(str(CONFIGS / name))
     assert changes(cfg) == originals[name]["overrides"]
+
+
+def test_the_originals_anchor_arithmetic_gives_these_values(originals):
+    text = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
+    overrides = originals["COCO-Detection/retinanet_R_50_FPN_1x.yaml"]["overrides"]
+    assert evaluate(text) == overrides["MODEL.ANCHOR_GENERATOR.SIZES"]
 
 
 def test_every_original_that_can_be_built_is_here(originals):

@@ -7,6 +7,7 @@ from segdet.errors import ConfigError
 from segdet.modeling.box_coder import (
     SCALE_CLAMP,
     Box2BoxTransform,
+    Box2BoxTransformRotated,
     BoxRegressionLoss,
 )
 
@@ -89,3 +90,33 @@ def test_no_boxes_stay_connected():
 def test_unknown_loss_is_refused():
     with pytest.raises(ConfigError, match="BBOX_REG_LOSS_TYPE 'l3' is unknown"):
         BoxRegressionLoss(Box2BoxTransform((1, 1, 1, 1)), loss_type="l3")
+
+
+ROTATED = torch.tensor([[10.0, 20, 4, 8, 170]])
+
+
+def test_rotated_deltas_are_relative_and_turn_the_short_way():
+    coder = Box2BoxTransformRotated((10, 10, 5, 5, 1))
+    target = torch.tensor([[12.0, 16, 8, 4, -170]])
+    expected = [10 * 2 / 4, 10 * -4 / 8, 5 * math.log(2), -5 * math.log(2), math.radians(20)]
+    torch.testing.assert_close(coder.get_deltas(ROTATED, target), torch.tensor([expected]))
+
+
+def test_decoding_undoes_encoding_of_rotated_boxes():
+    coder = Box2BoxTransformRotated((10, 10, 5, 5, 2))
+    boxes = torch.rand(2, 50, 5) * torch.tensor([100, 100, 50, 50, 360]) + torch.tensor(
+        [0, 0, 1, 1, -180]
+    )
+    src, target = boxes.double()
+    torch.testing.assert_close(coder.apply_deltas(coder.get_deltas(src, target), src), target)
+    twice = coder.apply_deltas(torch.zeros(50, 10), src)  # two sets of deltas a box
+    torch.testing.assert_close(twice, src.repeat(1, 2))
+
+
+def test_rotated_boxes_take_five_weights_and_no_iou_loss():
+    with pytest.raises(ConfigError, match=r"BBOX_REG_WEIGHTS must be 5 numbers here, is \(1, 1"):
+        Box2BoxTransformRotated((1, 1, 1, 1))
+    with pytest.raises(ConfigError, match="giou is for upright boxes only"):
+        BoxRegressionLoss(Box2BoxTransformRotated((1,) * 5), loss_type="giou")
+    with pytest.raises(ValueError, match="positive width and height"):
+        Box2BoxTransformRotated((1,) * 5).get_deltas(torch.zeros(1, 5), ROTATED)

@@ -20,7 +20,7 @@ from segdet.modeling.box_head import BoxHeadConfig, FastRCNNOutputLayers
 from segdet.modeling.keypoint_head import KeypointHeadConfig
 from segdet.modeling.mask_head import MaskHeadConfig
 from segdet.modeling.meta_arch.proposal_network import ProposalNetworkConfig
-from segdet.modeling.proposals import PrecomputedProposals
+from segdet.modeling.proposals import PRECOMPUTED, PrecomputedProposals
 from segdet.modeling.roi_heads import ROIHeads, ROIHeadsConfig, StandardROIHeads
 from segdet.modeling.rpn import RPN
 from segdet.modeling.system import System
@@ -42,7 +42,7 @@ class MaskRCNNConfig(ProposalNetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.proposal_generator.name == "PrecomputedProposals" and not self.load_proposals:
+        if self.proposal_generator.name == PRECOMPUTED and not self.load_proposals:
             raise ConfigError(
                 "PROPOSAL_GENERATOR.NAME PrecomputedProposals needs LOAD_PROPOSALS: True, and "
                 "DATASETS.PROPOSAL_FILES_TRAIN and _TEST"

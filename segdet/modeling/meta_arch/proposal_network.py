@@ -10,7 +10,12 @@ from segdet.layers import Losses
 from segdet.modeling.anchors import AnchorGeneratorConfig
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
-from segdet.modeling.proposals import PrecomputedProposals, ProposalGeneratorConfig
+from segdet.modeling.proposals import (
+    PRECOMPUTED,
+    RPNS,
+    PrecomputedProposals,
+    ProposalGeneratorConfig,
+)
 from segdet.modeling.rpn import RPN, RPNConfig
 from segdet.modeling.system import System, SystemConfig
 from segdet.structures import ImageList, Proposals, Targets
@@ -41,13 +46,14 @@ class ProposalNetworkConfig(SystemConfig):
 
     def build_proposal_generator(self, backbone: Backbone) -> RPN | PrecomputedProposals:
         """What PROPOSAL_GENERATOR.NAME names, on the backbone's maps."""
-        if self.proposal_generator.name == "PrecomputedProposals":
+        if self.proposal_generator.name == PRECOMPUTED:
             return PrecomputedProposals()
         strides, channels = pyramid(backbone, self.rpn.in_features, "RPN.IN_FEATURES")
         return self.rpn.build(
             channels,
             self.anchor_generator.build(strides),
             min_size=self.proposal_generator.min_size,
+            kind=RPNS[self.proposal_generator.name],
         )
 
 
