@@ -44,7 +44,7 @@ class KeypointHeadConfig:
             pooler_type=self.pooler_type,
         )
 
-    def build(self, in_channels: int, *, nominal_regions: float) -> KRCNNConvDeconvUpsampleHead:
+    def build(self, in_channels: int, nominal_regions: float) -> KRCNNConvDeconvUpsampleHead:
         """The head for pooled maps of `in_channels` channels.
 
         Args:

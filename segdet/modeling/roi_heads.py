@@ -47,6 +47,11 @@ class ROIHeadsConfig:
     nms_thresh_test: float = 0.5
     proposal_append_gt: bool = True
 
+    @property
+    def nominal_foreground(self) -> float:
+        """Foreground regions that an image is meant to have in training."""
+        return self.batch_size_per_image * self.positive_fraction
+
     def build_sampler(self, kind: BoxKind = UPRIGHT) -> ProposalSampler:
         """The sampler of training proposals, for a kind of boxes."""
         return ProposalSampler(

@@ -53,7 +53,9 @@ class CascadeRCNNConfig(MaskRCNNConfig):
         self._check()
         backbone = self.build_backbone()
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
+        num_classes, nominal = self.roi_heads.num_classes, self.roi_heads.nominal_foreground
         stages = self.roi_box_cascade_head
+        mask, keypoint = self.roi_mask_head, self.roi_keypoint_head
         box_heads = [self.roi_box_head.build(channels) for _ in stages.ious]
         return MaskRCNN(
             backbone,
@@ -68,7 +70,10 @@ class CascadeRCNNConfig(MaskRCNNConfig):
                     self.build_box_predictor(head.out_features, Box2BoxTransform(weights))
                     for head, weights in zip(box_heads, stages.bbox_reg_weights, strict=True)
                 ],
-                **self.build_other_heads(strides, channels),
+                mask_pooler=mask.build_pooler(strides) if self.mask_on else None,
+                mask_head=mask.build(channels, num_classes) if self.mask_on else None,
+                keypoint_pooler=keypoint.build_pooler(strides) if self.keypoint_on else None,
+                keypoint_head=keypoint.build(channels, nominal) if self.keypoint_on else None,
             ),
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses
@@ -52,7 +51,9 @@ class MaskRCNNConfig(ProposalNetworkConfig):
         """The model with random weights."""
         backbone = self.build_backbone()
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
+        num_classes, nominal = self.roi_heads.num_classes, self.roi_heads.nominal_foreground
         box_head = self.roi_box_head.build(channels)
+        mask, keypoint = self.roi_mask_head, self.roi_keypoint_head
         return MaskRCNN(
             backbone,
             proposal_generator=self.build_proposal_generator(backbone),
@@ -63,23 +64,14 @@ class MaskRCNNConfig(ProposalNetworkConfig):
                 box_head=box_head,
                 box_predictor=self.build_box_predictor(box_head.out_features),
                 train_on_pred_boxes=self.roi_box_head.train_on_pred_boxes,
-                **self.build_other_heads(strides, channels),
+                mask_pooler=mask.build_pooler(strides) if self.mask_on else None,
+                mask_head=mask.build(channels, num_classes) if self.mask_on else None,
+                keypoint_pooler=keypoint.build_pooler(strides) if self.keypoint_on else None,
+                keypoint_head=keypoint.build(channels, nominal) if self.keypoint_on else None,
             ),
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
         )
-
-    def build_other_heads(self, strides: Sequence[int], channels: int) -> dict[str, Any]:
-        """Poolers and heads of masks and keypoints, as arguments of `StandardROIHeads`."""
-        heads: dict[str, Any] = {}
-        if self.mask_on:
-            heads["mask_pooler"] = self.roi_mask_head.build_pooler(strides)
-            heads["mask_head"] = self.roi_mask_head.build(channels, self.roi_heads.num_classes)
-        if self.keypoint_on:
-            nominal = self.roi_heads.batch_size_per_image * self.roi_heads.positive_fraction
-            heads["keypoint_pooler"] = self.roi_keypoint_head.build_pooler(strides)
-            heads["keypoint_head"] = self.roi_keypoint_head.build(channels, nominal_regions=nominal)
-        return heads
 
     def build_box_predictor(
         self, in_features: int, box_transform: Box2BoxTransform | None = None
