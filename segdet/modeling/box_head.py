@@ -94,7 +94,7 @@ class BoxHeadConfig:
             cls_agnostic_bbox_reg=self.cls_agnostic_bbox_reg,
             use_sigmoid_ce=self.use_sigmoid_ce,
             box_loss=BoxRegressionLoss(
-                box_transform or Box2BoxTransform(self.bbox_reg_weights),
+                box_transform or kind.transform(self.bbox_reg_weights),
                 loss_type=self.bbox_reg_loss_type,
                 smooth_l1_beta=self.smooth_l1_beta,
                 weight=self.bbox_reg_loss_weight,

@@ -6,6 +6,7 @@ from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from segdet.modeling.meta_arch.mask_rcnn_c4 import MaskRCNNC4Config
 from segdet.modeling.meta_arch.proposal_network import ProposalNetwork, ProposalNetworkConfig
 from segdet.modeling.meta_arch.retinanet import RetinaNet, RetinaNetConfig
+from segdet.modeling.meta_arch.rotated_rcnn import RotatedRCNNConfig
 from segdet.modeling.system import SystemConfig
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ProposalNetworkConfig",
     "RetinaNet",
     "RetinaNetConfig",
+    "RotatedRCNNConfig",
     "system_name",
 ]
 
@@ -27,6 +29,7 @@ SYSTEMS: dict[str, type[SystemConfig]] = {
     "MaskRCNNC4": MaskRCNNC4Config,
     "ProposalNetwork": ProposalNetworkConfig,
     "RetinaNet": RetinaNetConfig,
+    "RotatedRCNN": RotatedRCNNConfig,
 }
 
 # Official files call many systems GeneralizedRCNN; MODEL.ROI_HEADS.NAME tells them apart.
@@ -34,6 +37,7 @@ GENERALIZED_RCNN = {
     "StandardROIHeads": "MaskRCNN",
     "Res5ROIHeads": "MaskRCNNC4",
     "CascadeROIHeads": "CascadeRCNN",
+    "RROIHeads": "RotatedRCNN",
 }
 
 

@@ -16,6 +16,7 @@ from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_coder import Box2BoxTransform
 from segdet.modeling.box_head import BoxHeadConfig, FastRCNNOutputLayers
+from segdet.modeling.box_kind import UPRIGHT, BoxKind
 from segdet.modeling.keypoint_head import KeypointHeadConfig
 from segdet.modeling.mask_head import MaskHeadConfig
 from segdet.modeling.meta_arch.proposal_network import ProposalNetworkConfig
@@ -74,7 +75,10 @@ class MaskRCNNConfig(ProposalNetworkConfig):
         )
 
     def build_box_predictor(
-        self, in_features: int, box_transform: Box2BoxTransform | None = None
+        self,
+        in_features: int,
+        box_transform: Box2BoxTransform | None = None,
+        kind: BoxKind = UPRIGHT,
     ) -> FastRCNNOutputLayers:
         """Scores and boxes from vectors of length `in_features`."""
         return self.roi_box_head.build_predictor(
@@ -84,6 +88,7 @@ class MaskRCNNConfig(ProposalNetworkConfig):
             nms_thresh=self.roi_heads.nms_thresh_test,
             detections_per_image=self.detections_per_image,
             box_transform=box_transform,
+            kind=kind,
         )
 
 

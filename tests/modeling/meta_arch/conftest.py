@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segdet.config import CfgNode, get_cfg
-from segdet.structures import Boxes, PolygonMasks, Targets
+from segdet.structures import Boxes, BoxMode, PolygonMasks, RotatedBoxes, Targets
 
 PYRAMID = [
     *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
@@ -35,6 +35,17 @@ TINY = {
         *HEADS,
         *("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
         *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+    ],
+    "RotatedRCNN": [
+        *PYRAMID,
+        *HEADS,
+        *("MODEL.MASK_ON", False, "MODEL.ROI_HEADS.NAME", "RROIHeads"),
+        *("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
+        *("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
+        *("MODEL.RPN.BBOX_REG_WEIGHTS", (1.0,) * 5, "MODEL.RPN.PRE_NMS_TOPK_TEST", 50),
+        *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50),
+        *("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (10.0, 10.0, 5.0, 5.0, 1.0)),
+        *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"),
     ],
     "ProposalNetwork": [
         *PYRAMID,
@@ -80,6 +91,23 @@ def an_image(*boxes: tuple[float, ...], size: tuple[int, int] = (64, 80)) -> dic
 def tiny_cfg() -> Callable[[str], CfgNode]:
     """The config of a small model of a system."""
     return a_tiny_cfg
+
+
+def a_rotated_image(
+    *boxes: tuple[float, ...], size: tuple[int, int] = (64, 80), angle: float = 30.0
+) -> dict:
+    one = an_image(*boxes, size=size)
+    upright = one["instances"].gt_boxes.tensor
+    turned = BoxMode.convert(upright, BoxMode.XYXY_ABS, BoxMode.XYWHA_ABS)
+    turned[:, 4] = angle
+    one["instances"].gt_boxes = RotatedBoxes(turned)
+    return one
+
+
+@pytest.fixture(scope="session")
+def image_for() -> Callable[[str], Callable[..., dict]]:
+    """What makes a system's input, with objects at the given XYXY boxes."""
+    return lambda system: a_rotated_image if system == "RotatedRCNN" else an_image
 
 
 @pytest.fixture(scope="session")
