@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "segdet": [],
     "segdet.errors": [],
-    "segdet.config.yaml_files": ["segdet.errors"],
+    "segdet.config.arithmetic": ["segdet.errors"],
+    "segdet.config.yaml_files": ["segdet.errors", "segdet.config.arithmetic"],
     "segdet.config.compat": ["segdet.errors"],
     "segdet.config.node": ["segdet.errors", "segdet.config.yaml_files", "segdet.config.compat"],
     "segdet.config.configurable": ["segdet.config.node"],

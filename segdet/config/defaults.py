@@ -32,8 +32,6 @@ COMMON: dict[str, Any] = {
     "VIS_PERIOD": 0,
     "GLOBAL": {"HACK": 1.0},
     "MODEL": {
-        "LOAD_PROPOSALS": False,
-        "KEYPOINT_ON": False,
         "DEVICE": "cuda",
         "META_ARCHITECTURE": "GeneralizedRCNN",
         "WEIGHTS": "",
@@ -44,25 +42,6 @@ COMMON: dict[str, Any] = {
 # takes its keys out of here and into its section.
 NOT_BUILT_YET: dict[str, Any] = {
     "MODEL": {
-        "ROI_BOX_CASCADE_HEAD": {
-            "BBOX_REG_WEIGHTS": (
-                (10.0, 10.0, 5.0, 5.0),
-                (20.0, 20.0, 10.0, 10.0),
-                (30.0, 30.0, 15.0, 15.0),
-            ),
-            "IOUS": (0.5, 0.6, 0.7),
-        },
-        "ROI_KEYPOINT_HEAD": {
-            "NAME": "KRCNNConvDeconvUpsampleHead",
-            "POOLER_RESOLUTION": 14,
-            "POOLER_SAMPLING_RATIO": 0,
-            "CONV_DIMS": (512,) * 8,
-            "NUM_KEYPOINTS": 17,
-            "MIN_KEYPOINTS_PER_IMAGE": 1,
-            "NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": True,
-            "LOSS_WEIGHT": 1.0,
-            "POOLER_TYPE": "ROIAlignV2",
-        },
         "SEM_SEG_HEAD": {
             "NAME": "SemSegFPNHead",
             "IN_FEATURES": ["p2", "p3", "p4", "p5"],
@@ -82,23 +61,6 @@ NOT_BUILT_YET: dict[str, Any] = {
                 "INSTANCES_CONFIDENCE_THRESH": 0.5,
             },
         },
-        "RETINANET": {
-            "NUM_CLASSES": 80,
-            "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
-            "NUM_CONVS": 4,
-            "IOU_THRESHOLDS": [0.4, 0.5],
-            "IOU_LABELS": [0, -1, 1],
-            "PRIOR_PROB": 0.01,
-            "SCORE_THRESH_TEST": 0.05,
-            "TOPK_CANDIDATES_TEST": 1000,
-            "NMS_THRESH_TEST": 0.5,
-            "BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
-            "FOCAL_LOSS_GAMMA": 2.0,
-            "FOCAL_LOSS_ALPHA": 0.25,
-            "SMOOTH_L1_LOSS_BETA": 0.1,
-            "BBOX_REG_LOSS_TYPE": "smooth_l1",
-            "NORM": "",
-        },
     },
 }
 
@@ -117,6 +79,9 @@ LISTS = {
     "MODEL.ROI_HEADS.IN_FEATURES",
     "MODEL.ROI_HEADS.IOU_THRESHOLDS",
     "MODEL.ROI_HEADS.IOU_LABELS",
+    "MODEL.RETINANET.IN_FEATURES",
+    "MODEL.RETINANET.IOU_THRESHOLDS",
+    "MODEL.RETINANET.IOU_LABELS",
     "MODEL.RESNETS.OUT_FEATURES",
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
     "INPUT.CROP.SIZE",

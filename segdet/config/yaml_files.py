@@ -8,9 +8,34 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from segdet.config.arithmetic import evaluate
 from segdet.errors import ConfigError
 
 BASE_KEY = "_BASE_"
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, and `!!python/object/apply:eval ["..."]` where the text is arithmetic."""
+
+    def arithmetic(self, node: yaml.Node) -> Any:
+        """The value of a node with that tag; nothing in it is executed."""
+        match node:
+            case yaml.SequenceNode(value=[yaml.ScalarNode(value=str() as text)]):
+                pass
+            case _:
+                raise self._refusal("takes one text of arithmetic in brackets", node)
+        try:
+            return evaluate(text)
+        except ConfigError as error:
+            raise self._refusal(f"of {text[:80]!r} {error}", node) from None
+
+    @staticmethod
+    def _refusal(reason: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+        problem = f"the tag python/object/apply:eval {reason}"
+        return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _Loader.arithmetic)
 
 
 def is_mapping(value: Any) -> TypeGuard[Mapping[str, Any]]:
@@ -63,7 +88,7 @@ def _beside(file: str, base: str) -> str:
 def _read_mapping(file: str, named_by: str) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
-            content = yaml.safe_load(stream)
+            content = yaml.load(stream, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read{named_by}: {error}") from None
     except yaml.constructor.ConstructorError as error:

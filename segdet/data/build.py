@@ -97,7 +97,11 @@ class DataLoaderConfig:
     filter_empty_annotations: bool = True
     ims_per_batch: int = field(default=16, metadata={"key": "SOLVER.IMS_PER_BATCH"})
     seed: int = field(default=-1, metadata={"key": "SEED"})  # negative: drawn anew for each run
-    num_classes: int = field(default=80, metadata={"key": "MODEL.ROI_HEADS.NUM_CLASSES"})
+    meta_architecture: str = field(
+        default="GeneralizedRCNN", metadata={"key": "MODEL.META_ARCHITECTURE"}
+    )
+    roi_heads_classes: int = field(default=80, metadata={"key": "MODEL.ROI_HEADS.NUM_CLASSES"})
+    retinanet_classes: int = field(default=80, metadata={"key": "MODEL.RETINANET.NUM_CLASSES"})
     mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
     keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
     min_keypoints_per_image: int = field(
@@ -121,7 +125,12 @@ class DataLoaderConfig:
             proposal_files=proposal_files,
         )
         check_trainable(records, names)
-        check_class_count(records, names, self.num_classes)
+        if self.meta_architecture == "RetinaNet":
+            check_class_count(
+                records, names, self.retinanet_classes, key="MODEL.RETINANET.NUM_CLASSES"
+            )
+        elif self.meta_architecture != "ProposalNetwork":  # to which all classes are one
+            check_class_count(records, names, self.roi_heads_classes)
         return drop_objects_without_masks(records, names) if self.mask_on else records
 
     def build_sampler(self, records: MapStyle, seed: int) -> Sampler[int]:

@@ -186,13 +186,19 @@ def check_trainable(dataset_dicts: Records, names: Sequence[str]) -> None:
         )
 
 
-def check_class_count(dataset_dicts: Records, names: Sequence[str], num_classes: int) -> None:
+def check_class_count(
+    dataset_dicts: Records,
+    names: Sequence[str],
+    num_classes: int,
+    key: str = "MODEL.ROI_HEADS.NUM_CLASSES",
+) -> None:
     """Refuse objects of a class that the model does not have: it would take them for background.
 
     Args:
         dataset_dicts: what is trained on.
         names: of the data sets, for the message.
         num_classes: of the model; objects need `category_id` in [0, num_classes).
+        key: where the config says so, for the message.
 
     Raises:
         ConfigError: there is such an object.
@@ -201,5 +207,5 @@ def check_class_count(dataset_dicts: Records, names: Sequence[str], num_classes:
     if classes and max(classes) >= num_classes:
         raise ConfigError(
             f"{', '.join(names)} has objects of {max(classes) + 1} classes, "
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; set it to the number of classes"
+            f"{key} is {num_classes}; set it to the number of classes"
         )

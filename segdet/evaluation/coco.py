@@ -265,7 +265,8 @@ def _join(found: list[_Found], truth: GroundTruth, category_of_class: list[int])
     if len(classes) and classes.max() >= len(category_of_class):
         raise DataError(
             f"the model predicts class {classes.max()}, but {truth.source} has "
-            f"{len(category_of_class)} categories; MODEL.ROI_HEADS.NUM_CLASSES must agree with it"
+            f"{len(category_of_class)} categories; the model's NUM_CLASSES (of "
+            "MODEL.ROI_HEADS, or MODEL.RETINANET) must agree with it"
         )
     masks = None
     if any(one.masks is not None for one in found):

@@ -16,7 +16,8 @@ class FrozenBatchNorm2d(nn.Module):
 
     A fresh one is exactly the identity: `running_var` starts at `1 - eps`.
     A state dict of no version or version 1 may lack `running_mean` and `running_var` (Caffe2
-    folds them into weight and bias): they load as 0 and 1. `num_batches_tracked` is ignored.
+    folds them into weight and bias): they load as 0 and 1. `num_batches_tracked` is kept where a
+    batch norm with one was frozen, as official state dicts have it, and ignored elsewhere.
     """
 
     _version = 3
@@ -33,6 +34,8 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features) - eps)
+        self.num_batches_tracked: Tensor | None
+        self.register_buffer("num_batches_tracked", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape and dtype."""
@@ -58,7 +61,10 @@ class FrozenBatchNorm2d(nn.Module):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        state_dict.pop(prefix + "num_batches_tracked", None)
+        if self.num_batches_tracked is None:
+            state_dict.pop(prefix + "num_batches_tracked", None)
+        else:
+            state_dict.setdefault(prefix + "num_batches_tracked", self.num_batches_tracked)
         if local_metadata.get("version", 0) < 2 and prefix + "weight" in state_dict:
             state_dict.setdefault(prefix + "running_mean", torch.zeros_like(self.running_mean))
             state_dict.setdefault(prefix + "running_var", torch.ones_like(self.running_var))
@@ -73,7 +79,7 @@ class FrozenBatchNorm2d(nn.Module):
         """
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             frozen = cls(module.num_features, module.eps)
-            for name in ("weight", "bias", "running_mean", "running_var"):
+            for name in frozen._buffers:
                 value = getattr(module, name)
                 if value is not None:  # affine=False, track_running_stats=False
                     setattr(frozen, name, value.detach().clone())

@@ -23,13 +23,20 @@ class AnchorGeneratorConfig:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name != "DefaultAnchorGenerator":
-            raise ConfigError(f"NAME {self.name!r} is unknown; known here: DefaultAnchorGenerator")
+        if self.name not in ANCHOR_GENERATORS:
+            raise ConfigError(
+                f"NAME {self.name!r} is unknown; known: {', '.join(ANCHOR_GENERATORS)}"
+            )
 
     def build(self, strides: Sequence[int]) -> DefaultAnchorGenerator:
         """The generator for levels of these strides."""
-        return DefaultAnchorGenerator(
-            sizes=self.sizes, aspect_ratios=self.aspect_ratios, strides=strides, offset=self.offset
+        angles = {"angles": self.angles} if self.name == "RotatedAnchorGenerator" else {}
+        return ANCHOR_GENERATORS[self.name](
+            sizes=self.sizes,
+            aspect_ratios=self.aspect_ratios,
+            strides=strides,
+            offset=self.offset,
+            **angles,
         )
 
 
@@ -45,6 +52,8 @@ class DefaultAnchorGenerator(nn.Module):
         strides: one per level.
         offset: in cells, within [0, 1).
     """
+
+    box_dim = 4
 
     def __init__(
         self,
@@ -66,9 +75,26 @@ class DefaultAnchorGenerator(nn.Module):
             strict=True,
         )
         for level, (level_sizes, level_ratios) in enumerate(levels):
-            cell = cell_anchors(level_sizes, level_ratios)  # (A, 4)
-            self.register_buffer(f"cell_anchors_{level}", cell, persistent=False)
-            self.num_anchors.append(len(cell))
+            self._set_cell(level, cell_anchors(level_sizes, level_ratios))
+
+    def _set_cell(self, level: int, cell: Tensor) -> None:
+        """Take (A, box_dim) anchors around (0, 0) for a level."""
+        self.register_buffer(f"cell_anchors_{level}", cell, persistent=False)
+        self.num_anchors.append(len(cell))
+
+    @property
+    def anchors_per_cell(self) -> int:
+        """What a head that all levels share predicts for.
+
+        Raises:
+            ConfigError: the levels differ.
+        """
+        if len(set(self.num_anchors)) != 1:
+            raise ConfigError(
+                "one head serves all levels, so each needs the same number of anchors a cell; "
+                f"ANCHOR_GENERATOR gives {self.num_anchors}"
+            )
+        return self.num_anchors[0]
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Anchors of every level.
@@ -77,7 +103,7 @@ class DefaultAnchorGenerator(nn.Module):
             features: one (B, C, H, W) map per level.
 
         Returns:
-            One (H * W * A, 4) per level, XYXY in pixels of the padded network input; cells run
+            One (H * W * A, box_dim) per level in pixels of the padded network input; cells run
             row by row, and the A anchors of a cell are adjacent (sizes outer, ratios inner).
         """
         return [
@@ -91,8 +117,62 @@ class DefaultAnchorGenerator(nn.Module):
             for n in size
         )
         y, x = torch.meshgrid(ys, xs, indexing="ij")
-        shifts = torch.stack((x, y, x, y), dim=-1)  # (H, W, 4)
-        return (shifts[:, :, None] + cell).reshape(-1, 4)
+        shifts = self._shifts(x, y)  # (H, W, box_dim)
+        return (shifts[:, :, None] + cell).reshape(-1, self.box_dim)
+
+    def _shifts(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack((x, y, x, y), dim=-1)
+
+
+class RotatedAnchorGenerator(DefaultAnchorGenerator):
+    """Anchors turned by several angles: centre x, centre y, width, height, degrees.
+
+    Source: RRPN (arXiv:1703.01086), section 3.3.
+
+    Args:
+        sizes: per level (or once for all), anchor sides in pixels of the network input.
+        aspect_ratios: per level (or once for all), height / width.
+        angles: per level (or once for all), degrees, counter-clockwise; innermost in the order.
+        strides: one per level.
+        offset: in cells, within [0, 1).
+    """
+
+    box_dim = 5
+
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[Sequence[float]],
+        angles: Sequence[Sequence[float]],
+        strides: Sequence[int],
+        offset: float = 0.0,
+    ) -> None:
+        self._angles = _per_level(angles, len(strides), "ANGLES")
+        super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=offset)
+
+    def _set_cell(self, level: int, cell: Tensor) -> None:
+        angles = cell.new_tensor(self._angles[level])
+        turned = cell.new_zeros(len(cell), len(angles), 5)
+        turned[..., 2:4] = (cell[:, 2:] - cell[:, :2])[:, None]  # width, height
+        turned[..., 4] = angles
+        super()._set_cell(level, turned.flatten(0, 1))
+
+    def _shifts(self, x: Tensor, y: Tensor) -> Tensor:
+        zero = torch.zeros_like(x)
+        return torch.stack((x, y, zero, zero, zero), dim=-1)
+
+
+# MODEL.ANCHOR_GENERATOR.NAME -> class
+ANCHOR_GENERATORS: dict[str, type[DefaultAnchorGenerator]] = {
+    "DefaultAnchorGenerator": DefaultAnchorGenerator,
+    "RotatedAnchorGenerator": RotatedAnchorGenerator,
+}
+
+
+def flatten_cells(x: Tensor, size: int) -> Tensor:
+    """(B, A * size, H, W) to (B, H * W * A, size): a head's output in the order of its anchors."""
+    return x.unflatten(1, (-1, size)).permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from segdet.errors import ConfigError
 from segdet.layers import (
     Losses,
-    batched_nms,
     c2_xavier_fill,
     conv3x3_relu,
     cross_entropy,
     normal_fill,
 )
-from segdet.modeling.box_coder import Box2BoxTransform, box_regression_loss, check_box_loss
+from segdet.modeling.box_coder import Box2BoxTransform, BoxRegressionLoss, check_box_loss
+from segdet.modeling.box_kind import UPRIGHT, BoxKind
 from segdet.modeling.roi_pooler import ROIPooler
-from segdet.structures import Boxes, Detections, Proposals, clip_boxes
+from segdet.structures import Detections, Proposals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +81,28 @@ class BoxHeadConfig:
         score_thresh: float,
         nms_thresh: float,
         detections_per_image: int,
+        box_transform: Box2BoxTransform | None = None,
+        kind: BoxKind = UPRIGHT,
     ) -> FastRCNNOutputLayers:
-        """The output layers for vectors of length `in_features`."""
+        """The output layers for vectors of length `in_features`.
+
+        `box_transform` stands in for the one of `bbox_reg_weights`, as a cascade's stages need.
+        """
         return FastRCNNOutputLayers(
             in_features,
             num_classes=num_classes,
-            settings=self,
+            cls_agnostic_bbox_reg=self.cls_agnostic_bbox_reg,
+            use_sigmoid_ce=self.use_sigmoid_ce,
+            box_loss=BoxRegressionLoss(
+                box_transform or kind.transform(self.bbox_reg_weights),
+                loss_type=self.bbox_reg_loss_type,
+                smooth_l1_beta=self.smooth_l1_beta,
+                weight=self.bbox_reg_loss_weight,
+            ),
             score_thresh=score_thresh,
             nms_thresh=nms_thresh,
             detections_per_image=detections_per_image,
+            kind=kind,
         )
 
 
@@ -150,10 +163,13 @@ class FastRCNNOutputLayers(nn.Module):
     Args:
         in_features: length of the input vectors.
         num_classes: foreground classes K; the background is column K.
-        settings: loss kinds and weights.
+        box_loss: of the foreground's deltas; its transform decodes them too.
+        cls_agnostic_bbox_reg: one box for all classes instead of one each.
+        use_sigmoid_ce: classes are scored one by one instead of by softmax.
         score_thresh: detections need a score above it.
         nms_thresh: IoU above which the lower of two detections of one class goes.
         detections_per_image: the best this many are kept.
+        kind: of the boxes.
     """
 
     def __init__(
@@ -161,23 +177,29 @@ class FastRCNNOutputLayers(nn.Module):
         in_features: int,
         *,
         num_classes: int,
-        settings: BoxHeadConfig,
+        box_loss: BoxRegressionLoss,
+        cls_agnostic_bbox_reg: bool = False,
+        use_sigmoid_ce: bool = False,
         score_thresh: float,
         nms_thresh: float,
         detections_per_image: int,
+        kind: BoxKind = UPRIGHT,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ConfigError(f"ROI_HEADS.NUM_CLASSES must be >= 1, is {num_classes}")
         self.num_classes = num_classes
-        self.settings = settings
-        self.box_transform = Box2BoxTransform(settings.bbox_reg_weights)
+        self.box_loss = box_loss
+        self.box_transform = box_loss.box_transform
+        self.cls_agnostic_bbox_reg = cls_agnostic_bbox_reg
+        self.use_sigmoid_ce = use_sigmoid_ce
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_image = detections_per_image
-        num_boxes = 1 if settings.cls_agnostic_bbox_reg else num_classes
+        self.kind = kind
+        num_boxes = 1 if cls_agnostic_bbox_reg else num_classes
         self.cls_score = nn.Linear(in_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(in_features, num_boxes * 4)
+        self.bbox_pred = nn.Linear(in_features, num_boxes * self.box_transform.box_dim)
         normal_fill(self.cls_score, std=0.01)
         normal_fill(self.bbox_pred, std=0.001)
 
@@ -199,23 +221,16 @@ class FastRCNNOutputLayers(nn.Module):
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         )
         fg = torch.nonzero((gt_classes >= 0) & (gt_classes < self.num_classes)).squeeze(1)
-        box_loss = box_regression_loss(
-            self.box_transform,
-            self._deltas_of_class(deltas[fg], gt_classes[fg]),
-            boxes[fg],
-            gt_boxes[fg],
-            loss_type=self.settings.bbox_reg_loss_type,
-            smooth_l1_beta=self.settings.smooth_l1_beta,
-        )
+        own = self._deltas_of_class(deltas[fg], gt_classes[fg])
         # All sampled proposals, foreground or not, share the normaliser (detectron2).
-        box_loss = box_loss / max(len(gt_classes), 1) * self.settings.bbox_reg_loss_weight
+        box_loss = self.box_loss(own, boxes[fg], gt_boxes[fg]) / max(len(gt_classes), 1)
         return Losses(
             {"loss_cls": self._cls_loss(logits, gt_classes), "loss_box_reg": box_loss},
             classification_metrics(logits.detach(), gt_classes),
         )
 
     def _cls_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
-        if not self.settings.use_sigmoid_ce:
+        if not self.use_sigmoid_ce:
             return cross_entropy(logits, gt_classes)
         one_hot = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits[:, :-1], one_hot, reduction="sum")
@@ -223,10 +238,10 @@ class FastRCNNOutputLayers(nn.Module):
 
     def _deltas_of_class(self, deltas: Tensor, classes: Tensor) -> Tensor:
         """(N, 4): the deltas of each row's class; the only ones when class-agnostic."""
-        if self.settings.cls_agnostic_bbox_reg:
+        if self.cls_agnostic_bbox_reg:
             return deltas
         rows = torch.arange(len(deltas), device=deltas.device)
-        return deltas.unflatten(1, (-1, 4))[rows, classes]
+        return deltas.unflatten(1, (-1, self.box_transform.box_dim))[rows, classes]
 
     @torch.no_grad()
     def boxes_of_gt_class(self, deltas: Tensor, proposals: Sequence[Proposals]) -> list[Tensor]:
@@ -241,28 +256,45 @@ class FastRCNNOutputLayers(nn.Module):
         self, logits: Tensor, deltas: Tensor, proposals: Sequence[Proposals]
     ) -> list[Detections]:
         """Per image, the detections above the score threshold after per-class NMS, best first."""
-        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        moved = self.box_transform.apply_deltas(deltas, boxes)  # (R, K * 4) or (R, 4)
-        scores = logits.sigmoid() if self.settings.use_sigmoid_ce else logits.softmax(dim=-1)
-        counts = [len(p) for p in proposals]
+        boxes = self.predict_boxes(deltas, proposals)
+        scores = self.predict_scores(logits).split([len(p) for p in proposals])
         return [
-            self._select(image_boxes, image_scores, p.image_size)
-            for image_boxes, image_scores, p in zip(
-                moved.split(counts), scores.split(counts), proposals, strict=True
-            )
+            self.select(image_boxes, image_scores, p.image_size)
+            for image_boxes, image_scores, p in zip(boxes, scores, proposals, strict=True)
         ]
 
-    def _select(self, boxes: Tensor, scores: Tensor, image_size: tuple[int, int]) -> Detections:
+    def predict_scores(self, logits: Tensor) -> Tensor:
+        """(R, K + 1) probabilities."""
+        return logits.sigmoid() if self.use_sigmoid_ce else logits.softmax(dim=-1)
+
+    def predict_boxes(self, deltas: Tensor, proposals: Sequence[Proposals]) -> list[Tensor]:
+        """Per image, (R_i, K * 4) boxes, or (R_i, 4) if agnostic; not clipped."""
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        moved = self.box_transform.apply_deltas(deltas, boxes)
+        return list(moved.split([len(p) for p in proposals]))
+
+    def select(self, boxes: Tensor, scores: Tensor, image_size: tuple[int, int]) -> Detections:
+        """The detections of one image.
+
+        Args:
+            boxes: (R, K * 4), or (R, 4) for all classes.
+            scores: (R, K + 1); the last column, background, is not looked at.
+            image_size: (height, width) to clip to.
+        """
         finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
         boxes, scores = boxes[finite], scores[finite, : self.num_classes]
-        boxes = clip_boxes(boxes.unflatten(1, (-1, 4)), image_size)  # (R, K or 1, 4)
+        box_dim = self.box_transform.box_dim
+        every = self.kind.structure(boxes.reshape(-1, box_dim))
+        every.clip(image_size)
+        boxes = every.tensor.reshape(len(scores), boxes.shape[1] // box_dim, box_dim)
         rows, classes = torch.nonzero(scores > self.score_thresh, as_tuple=True)
         scores = scores[rows, classes].to(boxes.dtype)
         boxes = boxes[rows, classes if boxes.shape[1] > 1 else torch.zeros_like(classes)]
-        keep = batched_nms(boxes, scores, classes, self.nms_thresh)[: self.detections_per_image]
+        keep = self.kind.batched_nms(boxes, scores, classes, self.nms_thresh)
+        keep = keep[: self.detections_per_image]
         return Detections(
             image_size,
-            pred_boxes=Boxes(boxes[keep]),
+            pred_boxes=self.kind.structure(boxes[keep]),
             scores=scores[keep],
             pred_classes=classes[keep],
         )

@@ -24,9 +24,6 @@ def build_model(cfg: CfgNode) -> System:
     Raises:
         ConfigError: an unknown name or an unusable value.
     """
-    for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
-        if cfg.MODEL[key]:
-            raise ConfigError(f"MODEL.{key} is not built yet; set it to False")
     if cfg.VIS_PERIOD > 0:
         _log.warning("VIS_PERIOD is %d but has no effect yet", cfg.VIS_PERIOD)
     name = system_name(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME)

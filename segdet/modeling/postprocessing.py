@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from segdet.layers import paste_masks_in_image
-from segdet.structures import Boxes, Detections
+from segdet.structures import Instances
+
+InstancesT = TypeVar("InstancesT", bound=Instances)
 
 
 def detector_postprocess(
-    detections: Detections, height: int, width: int, mask_threshold: float = 0.5
-) -> Detections:
+    detections: InstancesT, height: int, width: int, mask_threshold: float = 0.5
+) -> InstancesT:
     """Detections in an image of `height` by `width` pixels.
 
     Boxes are rescaled and clipped; detections left without extent are dropped; mask
-    probabilities are pasted into their clipped boxes (Mask R-CNN, section 3.1).
+    probabilities are pasted into their clipped boxes (Mask R-CNN, section 3.1); keypoints are
+    rescaled.
 
     Args:
-        detections: in pixels of their `image_size`; not changed.
+        detections: in pixels of their `image_size`; not changed. Proposals will do.
         height: of the result, in pixels.
         width: of the result, in pixels.
         mask_threshold: probability from which a pixel belongs to the object.
@@ -25,13 +30,17 @@ def detector_postprocess(
     """
     scale_y, scale_x = height / detections.image_size[0], width / detections.image_size[1]
     fields = detections.get_fields()
-    boxes = Boxes(detections.pred_boxes.tensor.clone())
+    name = "pred_boxes" if "pred_boxes" in fields else "proposal_boxes"
+    boxes = fields[name].clone()
     boxes.scale(scale_x, scale_y)
     boxes.clip((height, width))
-    result = Detections((height, width), **{**fields, "pred_boxes": boxes})
+    result = type(detections)((height, width), **{**fields, name: boxes})
     result = result[boxes.nonempty()]
     if result.has("pred_masks"):
         result.pred_masks = paste_masks_in_image(
             result.pred_masks[:, 0], result.pred_boxes, (height, width), threshold=mask_threshold
         )
+    if result.has("pred_keypoints"):
+        scale = result.pred_keypoints.new_tensor((scale_x, scale_y, 1))
+        result.pred_keypoints = result.pred_keypoints * scale
     return result

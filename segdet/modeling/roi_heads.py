@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 from segdet.layers import Losses
 from segdet.modeling.box_head import FastRCNNConvFCHead, FastRCNNOutputLayers
+from segdet.modeling.box_kind import UPRIGHT, BoxKind
+from segdet.modeling.keypoint_head import (
+    KRCNNConvDeconvUpsampleHead,
+    heatmaps_to_keypoints,
+    with_visible_keypoints,
+)
 from segdet.modeling.mask_head import (
     MaskRCNNConvUpsampleHead,
     mask_loss,
@@ -20,7 +26,7 @@ from segdet.modeling.mask_head import (
 from segdet.modeling.matching import Matcher
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.modeling.sampling import subsample_labels
-from segdet.structures import Boxes, Detections, Proposals, Targets, box_iou
+from segdet.structures import Boxes, Detections, Proposals, Targets
 
 # The logit of probability 1 - 1e-10: ground truth boxes join the proposals as certain objects.
 GT_OBJECTNESS_LOGIT = 23.025850929840455
@@ -41,14 +47,20 @@ class ROIHeadsConfig:
     nms_thresh_test: float = 0.5
     proposal_append_gt: bool = True
 
-    def build_sampler(self) -> ProposalSampler:
-        """The sampler of training proposals."""
+    @property
+    def nominal_foreground(self) -> float:
+        """Foreground regions that an image is meant to have in training."""
+        return self.batch_size_per_image * self.positive_fraction
+
+    def build_sampler(self, kind: BoxKind = UPRIGHT) -> ProposalSampler:
+        """The sampler of training proposals, for a kind of boxes."""
         return ProposalSampler(
             Matcher(self.iou_thresholds, self.iou_labels),
             num_classes=self.num_classes,
             batch_size_per_image=self.batch_size_per_image,
             positive_fraction=self.positive_fraction,
             append_gt=self.proposal_append_gt,
+            kind=kind,
         )
 
 
@@ -61,6 +73,7 @@ class ProposalSampler:
         batch_size_per_image: at most this many are drawn.
         positive_fraction: at most this share of them overlaps an object.
         append_gt: ground truth boxes join the proposals first.
+        kind: of the boxes.
     """
 
     def __init__(
@@ -71,12 +84,14 @@ class ProposalSampler:
         batch_size_per_image: int,
         positive_fraction: float,
         append_gt: bool,
+        kind: BoxKind = UPRIGHT,
     ) -> None:
         self.matcher = matcher
         self.num_classes = num_classes
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
         self.append_gt = append_gt
+        self.kind = kind
 
     @torch.no_grad()
     def __call__(
@@ -105,7 +120,7 @@ class ProposalSampler:
             boxes = torch.cat((boxes, gt_boxes.to(boxes.dtype)))
             certain = logits.new_full((len(gt_boxes),), GT_OBJECTNESS_LOGIT)
             logits = torch.cat((logits, certain))
-        matches, labels = self.matcher(box_iou(gt_boxes, boxes))
+        matches, labels = self.matcher(self.kind.iou(gt_boxes, boxes))
         classes = torch.full_like(matches, self.num_classes)
         if len(gt_boxes):
             classes = torch.where(labels == 1, target.gt_classes[matches], classes)
@@ -116,12 +131,12 @@ class ProposalSampler:
         rows = torch.cat((fg, bg))
         sampled = Proposals(
             proposals.image_size,
-            proposal_boxes=Boxes(boxes[rows]),
+            proposal_boxes=self.kind.structure(boxes[rows]),
             objectness_logits=logits[rows],
             gt_classes=classes[rows],
         )
         if len(gt_boxes):
-            sampled.gt_boxes = Boxes(gt_boxes[matches[rows]])
+            sampled.gt_boxes = self.kind.structure(gt_boxes[matches[rows]])
             sampled.gt_index = matches[rows]
         return sampled, len(fg)
 
@@ -141,7 +156,7 @@ class ROIHeads(nn.Module, ABC):
         proposals: Sequence[Proposals],
         targets: Sequence[Targets],
     ) -> Losses:
-        """`loss_cls`, `loss_box_reg` and, with a mask head, `loss_mask`."""
+        """The losses of boxes and, where there are such heads, of masks and keypoints."""
 
     @abstractmethod
     def predict(
@@ -157,17 +172,19 @@ class ROIHeads(nn.Module, ABC):
 
 
 class StandardROIHeads(ROIHeads):
-    """A box head and, if given, a mask head, each with its own pooler on shared features.
+    """A box head and, if given, a mask and a keypoint head, each with its pooler on shared maps.
 
     Args:
         in_features: names of the pooled feature maps.
         sampler: chooses training proposals.
-        box_pooler: its output is the box head's input; likewise `mask_pooler`.
+        box_pooler: its output is the box head's input; likewise the other poolers.
         box_head: features of a proposal.
         box_predictor: their scores, deltas, losses and detections.
-        train_on_pred_boxes: the mask head trains on refined boxes instead of proposals.
+        train_on_pred_boxes: masks and keypoints train on refined boxes instead of proposals.
         mask_pooler: None without masks.
         mask_head: None without masks.
+        keypoint_pooler: None without keypoints.
+        keypoint_head: None without keypoints.
     """
 
     def __init__(
@@ -181,6 +198,8 @@ class StandardROIHeads(ROIHeads):
         train_on_pred_boxes: bool = False,
         mask_pooler: ROIPooler | None = None,
         mask_head: MaskRCNNConvUpsampleHead | None = None,
+        keypoint_pooler: ROIPooler | None = None,
+        keypoint_head: KRCNNConvDeconvUpsampleHead | None = None,
     ) -> None:
         super().__init__()
         self.in_features = tuple(in_features)
@@ -191,6 +210,8 @@ class StandardROIHeads(ROIHeads):
         self.train_on_pred_boxes = train_on_pred_boxes
         self.mask_pooler = mask_pooler
         self.mask_head = mask_head
+        self.keypoint_pooler = keypoint_pooler
+        self.keypoint_head = keypoint_head
 
     def losses(
         self,
@@ -198,41 +219,64 @@ class StandardROIHeads(ROIHeads):
         proposals: Sequence[Proposals],
         targets: Sequence[Targets],
     ) -> Losses:
-        """`loss_cls`, `loss_box_reg` and, with a mask head, `loss_mask`."""
+        """`loss_cls`, `loss_box_reg` and, with such heads, `loss_mask` and `loss_keypoint`."""
         sampled, metrics = self.sampler(proposals, targets)
         maps = [features[name] for name in self.in_features]
-        pooled = self.box_pooler(maps, [p.proposal_boxes.tensor for p in sampled])
-        logits, deltas = self.box_predictor(self.box_head(pooled))
-        losses = Losses({}, metrics) | self.box_predictor.losses(logits, deltas, sampled)
-        if self.train_on_pred_boxes:
-            refined = self.box_predictor.boxes_of_gt_class(deltas, sampled)
-            for p, boxes in zip(sampled, refined, strict=True):
-                p.proposal_boxes = Boxes(boxes)
-        if self.mask_head is None:
-            return losses
-        return losses | self._mask_losses(maps, sampled, targets)
+        losses = Losses({}, metrics) | self._box_losses(maps, sampled, targets)
+        fg = select_foreground(sampled, self.sampler.num_classes)
+        losses |= self._mask_losses(maps, fg, targets)
+        return losses | self._keypoint_losses(maps, fg, targets)
 
-    def _mask_losses(
+    def _box_losses(
         self,
         maps: Sequence[Tensor],
         sampled: Sequence[Proposals],
         targets: Sequence[Targets],
     ) -> Losses:
-        assert self.mask_pooler is not None and self.mask_head is not None, "they come together"
-        fg = select_foreground(sampled, self.sampler.num_classes)
+        """Where masks train on predicted boxes, `sampled` gets them."""
+        pooled = self.box_pooler(maps, [p.proposal_boxes.tensor for p in sampled])
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        losses = self.box_predictor.losses(logits, deltas, sampled)
+        if self.train_on_pred_boxes:
+            refined = self.box_predictor.boxes_of_gt_class(deltas, sampled)
+            for p, boxes in zip(sampled, refined, strict=True):
+                p.proposal_boxes = Boxes(boxes)
+        return losses
+
+    def _mask_losses(
+        self, maps: Sequence[Tensor], fg: Sequence[Proposals], targets: Sequence[Targets]
+    ) -> Losses:
+        if self.mask_pooler is None or self.mask_head is None:
+            return Losses()
         logits = self.mask_head(self.mask_pooler(maps, [p.proposal_boxes.tensor for p in fg]))
         gt_masks = mask_targets(fg, targets, logits.shape[-1])
         return mask_loss(logits, gt_masks, torch.cat([p.gt_classes for p in fg]))
+
+    def _keypoint_losses(
+        self, maps: Sequence[Tensor], fg: Sequence[Proposals], targets: Sequence[Targets]
+    ) -> Losses:
+        if self.keypoint_pooler is None or self.keypoint_head is None:
+            return Losses()
+        fg = with_visible_keypoints(fg, targets)
+        pooled = self.keypoint_pooler(maps, [p.proposal_boxes.tensor for p in fg])
+        losses = self.keypoint_head.losses(self.keypoint_head(pooled), fg, targets)
+        mean = sum(len(p) for p in fg) / len(fg)
+        return Losses(losses, {"keypoint_head/num_fg_samples": mean})
 
     def predict(
         self, features: dict[str, Tensor], proposals: Sequence[Proposals]
     ) -> list[Detections]:
         """Per image, detections in network input pixels; masks are (N, 1, M, M) probabilities."""
         maps = [features[name] for name in self.in_features]
+        detections = self._predict_boxes(maps, proposals)
+        return self.predict_keypoints(features, self.predict_masks(features, detections))
+
+    def _predict_boxes(
+        self, maps: Sequence[Tensor], proposals: Sequence[Proposals]
+    ) -> list[Detections]:
         pooled = self.box_pooler(maps, [p.proposal_boxes.tensor for p in proposals])
         logits, deltas = self.box_predictor(self.box_head(pooled))
-        detections = self.box_predictor.predict(logits, deltas, proposals)
-        return self.predict_masks(features, detections)
+        return self.box_predictor.predict(logits, deltas, proposals)
 
     def predict_masks(
         self, features: dict[str, Tensor], detections: list[Detections]
@@ -244,6 +288,16 @@ class StandardROIHeads(ROIHeads):
         pooled = self.mask_pooler(maps, [d.pred_boxes.tensor for d in detections])
         return attach_masks(self.mask_head(pooled), detections)
 
+    def predict_keypoints(
+        self, features: dict[str, Tensor], detections: list[Detections]
+    ) -> list[Detections]:
+        """The detections with `pred_keypoints` added; unchanged where there is no such head."""
+        if self.keypoint_pooler is None or self.keypoint_head is None:
+            return detections
+        maps = [features[name] for name in self.in_features]
+        pooled = self.keypoint_pooler(maps, [d.pred_boxes.tensor for d in detections])
+        return attach_keypoints(self.keypoint_head(pooled), detections)
+
 
 def attach_masks(logits: Tensor, detections: list[Detections]) -> list[Detections]:
     """Sets `pred_masks` (N, 1, M, M) probabilities, from (sum N, K, M, M) logits."""
@@ -252,4 +306,14 @@ def attach_masks(logits: Tensor, detections: list[Detections]) -> list[Detection
     counts = [len(d) for d in detections]
     for d, masks in zip(detections, probabilities.split(counts), strict=True):
         d.pred_masks = masks
+    return detections
+
+
+def attach_keypoints(heatmaps: Tensor, detections: list[Detections]) -> list[Detections]:
+    """Sets `pred_keypoints` (N, keypoints, 3), from (sum N, keypoints, M, M) logits."""
+    boxes = torch.cat([d.pred_boxes.tensor for d in detections])
+    # Positions need more digits than half precision has.
+    found = heatmaps_to_keypoints(heatmaps.to(boxes.dtype), boxes)[..., [0, 1, 3]]
+    for d, keypoints in zip(detections, found.split([len(d) for d in detections]), strict=True):
+        d.pred_keypoints = keypoints
     return detections

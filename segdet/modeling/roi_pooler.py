@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import ROIAlign
+from segdet.layers import ROIAlign, ROIAlignRotated
 
-POOLERS = ("ROIAlignV2", "ROIAlign")
+# POOLER_TYPE -> layer of (output size, scale, sampling ratio)
+POOLERS: dict[str, Callable[[int, float, int], nn.Module]] = {
+    "ROIAlignV2": lambda *settings: ROIAlign(*settings, aligned=True),
+    "ROIAlign": lambda *settings: ROIAlign(*settings, aligned=False),
+    "ROIAlignRotated": ROIAlignRotated,
+}
 
 
 class ROIPooler(nn.Module):
@@ -22,7 +27,8 @@ class ROIPooler(nn.Module):
         output_size: cells per side.
         strides: of the levels, ascending powers of two.
         sampling_ratio: samples per cell and axis; 0 adapts them to the box.
-        pooler_type: ROIAlignV2 (aligned) or ROIAlign (legacy half-pixel offset).
+        pooler_type: ROIAlignV2 (aligned), ROIAlign (legacy half-pixel offset), or ROIAlignRotated,
+            for rotated boxes.
     """
 
     def __init__(
@@ -35,7 +41,8 @@ class ROIPooler(nn.Module):
     ) -> None:
         super().__init__()
         if pooler_type not in POOLERS:
-            raise ConfigError(f"POOLER_TYPE {pooler_type!r} is unknown; known: {POOLERS}")
+            known = ", ".join(POOLERS)
+            raise ConfigError(f"POOLER_TYPE {pooler_type!r} is unknown; known: {known}")
         self.output_size = output_size
         self.min_level = int(strides[0]).bit_length() - 1
         self.max_level = self.min_level + len(strides) - 1
@@ -43,8 +50,7 @@ class ROIPooler(nn.Module):
         if list(strides) != expected:
             raise ConfigError(f"pooled levels must have strides {expected}, have {list(strides)}")
         self.level_poolers = nn.ModuleList(
-            ROIAlign(output_size, 1 / s, sampling_ratio, aligned=pooler_type == "ROIAlignV2")
-            for s in strides
+            POOLERS[pooler_type](output_size, 1 / s, sampling_ratio) for s in strides
         )
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
@@ -52,7 +58,7 @@ class ROIPooler(nn.Module):
 
         Args:
             features: one (B, C, H, W) map per level.
-            boxes: per image, (N_i, 4) XYXY in pixels of the network input.
+            boxes: per image, (N_i, 4) XYXY in pixels of the network input; rotated ones (N_i, 5).
 
         Returns:
             (sum N_i, C, output_size, output_size), rows in the order of `boxes`.
@@ -70,8 +76,8 @@ class ROIPooler(nn.Module):
 
 
 def assign_levels(boxes: Tensor, min_level: int, max_level: int) -> Tensor:
-    """(N,) int64 pyramid level of (N, 4) XYXY boxes: log2 of the level's stride."""
-    size = boxes[:, 2:] - boxes[:, :2]
+    """(N,) int64 pyramid level of (N, 4) XYXY or (N, 5) rotated boxes: log2 of its stride."""
+    size = boxes[:, 2:] - boxes[:, :2] if boxes.shape[1] == 4 else boxes[:, 2:4]
     side = size.prod(dim=1).sqrt()
     # 1e-8 keeps log2 finite on empty boxes and is detectron2's, so level borders agree.
     level = torch.floor(4 + torch.log2(side / 224 + 1e-8))
@@ -79,6 +85,6 @@ def assign_levels(boxes: Tensor, min_level: int, max_level: int) -> Tensor:
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
-    """(sum N_i, 5) rows of batch index and XYXY box, from per-image (N_i, 4) boxes."""
+    """(sum N_i, 1 + D) rows of batch index and box, from per-image (N_i, D) boxes."""
     index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
     return torch.cat((index, torch.cat(list(boxes))), dim=1)

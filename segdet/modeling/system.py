@@ -13,7 +13,7 @@ from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone, BackboneSections
 from segdet.modeling.postprocessing import detector_postprocess
-from segdet.structures import Detections, ImageList, Targets
+from segdet.structures import ImageList, Instances, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class System(nn.Module, ABC):
         pixel_std: one value a channel, divides them after that.
     """
 
+    result = "instances"  # the key of what `predict` finds, in the results
+
     def __init__(
         self, backbone: Backbone, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
     ) -> None:
@@ -63,8 +65,8 @@ class System(nn.Module, ABC):
         """The training losses; needs targets, not `.training`."""
 
     @abstractmethod
-    def predict(self, images: ImageList) -> list[Detections]:
-        """Per image, detections in network input pixels."""
+    def predict(self, images: ImageList) -> Sequence[Instances]:
+        """Per image, detections (or proposals) in network input pixels."""
 
     def forward(self, batched_inputs: list[dict]) -> Losses | list[dict]:
         """Losses when training, results otherwise.
@@ -76,7 +78,7 @@ class System(nn.Module, ABC):
 
         Returns:
             In training a dict of named scalars, with `.metrics` beside; otherwise a list of
-            {"instances": Detections}.
+            {"instances": Detections}, or of {"proposals": Proposals}.
         """
         images = self.preprocess_image(batched_inputs)
         if self.training:
@@ -107,14 +109,14 @@ class System(nn.Module, ABC):
         return [x["instances"].to(self.device) for x in batched_inputs]
 
     def postprocess(
-        self, detections: list[Detections], batched_inputs: list[dict]
-    ) -> list[dict[str, Detections]]:
+        self, found: Sequence[Instances], batched_inputs: list[dict]
+    ) -> list[dict[str, Instances]]:
         """Results at the size that each input asks for."""
         return [
             {
-                "instances": detector_postprocess(
+                self.result: detector_postprocess(
                     d, x.get("height", d.image_size[0]), x.get("width", d.image_size[1])
                 )
             }
-            for d, x in zip(detections, batched_inputs, strict=True)
+            for d, x in zip(found, batched_inputs, strict=True)
         ]

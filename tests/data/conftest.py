@@ -76,6 +76,8 @@ def a_config() -> CfgNode:
                 "MASK_ON": False,
                 "KEYPOINT_ON": False,
                 "LOAD_PROPOSALS": False,
+                "META_ARCHITECTURE": "GeneralizedRCNN",
+                "RETINANET": {"NUM_CLASSES": 80},
                 "ROI_HEADS": {"NUM_CLASSES": 80},
                 "ROI_KEYPOINT_HEAD": {"MIN_KEYPOINTS_PER_IMAGE": 1},
             },

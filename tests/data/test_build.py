@@ -215,10 +215,23 @@ def test_training_leaves_global_generators_alone(cfg: CfgNode):
     assert (torch.rand(1), np.random.rand()) == expected
 
 
-def test_a_class_that_the_model_lacks_is_refused(cfg: CfgNode):
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
-    with pytest.raises(ConfigError, match=r"2 classes, MODEL.ROI_HEADS.NUM_CLASSES is 0"):
+@pytest.mark.parametrize(
+    "system, section", [("GeneralizedRCNN", "ROI_HEADS"), ("RetinaNet", "RETINANET")]
+)
+def test_a_class_that_the_model_lacks_is_refused(cfg: CfgNode, system: str, section: str):
+    cfg.MODEL.META_ARCHITECTURE = system
+    other = ({"ROI_HEADS", "RETINANET"} - {section}).pop()
+    cfg.MODEL[other].NUM_CLASSES = 0  # which this system does not look at
+    build_detection_train_loader(cfg)
+    cfg.MODEL[section].NUM_CLASSES = 0
+    with pytest.raises(ConfigError, match=rf"2 classes, MODEL.{section}.NUM_CLASSES is 0"):
         build_detection_train_loader(cfg)
+
+
+def test_proposals_have_no_classes(cfg: CfgNode):
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
+    build_detection_train_loader(cfg)
 
 
 @pytest.mark.parametrize("category", [None, "cat"])

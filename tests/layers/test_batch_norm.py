@@ -97,8 +97,14 @@ class TestFrozen:
         assert kinds == [FrozenBatchNorm2d] * 3 + [nn.GroupNorm, FrozenBatchNorm2d]
         assert tree[1][0].eps == 1e-3 and not tree[1][0].training
         torch.testing.assert_close(tree(x), expected)
-        tracked = [name for name in names if "num_batches_tracked" not in name]
-        assert [n for n in tree.state_dict() if n not in ("4.weight", "4.bias")] == tracked
+        assert [n for n in tree.state_dict() if n not in ("4.weight", "4.bias")] == names
+
+    def test_the_counter_of_a_frozen_norm_is_optional(self):
+        frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(nn.BatchNorm2d(2))
+        plain = FrozenBatchNorm2d(2)
+        assert "num_batches_tracked" not in plain.state_dict()
+        plain.load_state_dict(frozen.state_dict(), strict=True)
+        frozen.load_state_dict(plain.state_dict(), strict=True)
 
     def test_converted_norms_share_nothing(self):
         norm = nn.BatchNorm2d(2)

@@ -42,3 +42,26 @@ def test_cell_anchors_are_not_saved():
 def test_rejects_sizes_that_fit_no_level():
     with pytest.raises(ConfigError, match=r"SIZES has 2 entries for 3 feature levels; give 1 or 3"):
         AnchorGeneratorConfig(sizes=((8,), (16,))).build([4, 8, 16])
+
+
+def test_rotated_anchors_turn_every_size_and_shape():
+    section = AnchorGeneratorConfig(
+        name="RotatedAnchorGenerator",
+        sizes=((16,), (32,)),
+        aspect_ratios=((0.25, 1.0),),
+        angles=((-45, 0, 45),),
+    )
+    generator = section.build([8, 16])
+    assert generator.anchors_per_cell == 6 and not generator.state_dict()
+    fine, coarse = generator([torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 1)])
+    assert fine.shape == (2 * 3 * 6, 5)
+    assert fine[:4].tolist() == [
+        [0, 0, 32, 8, -45], [0, 0, 32, 8, 0], [0, 0, 32, 8, 45], [0, 0, 16, 16, -45],
+    ]  # fmt: skip
+    assert fine[-1].tolist() == [16, 8, 16, 16, 45]  # the last cell: column 2, row 1
+    assert coarse[0].tolist() == [0, 0, 64, 16, -45]
+
+
+def test_unknown_generators_are_refused():
+    with pytest.raises(ConfigError, match=r"NAME 'X' is unknown; known: Default.*, Rotated"):
+        AnchorGeneratorConfig(name="X")

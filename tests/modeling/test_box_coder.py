@@ -7,8 +7,8 @@ from segdet.errors import ConfigError
 from segdet.modeling.box_coder import (
     SCALE_CLAMP,
     Box2BoxTransform,
-    box_regression_loss,
-    check_box_loss,
+    Box2BoxTransformRotated,
+    BoxRegressionLoss,
 )
 
 SRC = torch.tensor([[10.0, 10, 30, 50]])
@@ -61,25 +61,62 @@ def test_encoding_needs_extent():
 @pytest.mark.parametrize("loss_type", ["smooth_l1", "giou", "diou", "ciou"])
 def test_perfect_deltas_cost_nothing(loss_type):
     coder = Box2BoxTransform((10, 10, 5, 5))
-    deltas = coder.get_deltas(SRC, TARGET).requires_grad_()
-    loss = box_regression_loss(coder, deltas, SRC, TARGET, loss_type=loss_type, smooth_l1_beta=0.0)
-    assert loss.item() == pytest.approx(0, abs=1e-5)
-    worse = box_regression_loss(
-        coder, deltas + 0.3, SRC, TARGET, loss_type=loss_type, smooth_l1_beta=0.0
-    )
-    assert worse > loss
+    loss = BoxRegressionLoss(coder, loss_type=loss_type)
+    deltas = coder.get_deltas(SRC, TARGET)
+    assert loss(deltas, SRC, TARGET).item() == pytest.approx(0, abs=1e-5)
+    worse = loss(deltas + 0.3, SRC, TARGET)
+    assert worse > 1e-3
+    doubled = BoxRegressionLoss(coder, loss_type=loss_type, weight=2.0)
+    assert doubled(deltas + 0.3, SRC, TARGET).item() == pytest.approx(2 * worse.item())
+
+
+def test_beta_rounds_smooth_l1_off():
+    coder = Box2BoxTransform((1, 1, 1, 1))
+    deltas = torch.tensor([[0.1, 0, 0, 0]])
+    assert BoxRegressionLoss(coder)(deltas, SRC, SRC).item() == pytest.approx(0.1)
+    smooth = BoxRegressionLoss(coder, smooth_l1_beta=0.5)
+    assert smooth(deltas, SRC, SRC).item() == pytest.approx(0.5 * 0.1**2 / 0.5)
 
 
 def test_no_boxes_stay_connected():
     deltas = torch.zeros(0, 4, requires_grad=True)
     empty = torch.zeros(0, 4)
-    loss = box_regression_loss(
-        Box2BoxTransform((1, 1, 1, 1)), deltas, empty, empty, loss_type="giou", smooth_l1_beta=0.0
-    )
+    loss = BoxRegressionLoss(Box2BoxTransform((1, 1, 1, 1)), loss_type="giou")
+    loss = loss(deltas, empty, empty)
     loss.backward()
     assert loss.item() == 0 and deltas.grad is not None
 
 
 def test_unknown_loss_is_refused():
     with pytest.raises(ConfigError, match="BBOX_REG_LOSS_TYPE 'l3' is unknown"):
-        check_box_loss("l3")
+        BoxRegressionLoss(Box2BoxTransform((1, 1, 1, 1)), loss_type="l3")
+
+
+ROTATED = torch.tensor([[10.0, 20, 4, 8, 170]])
+
+
+def test_rotated_deltas_are_relative_and_turn_the_short_way():
+    coder = Box2BoxTransformRotated((10, 10, 5, 5, 1))
+    target = torch.tensor([[12.0, 16, 8, 4, -170]])
+    expected = [10 * 2 / 4, 10 * -4 / 8, 5 * math.log(2), -5 * math.log(2), math.radians(20)]
+    torch.testing.assert_close(coder.get_deltas(ROTATED, target), torch.tensor([expected]))
+
+
+def test_decoding_undoes_encoding_of_rotated_boxes():
+    coder = Box2BoxTransformRotated((10, 10, 5, 5, 2))
+    boxes = torch.rand(2, 50, 5) * torch.tensor([100, 100, 50, 50, 360]) + torch.tensor(
+        [0, 0, 1, 1, -180]
+    )
+    src, target = boxes.double()
+    torch.testing.assert_close(coder.apply_deltas(coder.get_deltas(src, target), src), target)
+    twice = coder.apply_deltas(torch.zeros(50, 10), src)  # two sets of deltas a box
+    torch.testing.assert_close(twice, src.repeat(1, 2))
+
+
+def test_rotated_boxes_take_five_weights_and_no_iou_loss():
+    with pytest.raises(ConfigError, match=r"BBOX_REG_WEIGHTS must be 5 numbers here, is \(1, 1"):
+        Box2BoxTransformRotated((1, 1, 1, 1))
+    with pytest.raises(ConfigError, match="giou is for upright boxes only"):
+        BoxRegressionLoss(Box2BoxTransformRotated((1,) * 5), loss_type="giou")
+    with pytest.raises(ValueError, match="positive width and height"):
+        Box2BoxTransformRotated((1,) * 5).get_deltas(torch.zeros(1, 5), ROTATED)

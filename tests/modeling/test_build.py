@@ -23,13 +23,6 @@ def cfg():
     return cfg
 
 
-@pytest.mark.parametrize("key", ["KEYPOINT_ON", "LOAD_PROPOSALS"])
-def test_what_no_system_reads_is_refused(cfg, key):
-    cfg.MODEL[key] = True
-    with pytest.raises(ConfigError, match=f"^MODEL.{key} is not built yet"):
-        build_model(cfg)
-
-
 def test_a_key_without_effect_warns(cfg, caplog):
     cfg.VIS_PERIOD = 100
     with caplog.at_level(logging.WARNING, logger="segdet"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from segdet.errors import ConfigError, did_you_mean
-from segdet.modeling.backbones.backbone import Backbone
+from segdet.modeling.backbones.backbone import Backbone, known
 from segdet.modeling.backbones.fpn import FPN, FPNConfig, LastLevelMaxPool, LastLevelP6P7
 from segdet.modeling.backbones.mobilenet import MobileNetV2
 from segdet.modeling.backbones.resnet import (
@@ -82,6 +82,18 @@ def _resnet_fpn(sections: BackboneSections, input_channels: int) -> FPN:
     return sections.fpn.build(_resnet(sections, input_channels), LastLevelMaxPool())
 
 
+def _retinanet_resnet_fpn(sections: BackboneSections, input_channels: int) -> FPN:
+    bottom_up = _resnet(sections, input_channels)
+    shapes = bottom_up.output_shape()
+    if "res5" not in shapes:
+        raise ConfigError(
+            "build_retinanet_resnet_fpn_backbone makes p6 of res5; MODEL.RESNETS.OUT_FEATURES has "
+            f"only {', '.join(shapes)}"
+        )
+    channels = known(shapes["res5"].channels)
+    return sections.fpn.build(bottom_up, LastLevelP6P7(channels, sections.fpn.out_channels))
+
+
 def _mobilenetv2(sections: BackboneSections, input_channels: int) -> MobileNetV2:
     return MobileNetV2(  # reads RESNETS' keys, as AdelaiDet's and CenterMask2's files expect
         out_features=sections.resnets.out_features,
@@ -98,6 +110,7 @@ def _mobilenetv2_fpn(sections: BackboneSections, input_channels: int) -> FPN:
 BACKBONES: dict[str, Callable[[BackboneSections, int], Backbone]] = {  # (_, input channels)
     "build_resnet_backbone": _resnet,
     "build_resnet_fpn_backbone": _resnet_fpn,
+    "build_retinanet_resnet_fpn_backbone": _retinanet_resnet_fpn,
     "build_mobilenetv2_backbone": _mobilenetv2,
     "build_mobilenetv2_fpn_backbone": _mobilenetv2_fpn,
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from segdet.errors import ConfigError
 from segdet.layers import FrozenBatchNorm2d, ShapeSpec
 
 
@@ -48,6 +50,22 @@ def known(value: int | None) -> int:
     """Channels or stride of a backbone's map, which it always states."""
     assert value is not None, "a backbone knows the channels and strides of its maps"
     return value
+
+
+def pyramid(backbone: Backbone, names: Sequence[str], key: str) -> tuple[list[int], int]:
+    """Strides and the common channel count of named feature maps.
+
+    Raises:
+        ConfigError: the backbone has no such map, or their channels differ.
+    """
+    shapes = backbone.output_shape()
+    for name in names:
+        if name not in shapes:
+            raise ConfigError(f"{key}: no feature {name!r}; the backbone gives {list(shapes)}")
+    channels = {known(shapes[name].channels) for name in names}
+    if len(channels) != 1:
+        raise ConfigError(f"{key}: {list(names)} differ in channels: {sorted(channels)}")
+    return [known(shapes[name].stride) for name in names], channels.pop()
 
 
 def freeze(module: nn.Module) -> None:

@@ -1,21 +1,43 @@
 """The systems: one file each; which of them a config means is decided here."""
 
 from segdet.errors import ConfigError
+from segdet.modeling.meta_arch.cascade_rcnn import CascadeRCNNConfig
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from segdet.modeling.meta_arch.mask_rcnn_c4 import MaskRCNNC4Config
+from segdet.modeling.meta_arch.proposal_network import ProposalNetwork, ProposalNetworkConfig
+from segdet.modeling.meta_arch.retinanet import RetinaNet, RetinaNetConfig
+from segdet.modeling.meta_arch.rotated_rcnn import RotatedRCNNConfig
 from segdet.modeling.system import SystemConfig
 
-__all__ = ["SYSTEMS", "MaskRCNN", "MaskRCNNC4Config", "MaskRCNNConfig", "system_name"]
+__all__ = [
+    "SYSTEMS",
+    "CascadeRCNNConfig",
+    "MaskRCNN",
+    "MaskRCNNC4Config",
+    "MaskRCNNConfig",
+    "ProposalNetwork",
+    "ProposalNetworkConfig",
+    "RetinaNet",
+    "RetinaNetConfig",
+    "RotatedRCNNConfig",
+    "system_name",
+]
 
 SYSTEMS: dict[str, type[SystemConfig]] = {
+    "CascadeRCNN": CascadeRCNNConfig,
     "MaskRCNN": MaskRCNNConfig,
     "MaskRCNNC4": MaskRCNNC4Config,
+    "ProposalNetwork": ProposalNetworkConfig,
+    "RetinaNet": RetinaNetConfig,
+    "RotatedRCNN": RotatedRCNNConfig,
 }
 
 # Official files call many systems GeneralizedRCNN; MODEL.ROI_HEADS.NAME tells them apart.
 GENERALIZED_RCNN = {
     "StandardROIHeads": "MaskRCNN",
     "Res5ROIHeads": "MaskRCNNC4",
+    "CascadeROIHeads": "CascadeRCNN",
+    "RROIHeads": "RotatedRCNN",
 }
 
 

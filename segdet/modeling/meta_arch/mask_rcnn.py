@@ -1,6 +1,8 @@
 """Mask R-CNN (He et al. 2017, arXiv:1703.06870): Faster R-CNN with a mask branch.
 
-Without MODEL.MASK_ON it is Faster R-CNN (arXiv:1506.01497) on a feature pyramid or a single map.
+Without MODEL.MASK_ON it is Faster R-CNN (arXiv:1506.01497) on a feature pyramid or a single map;
+with MODEL.KEYPOINT_ON it finds keypoints too (section 5); with proposals from files instead of
+an RPN it is Fast R-CNN (arXiv:1504.08083).
 """
 
 from __future__ import annotations
@@ -10,39 +12,49 @@ from dataclasses import dataclass, field
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses
-from segdet.modeling.anchors import AnchorGeneratorConfig
 from segdet.modeling.backbones import Backbone
-from segdet.modeling.backbones.backbone import known
+from segdet.modeling.backbones.backbone import pyramid
+from segdet.modeling.box_coder import Box2BoxTransform
 from segdet.modeling.box_head import BoxHeadConfig, FastRCNNOutputLayers
+from segdet.modeling.box_kind import UPRIGHT, BoxKind
+from segdet.modeling.keypoint_head import KeypointHeadConfig
 from segdet.modeling.mask_head import MaskHeadConfig
+from segdet.modeling.meta_arch.proposal_network import ProposalNetworkConfig
+from segdet.modeling.proposals import PRECOMPUTED, PrecomputedProposals
 from segdet.modeling.roi_heads import ROIHeads, ROIHeadsConfig, StandardROIHeads
-from segdet.modeling.rpn import RPN, ProposalGeneratorConfig, RPNConfig
-from segdet.modeling.system import System, SystemConfig
+from segdet.modeling.rpn import RPN
+from segdet.modeling.system import System
 from segdet.structures import Detections, ImageList, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskRCNNConfig(SystemConfig):
+class MaskRCNNConfig(ProposalNetworkConfig):
     """MODEL, as Mask R-CNN reads it."""
 
     mask_on: bool = False
-    proposal_generator: ProposalGeneratorConfig = field(default_factory=ProposalGeneratorConfig)
-    anchor_generator: AnchorGeneratorConfig = field(default_factory=AnchorGeneratorConfig)
-    rpn: RPNConfig = field(default_factory=RPNConfig)
+    keypoint_on: bool = False
+    load_proposals: bool = False  # the inputs bring them, for PrecomputedProposals
     roi_heads: ROIHeadsConfig = field(default_factory=ROIHeadsConfig)
     roi_box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
     roi_mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
+    roi_keypoint_head: KeypointHeadConfig = field(default_factory=KeypointHeadConfig)
     detections_per_image: int = field(default=100, metadata={"key": "TEST.DETECTIONS_PER_IMAGE"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.proposal_generator.name == PRECOMPUTED and not self.load_proposals:
+            raise ConfigError(
+                "PROPOSAL_GENERATOR.NAME PrecomputedProposals needs LOAD_PROPOSALS: True, and "
+                "DATASETS.PROPOSAL_FILES_TRAIN and _TEST"
+            )
 
     def build(self) -> MaskRCNN:
         """The model with random weights."""
         backbone = self.build_backbone()
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
+        num_classes, nominal = self.roi_heads.num_classes, self.roi_heads.nominal_foreground
         box_head = self.roi_box_head.build(channels)
-        mask_pooler = mask_head = None
-        if self.mask_on:
-            mask_pooler = self.roi_mask_head.build_pooler(strides)
-            mask_head = self.roi_mask_head.build(channels, self.roi_heads.num_classes)
+        mask, keypoint = self.roi_mask_head, self.roi_keypoint_head
         return MaskRCNN(
             backbone,
             proposal_generator=self.build_proposal_generator(backbone),
@@ -53,23 +65,21 @@ class MaskRCNNConfig(SystemConfig):
                 box_head=box_head,
                 box_predictor=self.build_box_predictor(box_head.out_features),
                 train_on_pred_boxes=self.roi_box_head.train_on_pred_boxes,
-                mask_pooler=mask_pooler,
-                mask_head=mask_head,
+                mask_pooler=mask.build_pooler(strides) if self.mask_on else None,
+                mask_head=mask.build(channels, num_classes) if self.mask_on else None,
+                keypoint_pooler=keypoint.build_pooler(strides) if self.keypoint_on else None,
+                keypoint_head=keypoint.build(channels, nominal) if self.keypoint_on else None,
             ),
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
         )
 
-    def build_proposal_generator(self, backbone: Backbone) -> RPN:
-        """The RPN on the backbone's maps."""
-        strides, channels = pyramid(backbone, self.rpn.in_features, "RPN.IN_FEATURES")
-        return self.rpn.build(
-            channels,
-            self.anchor_generator.build(strides),
-            min_size=self.proposal_generator.min_size,
-        )
-
-    def build_box_predictor(self, in_features: int) -> FastRCNNOutputLayers:
+    def build_box_predictor(
+        self,
+        in_features: int,
+        box_transform: Box2BoxTransform | None = None,
+        kind: BoxKind = UPRIGHT,
+    ) -> FastRCNNOutputLayers:
         """Scores and boxes from vectors of length `in_features`."""
         return self.roi_box_head.build_predictor(
             in_features,
@@ -77,6 +87,8 @@ class MaskRCNNConfig(SystemConfig):
             score_thresh=self.roi_heads.score_thresh_test,
             nms_thresh=self.roi_heads.nms_thresh_test,
             detections_per_image=self.detections_per_image,
+            box_transform=box_transform,
+            kind=kind,
         )
 
 
@@ -95,7 +107,7 @@ class MaskRCNN(System):
         self,
         backbone: Backbone,
         *,
-        proposal_generator: RPN,
+        proposal_generator: RPN | PrecomputedProposals,
         roi_heads: ROIHeads,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -104,8 +116,14 @@ class MaskRCNN(System):
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
 
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:  # noqa: D102
+        images = super().preprocess_image(batched_inputs)
+        if isinstance(self.proposal_generator, PrecomputedProposals):
+            return self.proposal_generator.read(images, batched_inputs)
+        return images
+
     def losses(self, images: ImageList, targets: list[Targets]) -> Losses:
-        """RPN, box and mask losses."""
+        """The losses of the RPN and of the heads."""
         features = self.backbone(images.tensor)  # level name -> (B, C, H / stride, W / stride)
         proposals, rpn_losses = self.proposal_generator.losses(images, features, targets)
         return rpn_losses | self.roi_heads.losses(features, proposals, targets)
@@ -115,19 +133,3 @@ class MaskRCNN(System):
         features = self.backbone(images.tensor)
         proposals = self.proposal_generator.predict(images, features)
         return self.roi_heads.predict(features, proposals)
-
-
-def pyramid(backbone: Backbone, names: Sequence[str], key: str) -> tuple[list[int], int]:
-    """Strides and the common channel count of named feature maps.
-
-    Raises:
-        ConfigError: the backbone has no such map, or their channels differ.
-    """
-    shapes = backbone.output_shape()
-    for name in names:
-        if name not in shapes:
-            raise ConfigError(f"{key}: no feature {name!r}; the backbone gives {list(shapes)}")
-    channels = {known(shapes[name].channels) for name in names}
-    if len(channels) != 1:
-        raise ConfigError(f"{key}: {list(names)} differ in channels: {sorted(channels)}")
-    return [known(shapes[name].stride) for name in names], channels.pop()

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import BasicBlock, BottleneckBlock
+from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_head import FastRCNNOutputLayers
 from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead, mask_loss, mask_targets
-from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig, pyramid
+from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from segdet.modeling.roi_heads import ProposalSampler, ROIHeads, attach_masks, select_foreground
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Detections, Proposals, Targets
@@ -31,6 +32,8 @@ class MaskRCNNC4Config(MaskRCNNConfig):
         """The model with random weights."""
         if self.roi_box_head.train_on_pred_boxes:
             raise ConfigError("ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES does not work with Res5ROIHeads")
+        if self.keypoint_on:
+            raise ConfigError("KEYPOINT_ON does not work with Res5ROIHeads; use StandardROIHeads")
         backbone = self.build_backbone()
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
         res5 = self.resnets.build_res5(channels)

@@ -1,0 +1,116 @@
+"""Every system in small, and images to feed it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from segdet.config import CfgNode, get_cfg
+from segdet.structures import Boxes, BoxMode, PolygonMasks, RotatedBoxes, Targets
+
+PYRAMID = [
+    *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+    *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"], "MODEL.FPN.OUT_CHANNELS", 16),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]]),
+    *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+]
+HEADS = [
+    *("MODEL.MASK_ON", True, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
+    *("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5"]),
+    *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", 1),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7),
+    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
+]
+TINY = {
+    "MaskRCNN": [*PYRAMID, *HEADS],
+    "MaskRCNNC4": [
+        *("MODEL.MASK_ON", True),
+        *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32),
+        *("MODEL.RESNETS.WIDTH_PER_GROUP", 8),
+    ],
+    "CascadeRCNN": [
+        *PYRAMID,
+        *HEADS,
+        *("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+    ],
+    "RotatedRCNN": [
+        *PYRAMID,
+        *HEADS,
+        *("MODEL.MASK_ON", False, "MODEL.ROI_HEADS.NAME", "RROIHeads"),
+        *("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
+        *("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
+        *("MODEL.RPN.BBOX_REG_WEIGHTS", (1.0,) * 5, "MODEL.RPN.PRE_NMS_TOPK_TEST", 50),
+        *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50),
+        *("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (10.0, 10.0, 5.0, 5.0, 1.0)),
+        *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"),
+    ],
+    "ProposalNetwork": [
+        *PYRAMID,
+        *("MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.RPN.POST_NMS_TOPK_TEST", 7),
+    ],
+    "RetinaNet": [
+        *PYRAMID,
+        *("MODEL.META_ARCHITECTURE", "RetinaNet"),
+        *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
+        *("MODEL.RETINANET.NUM_CLASSES", 3, "MODEL.RETINANET.NUM_CONVS", 1),
+        *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+    ],
+}
+COMMON = [
+    *("MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.NUM_CLASSES", 3),
+    *("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0),
+    *("MODEL.PIXEL_STD", [58.0, 58.0, 58.0], "TEST.DETECTIONS_PER_IMAGE", 7),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
+]
+
+
+def a_tiny_cfg(system: str) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_list([*TINY[system], *COMMON])
+    return cfg
+
+
+def an_image(*boxes: tuple[float, ...], size: tuple[int, int] = (64, 80)) -> dict:
+    polygons = [[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes]
+    targets = Targets(
+        size,
+        gt_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
+        gt_classes=torch.arange(len(boxes)) % 3,
+        gt_masks=PolygonMasks(polygons),
+    )
+    pixels = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    return {"image": pixels, "instances": targets, "height": 128, "width": 100}
+
+
+@pytest.fixture(scope="session")
+def tiny_cfg() -> Callable[[str], CfgNode]:
+    """The config of a small model of a system."""
+    return a_tiny_cfg
+
+
+def a_rotated_image(
+    *boxes: tuple[float, ...], size: tuple[int, int] = (64, 80), angle: float = 30.0
+) -> dict:
+    one = an_image(*boxes, size=size)
+    upright = one["instances"].gt_boxes.tensor
+    turned = BoxMode.convert(upright, BoxMode.XYXY_ABS, BoxMode.XYWHA_ABS)
+    turned[:, 4] = angle
+    one["instances"].gt_boxes = RotatedBoxes(turned)
+    return one
+
+
+@pytest.fixture(scope="session")
+def image_for() -> Callable[[str], Callable[..., dict]]:
+    """What makes a system's input, with objects at the given XYXY boxes."""
+    return lambda system: a_rotated_image if system == "RotatedRCNN" else an_image
+
+
+@pytest.fixture(scope="session")
+def image() -> Callable[..., dict]:
+    """A model's input with objects in the given XYXY boxes."""
+    return an_image

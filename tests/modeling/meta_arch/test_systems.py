@@ -1,0 +1,134 @@
+"""Every system passes the same checks; a system adds its section and what is special to it."""
+
+import re
+
+import pytest
+import torch
+
+from segdet.errors import ConfigError
+from segdet.modeling import SYSTEMS, build_model
+from segdet.modeling.meta_arch import system_name
+from segdet.structures import Instances
+
+RPN_LOSSES = {"loss_rpn_cls", "loss_rpn_loc"}
+LOSSES = {
+    "MaskRCNN": {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask"},
+    "MaskRCNNC4": {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask"},
+    "CascadeRCNN": {
+        *RPN_LOSSES,
+        *(f"loss_{kind}_stage{k}" for kind in ("cls", "box_reg") for k in range(3)),
+        "loss_mask",
+    },
+    "ProposalNetwork": RPN_LOSSES,
+    "RetinaNet": {"loss_cls", "loss_box_reg"},
+    "RotatedRCNN": {*RPN_LOSSES, "loss_cls", "loss_box_reg"},
+}
+NEED_AN_OBJECT = re.compile("loss_(box_reg|mask|rpn_loc)")
+
+
+@pytest.fixture(params=sorted(SYSTEMS), scope="module")
+def system(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def image(system, image_for):
+    return image_for(system)
+
+
+@pytest.fixture(scope="module")
+def model(system, tiny_cfg):
+    torch.manual_seed(0)
+    return build_model(tiny_cfg(system))
+
+
+def test_every_system_is_listed():
+    assert set(LOSSES) == set(SYSTEMS)
+
+
+def test_losses_are_finite_and_reach_every_parameter(system, model, image):
+    model.train().zero_grad()
+    losses = model([image((5, 5, 40, 50), (20, 10, 60, 30)), image((0, 0, 30, 30), size=(80, 64))])
+    assert set(losses) == LOSSES[system]
+    assert all(torch.isfinite(v) and v.ndim == 0 for v in losses.values())
+    losses.total().backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+
+
+def test_a_batch_without_objects_trains_every_parameter(model, image):
+    model.train().zero_grad()
+    losses = model([image(), image()])
+    losses.total().backward()
+    assert not any(losses[name].item() for name in losses if NEED_AN_OBJECT.match(name))
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_losses_do_not_depend_on_the_training_flag(model, image):
+    batch = [image((5, 5, 40, 50))]
+    losses = model.eval().losses(model.preprocess_image(batch), model.read_targets(batch))
+    assert losses.total() > 0
+
+
+def boxes_and_scores(found: Instances) -> tuple[torch.Tensor, torch.Tensor]:
+    if found.has("proposal_boxes"):
+        return found.proposal_boxes.tensor, found.objectness_logits
+    return found.pred_boxes.tensor, found.scores
+
+
+@torch.no_grad()
+def test_results_are_sorted_clipped_and_of_the_asked_size(model, image):
+    results = model.eval()([image(), image(size=(50, 70))])
+    for result in results:
+        found = result[model.result]
+        boxes, scores = boxes_and_scores(found)
+        assert 0 < len(found) <= 7 and found.image_size == (128, 100)
+        assert (scores.diff() <= 0).all()
+        if boxes.shape[1] == 4:  # what is turned is not clipped
+            assert (boxes >= 0).all() and (boxes <= torch.tensor([100, 128] * 2)).all()
+        if found.has("pred_masks"):
+            assert found.pred_masks.shape == (len(found), 128, 100)
+            assert found.pred_masks.dtype == torch.bool
+
+
+@torch.no_grad()
+def test_no_detections(system, tiny_cfg, image):
+    cfg = tiny_cfg(system)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 2.0
+    cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 10_000  # no proposals, of which no system makes more
+    model = build_model(cfg).eval()
+    found = model([image()])[0][model.result]
+    assert len(found) == 0
+    assert not found.has("pred_masks") or found.pred_masks.shape == (0, 128, 100)
+    assert not found.has("pred_classes") or found.pred_classes.dtype == torch.int64
+
+
+@torch.no_grad()
+def test_an_image_gives_the_same_result_alone_and_in_a_batch(model, image):
+    one, other = image(size=(64, 64)), image(size=(64, 64))
+    alone = boxes_and_scores(model.eval()([one])[0][model.result])
+    batched = boxes_and_scores(model([other, one])[1][model.result])
+    torch.testing.assert_close(alone, batched, atol=1e-3, rtol=0)
+
+
+def test_weights_round_trip(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    missing = model.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
+    assert not missing.missing_keys and not missing.unexpected_keys
+
+
+def test_training_without_targets_is_named(model):
+    with pytest.raises(ValueError, match=r"inputs of images \['a.jpg'\] have none"):
+        model.train()([{"image": torch.zeros(3, 32, 32, dtype=torch.uint8), "image_id": "a.jpg"}])
+
+
+def test_official_names_decide_the_system():
+    assert system_name("GeneralizedRCNN", "StandardROIHeads") == "MaskRCNN"
+    assert system_name("GeneralizedRCNN", "Res5ROIHeads") == "MaskRCNNC4"
+    assert system_name("GeneralizedRCNN", "CascadeROIHeads") == "CascadeRCNN"
+    assert system_name("MaskRCNN", "") == "MaskRCNN"
+    assert system_name("RetinaNet", "Res5ROIHeads") == "RetinaNet"
+    with pytest.raises(ConfigError, match=r"META_ARCHITECTURE 'Yolo' is unknown; known: Gen"):
+        system_name("Yolo", "")
+    with pytest.raises(ConfigError, match=r"ROI_HEADS.NAME 'X' is unknown"):
+        system_name("GeneralizedRCNN", "X")
