@@ -196,12 +196,15 @@ def test_few_regions_of_a_large_map_are_copied_alone(compiled):
 
 
 @pytest.mark.slow
-def test_more_than_2_to_the_31_elements(compiled):
-    maps = torch.arange(4.0, device=compiled).half().expand(1, 1 << 15, 1, 4)
-    maps = maps.expand(1, 1 << 15, 1 << 15, 4)  # 2^32 of them on 8 bytes
-    rois = torch.tensor([[0.0, 0, 32760, 4, 32768]], device=compiled)
-    out = roi_align(maps[:, :3], rois, (1, 4))
-    torch.testing.assert_close(out[0, 2, 0].float(), torch.tensor([0.0, 1, 2, 3], device=compiled))
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_more_than_2_to_the_31_elements(compiled, memory_format):
+    shape = (1, 2, (1 << 15) + 8, 1 << 15)  # on the CPU only pages that are touched take memory
+    maps = torch.empty(shape, dtype=torch.float16, device=compiled, memory_format=memory_format)
+    corner = torch.arange(4.0, device=compiled)
+    maps[:, 1, -4:, -4:] = corner
+    rois = torch.tensor([[0.0, shape[3] - 4, shape[2] - 4, shape[3], shape[2]]], device=compiled)
+    out = roi_align(maps, rois, (1, 4))
+    torch.testing.assert_close(out[0, 1, 0], corner.half())
 
 
 @pytest.mark.parametrize(
