@@ -47,6 +47,7 @@ def make_cases() -> dict[str, Case]:
     torch.manual_seed(0)
     maps = torch.randn(2, 16, 50, 68)
     rois = torch.cat([torch.arange(200)[:, None] % 2, boxes_in(200, 272)], dim=1)
+    turned = torch.cat([rois[:, :1], rotated_boxes(200, 272)], dim=1)
     boxes, rotated, scores = boxes_in(2000, 500), rotated_boxes(2000, 500), torch.rand(2000)
     classes = torch.randint(5, (2000,))
     offset = torch.randn(2, 2 * 2 * 9, 50, 68) * 2  # two groups of 3 x 3 taps
@@ -59,6 +60,11 @@ def make_cases() -> dict[str, Case]:
         cases[op] = Case(run=run, features=features, **options)
 
     add("roi_align", lambda f, r: ops.roi_align(f, r, 7, 0.25), maps, rest=(rois,))
+
+    def roi_align_rotated(maps: Tensor, rois: Tensor) -> Tensor:
+        return ops.roi_align_rotated(maps, rois, 7, 0.25)
+
+    add("roi_align_rotated", roi_align_rotated, maps, rest=(turned,))
     add("ps_roi_align", lambda f, r: ops.ps_roi_align(f, r, 2, 0.25), maps, rest=(rois,))
     add("ps_roi_pool", lambda f, r: ops.ps_roi_pool(f, r, 2, 0.25), maps, rest=(rois,))
 
@@ -78,6 +84,17 @@ def make_cases() -> dict[str, Case]:
 
     add("nms", nms, boxes, scores, rest=(classes,), **fixed)
     add("nms_rotated", nms_rotated, rotated, scores, rest=(classes,), **fixed)
+
+    def soft_nms(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.soft_nms(boxes, scores, idxs=classes)
+
+    def matrix_nms(scores: Tensor, masks: Tensor, classes: Tensor) -> Tensor:
+        return ops.matrix_nms(masks, scores, classes)
+
+    shapes = ops.paste_masks(masks, places, (400, 600))
+    add("soft_nms", soft_nms, boxes, scores, rest=(classes,), **fixed)
+    add("fast_nms", lambda b, s: ops.fast_nms(b, s, 0.5), boxes, torch.rand(3, 2000), **fixed)
+    add("matrix_nms", matrix_nms, scores[:50], rest=(shapes, classes[:50]), **fixed)
     add("box_iou_rotated", ops.box_iou_rotated, rotated[:300], rotated[300:700], **fixed)
 
     def paste_masks(masks: Tensor, boxes: Tensor) -> Tensor:

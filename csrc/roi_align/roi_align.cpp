@@ -3,22 +3,25 @@
 //
 // The sums of a block of channels stay in registers. Maps whose planes are contiguous (NCHW) go
 // through small channels-last copies that stay in the cache. Whoever writes a value does so alone
-// and adds in the order of the regions, so the result does not depend on the number of threads.
+// and adds in an order that only the regions decide, so the result does not depend on the number of
+// threads.
 #include "roi_align.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "../feature_map.h"
+#include "../huge_pages.h"
 #include "../simd.h"
 #include "weights.h"
 
-namespace segdet {
+namespace segdet::roi_align {
 namespace {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// A channels-last map, or a part of one that starts at a certain cell.
+// A channels-last map, or the part of one that starts at a certain cell.
 template <class T>
 struct Cells {
   T* data;
@@ -28,25 +31,27 @@ struct Cells {
   T* at(int64_t y, int64_t x) const {
     return data + (y - first_row) * row + (x - first_column) * column;
   }
+  operator Cells<const T>() const { return {data, row, column, first_row, first_column}; }
 };
 
 // Channels whose sums share the registers: four of AVX-512, or eight of AVX2.
 template <class T>
 constexpr int kBlock = 256 / int(sizeof(T));
 
-// Calls work(width, first) for blocks of channels: `width` is a constant.
+// Calls work(width, first) for blocks of channels; `width` is a constant of the compiler's.
 template <class T, class Work>
 SEGDET_INLINE void for_blocks(int64_t channels, const Work& work) {
-  constexpr int kLanes = kBlock<T> / 4;
+  constexpr int kRegister = kBlock<T> / 4;
   int64_t c = 0;
   for (; c + kBlock<T> <= channels; c += kBlock<T>)
     work(std::integral_constant<int, kBlock<T>>(), c);
-  for (; c + kLanes <= channels; c += kLanes) work(std::integral_constant<int, kLanes>(), c);
+  for (; c + kRegister <= channels; c += kRegister)
+    work(std::integral_constant<int, kRegister>(), c);
   for (; c < channels; ++c) work(std::integral_constant<int, 1>(), c);
 }
 
 // In: type of the arrays, T: type of the arithmetic.
-template <class T, class In>
+template <class In, class T>
 SEGDET_INLINE void pool(const Cells<const In>& map, const Regions<T>& regions, int64_t region,
                         int64_t channels, const Cells<In>& out) {
   for_blocks<T>(channels, [&](auto width, int64_t first) __attribute__((always_inline)) {
@@ -70,8 +75,8 @@ SEGDET_INLINE void pool(const Cells<const In>& map, const Regions<T>& regions, i
   });
 }
 
-// The transpose, for the rows of cells within `band`: adds to `map`.
-template <class T, class In>
+// The transpose: adds to the rows of `map` that lie within `band`.
+template <class In, class T>
 SEGDET_INLINE void spread(const Cells<const In>& grad, const Regions<T>& regions, int64_t region,
                           int64_t channels, const Span& band, const Cells<T>& map) {
   for (int64_t py = 0; py < regions.y.bins(); ++py) {
@@ -94,7 +99,20 @@ SEGDET_INLINE void spread(const Cells<const In>& grad, const Regions<T>& regions
   }
 }
 
-// to[j][i] = from[i][j], and from one type to the other.
+// Cells to cells of another type.
+template <class From, class To>
+SEGDET_INLINE void convert(const Cells<const From>& from, int64_t rows, int64_t columns,
+                           int64_t channels, const Cells<To>& to) {
+  for (int64_t y = 0; y < rows; ++y) {
+    for (int64_t x = 0; x < columns; ++x) {
+      const From* source = from.data + y * from.row + x * from.column;
+      To* target = to.data + y * to.row + x * to.column;
+      for (int64_t c = 0; c < channels; ++c) target[c] = To(source[c]);
+    }
+  }
+}
+
+// Planes to cells and cells to planes: to[j][i] = from[i][j], stride between the rows of either.
 template <class From, class To>
 SEGDET_INLINE void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns,
                              To* to, int64_t to_stride) {
@@ -103,55 +121,54 @@ SEGDET_INLINE void transpose(const From* from, int64_t from_stride, int64_t rows
 }
 
 // target_clones needs plain functions, hence one per type.
-#define SEGDET_REGION_KERNELS(In, T)                                                     \
+#define SEGDET_TYPE_KERNELS(In, T)                                                       \
   SEGDET_SIMD void pool_region(const Cells<const In>& map, const Regions<T>& regions,    \
                                int64_t region, int64_t channels, const Cells<In>& out) { \
-    pool<T>(map, regions, region, channels, out);                                        \
+    pool(map, regions, region, channels, out);                                           \
   }                                                                                      \
   SEGDET_SIMD void spread_region(const Cells<const In>& grad, const Regions<T>& regions, \
                                  int64_t region, int64_t channels, const Span& band,     \
                                  const Cells<T>& map) {                                  \
-    spread<T>(grad, regions, region, channels, band, map);                               \
+    spread(grad, regions, region, channels, band, map);                                  \
+  }                                                                                      \
+  SEGDET_SIMD void convert_to(const Cells<const T>& from, int64_t rows, int64_t columns, \
+                              int64_t channels, const Cells<In>& to) {                   \
+    convert(from, rows, columns, channels, to);                                          \
   }
-#define SEGDET_TRANSPOSE(From, To)                                                   \
+#define SEGDET_TRANSPOSE_KERNEL(From, To)                                            \
   SEGDET_SIMD void transpose_to(const From* from, int64_t from_stride, int64_t rows, \
                                 int64_t columns, To* to, int64_t to_stride) {        \
     transpose(from, from_stride, rows, columns, to, to_stride);                      \
   }
-SEGDET_REGION_KERNELS(float, float)
-SEGDET_REGION_KERNELS(double, double)
-SEGDET_REGION_KERNELS(Half, float)
-SEGDET_REGION_KERNELS(BFloat16, float)
-SEGDET_TRANSPOSE(float, float)
-SEGDET_TRANSPOSE(double, double)
-SEGDET_TRANSPOSE(Half, float)
-SEGDET_TRANSPOSE(float, Half)
-SEGDET_TRANSPOSE(BFloat16, float)
-SEGDET_TRANSPOSE(float, BFloat16)
-#undef SEGDET_REGION_KERNELS
-#undef SEGDET_TRANSPOSE
+SEGDET_TYPE_KERNELS(float, float)
+SEGDET_TYPE_KERNELS(double, double)
+SEGDET_TYPE_KERNELS(Half, float)
+SEGDET_TYPE_KERNELS(BFloat16, float)
+SEGDET_TRANSPOSE_KERNEL(float, float)
+SEGDET_TRANSPOSE_KERNEL(double, double)
+SEGDET_TRANSPOSE_KERNEL(Half, float)
+SEGDET_TRANSPOSE_KERNEL(float, Half)
+SEGDET_TRANSPOSE_KERNEL(BFloat16, float)
+SEGDET_TRANSPOSE_KERNEL(float, BFloat16)
+#undef SEGDET_TYPE_KERNELS
+#undef SEGDET_TRANSPOSE_KERNEL
 
-// Image (or region) i of a tensor whose channels lie next to each other.
+// Image (or region) i of a map whose channels lie next to each other, from a channel on.
 template <class T>
-Cells<const T> cells_of(const Tensor& tensor, int64_t i) {
-  const T* data = static_cast<const T*>(tensor.const_data_ptr());
-  return {data + i * tensor.stride(0), tensor.stride(2), tensor.stride(3)};
-}
-
-template <class T>
-Cells<T> mutable_cells_of(Tensor& tensor, int64_t i) {
-  T* data = static_cast<T*>(tensor.mutable_data_ptr());
-  return {data + i * tensor.stride(0), tensor.stride(2), tensor.stride(3)};
+Cells<T> cells_of(const FeatureMap<T>& map, int64_t i, int64_t channel = 0) {
+  return {map.data + i * map.image + channel, map.row, map.column};
 }
 
 template <class In, class T>
 void forward_channels_last(const Tensor& input, const Regions<T>& regions, Tensor& out) {
-  const int64_t count = int64_t(regions.by_image.size());
+  const FeatureMap<const In> maps = read_map<In>(input);
+  const FeatureMap<In> pooled = write_map<In>(out);
+  const int64_t channels = input.size(1), count = int64_t(regions.by_image.size());
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Region& region = regions.by_image[i];
-      pool_region(cells_of<In>(input, region.image), regions, region.index, input.size(1),
-                  mutable_cells_of<In>(out, region.index));
+      pool_region(cells_of(maps, region.image), regions, region.index, channels,
+                  cells_of(pooled, region.index));
     }
   });
 }
@@ -159,123 +176,104 @@ void forward_channels_last(const Tensor& input, const Regions<T>& regions, Tenso
 // As many planes of an NCHW map are turned into a channels-last copy at a time.
 constexpr int64_t kPlanes = 32;
 
-// Of all of the map, or where that is less of what each region covers.
+// Some rows and columns of `count` planes (H, W), in `memory`.
+template <class In, class T>
+Cells<T> copy_cells(const FeatureMap<const In>& planes, int64_t count, const Span& rows,
+                    const Span& columns, std::vector<T>& memory) {
+  const std::size_t size = rows.size() * columns.size() * kPlanes;
+  if (memory.size() < size) memory.resize(size);
+  const Cells<T> cells{memory.data(), columns.size() * kPlanes, kPlanes, rows.low, columns.low};
+  for (int64_t y = rows.low; y < rows.high; ++y)
+    transpose_to(&planes.at(0, 0, y, columns.low), planes.channel, count, columns.size(),
+                 cells.at(y, columns.low), kPlanes);
+  return cells;
+}
+
+// input and out: NCHW. Copies all of the map, or where that is less what each region covers.
 template <class In, class T>
 void forward_planes(const Tensor& input, const Regions<T>& regions, Tensor& out) {
   const int64_t channels = input.size(1), height = input.size(2), width = input.size(3);
-  const int64_t bins_high = out.size(2), bins_wide = out.size(3), bins = bins_high * bins_wide;
+  const int64_t bins_wide = out.size(3), bins = out.size(2) * bins_wide;
   const int64_t groups = (channels + kPlanes - 1) / kPlanes;
-  const In* planes = static_cast<const In*>(input.const_data_ptr());
-  In* pooled = static_cast<In*>(out.mutable_data_ptr());
+  const FeatureMap<const In> maps = read_map<In>(input);
+  const FeatureMap<In> pooled = write_map<In>(out);
   torch::stable::parallel_for(0, input.size(0) * groups, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> copy, tile(bins * kPlanes);
+    std::vector<T> copy, result(bins * kPlanes);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / groups, first = task % groups * kPlanes;
       const int64_t count = std::min(kPlanes, channels - first);
-      const In* from = planes + (image * channels + first) * height * width;
+      FeatureMap<const In> planes = maps;
+      planes.data = &maps.at(image, first, 0, 0);
       const auto [region_begin, region_end] = regions.of_image(image);
       int64_t covered = 0;
       for (const Region* region = region_begin; region != region_end; ++region)
         covered += region->rows.size() * region->columns.size();
       const bool whole = covered >= height * width;
-      copy.resize(whole ? height * width * kPlanes : covered * kPlanes);
-      Cells<T> cells{copy.data(), width * kPlanes, kPlanes};
-      if (whole) transpose_to(from, height * width, count, height * width, cells.data, kPlanes);
+      Cells<T> cells{};
+      if (whole) cells = copy_cells(planes, count, {0, height}, {0, width}, copy);
       for (const Region* region = region_begin; region != region_end; ++region) {
-        if (!whole) {
-          const int64_t across = region->columns.size();
-          cells = {copy.data(), across * kPlanes, kPlanes, region->rows.low, region->columns.low};
-          for (int64_t y = region->rows.low; y < region->rows.high; ++y)
-            transpose_to(from + y * width + region->columns.low, height * width, count, across,
-                         cells.at(y, region->columns.low), kPlanes);
-        }
-        pool_region(Cells<const T>{cells.data, cells.row, cells.column, cells.first_row,
-                                   cells.first_column},
-                    regions, region->index, count,
-                    Cells<T>{tile.data(), bins_wide * kPlanes, kPlanes});
-        transpose_to(tile.data(), kPlanes, bins, count,
-                     pooled + (region->index * channels + first) * bins, bins);
+        if (!whole) cells = copy_cells(planes, count, region->rows, region->columns, copy);
+        pool_region(Cells<const T>(cells), regions, region->index, count,
+                    Cells<T>{result.data(), bins_wide * kPlanes, kPlanes});
+        transpose_to(result.data(), kPlanes, bins, count, &pooled.at(region->index, first, 0, 0),
+                     bins);
       }
     }
   });
 }
 
-// The part of a map that one call of a backward's work fills, small enough for the cache.
+// The part of a map that is summed up at a time fits in the cache.
 constexpr int64_t kBandBytes = 512 * 1024;
 
+// grad: its channels lie next to each other; out: they do, or NCHW.
 template <class In, class T>
-void backward(const Tensor& grad, const Regions<T>& regions, bool channels_last, Tensor& out) {
+void backward(const Tensor& grad, const Regions<T>& regions, Tensor& out) {
   const int64_t channels = out.size(1), height = out.size(2), width = out.size(3);
-  const int64_t groups = (channels + kBlock<T> - 1) / kBlock<T>;
   const int64_t stride = std::min<int64_t>(kBlock<T>, channels);
+  const int64_t groups = channels == 0 ? 0 : (channels + stride - 1) / stride;
+  const int64_t row = width * stride;
   const int64_t band_rows =
-      std::clamp<int64_t>(kBandBytes / int64_t(sizeof(T)) / (width * stride), 1, height);
+      std::clamp<int64_t>(kBandBytes / int64_t(sizeof(T)) / std::max<int64_t>(row, 1), 1, height);
   const int64_t bands = (height + band_rows - 1) / band_rows;
-  const int64_t tasks = out.size(0) * groups * bands;
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> sums(band_rows * width * stride);
+  const FeatureMap<const In> grads = read_map<In>(grad);
+  const FeatureMap<In> maps = write_map<In>(out);
+  const bool channels_last = maps.channel == 1 && channels > 1;
+  torch::stable::parallel_for(0, out.size(0) * groups * bands, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> sums(band_rows * row);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t image = task / bands / groups, first = task / bands % groups * kBlock<T>;
-      const int64_t count = std::min<int64_t>(kBlock<T>, channels - first);
+      const int64_t image = task / bands / groups, first = task / bands % groups * stride;
+      const int64_t count = std::min(stride, channels - first);
       const int64_t low = task % bands * band_rows;
       const Span band{low, std::min(low + band_rows, height)};
-      const Cells<T> cells{sums.data(), width * stride, stride, band.low, 0};
+      const Cells<T> cells{sums.data(), row, stride, band.low, 0};
       std::fill(sums.begin(), sums.end(), T(0));
       const auto [region_begin, region_end] = regions.of_image(image);
       for (const Region* region = region_begin; region != region_end; ++region) {
         if (region->rows.low >= band.high || region->rows.high <= band.low) continue;
-        Cells<const In> bins = cells_of<In>(grad, region->index);
-        bins.data += first;
-        spread_region(bins, regions, region->index, count, band, cells);
+        spread_region(cells_of(grads, region->index, first), regions, region->index, count, band,
+                      cells);
       }
-      if (channels_last) {
-        const Cells<In> map = mutable_cells_of<In>(out, image);
-        for (int64_t i = 0; i < band.size() * width; ++i) {
-          In* cell = map.at(band.low, 0) + i * map.column + first;
-          for (int64_t c = 0; c < count; ++c) cell[c] = In(sums[i * stride + c]);
-        }
-      } else {
-        In* planes = static_cast<In*>(out.mutable_data_ptr()) +
-                     ((image * channels + first) * height + band.low) * width;
-        transpose_to(sums.data(), stride, band.size() * width, count, planes, height * width);
-      }
+      In* target = &maps.at(image, first, band.low, 0);
+      if (channels_last)
+        convert_to(cells, band.size(), width, count, Cells<In>{target, maps.row, maps.column});
+      else
+        transpose_to(sums.data(), stride, band.size() * width, count, target, maps.channel);
     }
   });
 }
 
-// Whether the channels of each cell lie next to each other; then they do in the result as well.
-bool is_channels_last(const Tensor& map) {
-  return map.size(1) > 1 && map.stride(1) == 1 && !map.is_contiguous();
-}
-
-Tensor empty_map(const Tensor& like, std::array<int64_t, 4> sizes, bool channels_last) {
-  using torch::headeronly::MemoryFormat;
-  return torch::stable::empty(
-      sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
-template <class In>
-struct ComputeType {
-  using type = float;
-};
-template <>
-struct ComputeType<double> {
-  using type = double;
-};
-
-// Calls work(In()) with the type of the tensor.
+// Calls work(In(), T()) with a tensor's type and the type of its arithmetic.
 template <class Work>
 void for_type(ScalarType type, const Work& work) {
   switch (type) {
     case ScalarType::Double:
-      return work(double());
+      return work(double(), double());
     case ScalarType::Half:
-      return work(Half());
+      return work(Half(), float());
     case ScalarType::BFloat16:
-      return work(BFloat16());
+      return work(BFloat16(), float());
     default:
-      return work(float());
+      return work(float(), float());
   }
 }
 
@@ -286,21 +284,19 @@ Tensor roi_align_cpu(const Tensor& input, const Tensor& rois, int64_t pooled_hei
                      int64_t pooled_width, double spatial_scale, int64_t sampling_ratio,
                      bool aligned) {
   check_roi_align(input, rois, pooled_height, pooled_width);
-  const bool channels_last = is_channels_last(input);
-  const bool whole_cells = channels_last || input.size(1) == 1;
-  const Tensor maps = channels_last ? input : torch::stable::contiguous(input);
   const Tensor boxes = as_contiguous(rois, compute_type(input.scalar_type()));
   const Pooling pooling{pooled_height, pooled_width, spatial_scale, sampling_ratio, aligned};
-  Tensor out =
-      empty_map(input, {boxes.size(0), maps.size(1), pooled_height, pooled_width}, channels_last);
-  for_type(input.scalar_type(), [&](auto in) {
+  Tensor out = empty_map_like(input, {rois.size(0), input.size(1), pooled_height, pooled_width});
+  prefer_huge_pages(out);
+  for_type(input.scalar_type(), [&](auto in, auto wide) {
     using In = decltype(in);
-    using T = typename ComputeType<In>::type;
-    const auto regions = make_regions<T>(boxes, maps.size(0), maps.size(2), maps.size(3), pooling);
-    if (whole_cells)
-      forward_channels_last<In>(maps, regions, out);
+    using T = decltype(wide);
+    const auto regions =
+        make_regions<T>(boxes, input.size(0), input.size(2), input.size(3), pooling);
+    if (has_channels_last(input) || input.size(1) == 1)
+      forward_channels_last<In>(input, regions, out);
     else
-      forward_planes<In>(maps, regions, out);
+      forward_planes<In>(torch::stable::contiguous(input), regions, out);
   });
   return out;
 }
@@ -309,24 +305,23 @@ Tensor roi_align_cpu(const Tensor& input, const Tensor& rois, int64_t pooled_hei
 Tensor roi_align_backward_cpu(const Tensor& grad, const Tensor& rois, int64_t batch,
                               int64_t channels, int64_t height, int64_t width, double spatial_scale,
                               int64_t sampling_ratio, bool aligned, bool /*deterministic*/) {
+  using torch::headeronly::MemoryFormat;
   check_roi_align_backward(grad, rois, channels, height, width);
-  const bool channels_last = is_channels_last(grad);
   const Tensor boxes = as_contiguous(rois, compute_type(grad.scalar_type()));
   const Pooling pooling{grad.size(2), grad.size(3), spatial_scale, sampling_ratio, aligned};
-  const Tensor bins = channels_last ? grad
-                                    : torch::stable::contiguous(
-                                          grad, torch::headeronly::MemoryFormat::ChannelsLast);
-  Tensor out = empty_map(grad, {batch, channels, height, width}, channels_last);
-  for_type(grad.scalar_type(), [&](auto in) {
-    using In = decltype(in);
-    using T = typename ComputeType<In>::type;
+  const Tensor cells =
+      has_channels_last(grad) ? grad : torch::stable::contiguous(grad, MemoryFormat::ChannelsLast);
+  Tensor out = empty_map_like(grad, {batch, channels, height, width});
+  prefer_huge_pages(out);
+  for_type(grad.scalar_type(), [&](auto in, auto wide) {
+    using T = decltype(wide);
     const auto regions = make_regions<T>(boxes, batch, height, width, pooling);
-    backward<In>(bins, regions, channels_last, out);
+    backward<decltype(in)>(cells, regions, out);
   });
   return out;
 }
 
-}  // namespace segdet
+}  // namespace segdet::roi_align
 
 STABLE_TORCH_LIBRARY_FRAGMENT(segdet, m) {
   m.def(
@@ -339,6 +334,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(segdet, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segdet, CPU, m) {
-  m.impl("roi_align", TORCH_BOX(&segdet::roi_align_cpu));
-  m.impl("roi_align_backward", TORCH_BOX(&segdet::roi_align_backward_cpu));
+  m.impl("roi_align", TORCH_BOX(&segdet::roi_align::roi_align_cpu));
+  m.impl("roi_align_backward", TORCH_BOX(&segdet::roi_align::roi_align_backward_cpu));
 }

@@ -11,7 +11,7 @@
 
 #include "roi_align.h"
 
-namespace segdet {
+namespace segdet::roi_align {
 
 template <class T>
 struct Term {
@@ -146,4 +146,4 @@ Regions<T> make_regions(const Tensor& rois, int64_t batch, int64_t height, int64
   return regions;
 }
 
-}  // namespace segdet
+}  // namespace segdet::roi_align

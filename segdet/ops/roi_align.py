@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import library
+from .pooling import check_pooling, register_pooling
 
 
 def roi_align(
@@ -44,7 +44,7 @@ def roi_align(
         aligned: False is the older rule: no shift by half a cell, regions at least one cell large.
 
     Returns:
-        (R, C, h, w) of `input`'s type.
+        (R, C, h, w) of `input`'s type and memory format. The gradient has the one of its own.
 
     Raises:
         RuntimeError: a wrong shape or type; on the CPU, an index outside of [0, B). On CUDA such a
@@ -56,72 +56,7 @@ def roi_align(
     return _fallback(input, rois, (h, w), spatial_scale, sampling_ratio, aligned)
 
 
-def _fake(
-    input: Tensor,
-    rois: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    return _empty_map((rois.shape[0], input.shape[1], pooled_height, pooled_width), input)
-
-
-def _fake_backward(
-    grad: Tensor,
-    rois: Tensor,
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    deterministic: bool,
-) -> Tensor:
-    return _empty_map((batch, channels, height, width), grad)
-
-
-def _empty_map(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Channels-last where the channels of `like` lie next to each other."""
-    channels_last = like.shape[1] > 1 and like.stride(1) == 1 and not like.is_contiguous()
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, rois, _, _, *ctx.rule = inputs
-    ctx.input_shape = input.shape
-    ctx.save_for_backward(rois)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (rois,) = ctx.saved_tensors
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    grad_input = torch.ops.segdet.roi_align_backward(
-        grad, rois, *ctx.input_shape, *ctx.rule, deterministic
-    )
-    return grad_input, None, None, None, None, None, None
-
-
-def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, rois, _, _, _, _, *ctx.rule, _ = inputs
-    ctx.output_size = grad.shape[2:]
-    ctx.save_for_backward(rois)
-
-
-def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The op is linear in its input: the gradient of its gradient is the op itself."""
-    (rois,) = ctx.saved_tensors
-    grad_grad = torch.ops.segdet.roi_align(grad, rois, *ctx.output_size, *ctx.rule)
-    return grad_grad, *[None] * 9
-
-
-library.register("roi_align", _fake, backward=_backward, setup_context=_setup)
-library.register(
-    "roi_align_backward", _fake_backward, backward=_double_backward, setup_context=_setup_backward
-)
+register_pooling("roi_align", lambda channels, rule: channels)
 
 
 def _fallback(
@@ -133,18 +68,7 @@ def _fallback(
     aligned: bool,
 ) -> Tensor:
     """What torchvision offers, with our refusals and edges; plain PyTorch where it is missing."""
-    if rois.dim() != 2 or rois.shape[1] != 5:
-        raise RuntimeError(f"segdet::roi_align: rois must be (R, 5), has shape {tuple(rois.shape)}")
-    if input.dim() != 4:
-        raise RuntimeError(
-            f"segdet::roi_align: input must be (B, C, H, W), has {input.dim()} dimensions"
-        )
-    image = rois[:, 0]
-    if not ((image >= 0) & (image < len(input))).all():
-        raise RuntimeError(
-            "segdet::roi_align: rois[:, 0] is the image's index in the batch and must be in "
-            f"[0, {len(input)}), is {image.tolist()}"
-        )
+    check_pooling(input, rois, 5, "roi_align")
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     maps, rois = input.to(wide), rois.to(wide)
     try:

@@ -152,12 +152,59 @@ def test_autocast_keeps_the_features_type(compiled):
         assert roi_align(maps, rois, 3).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("channels", [1, 3, 16, 83])  # alone, in part and in whole registers
+def test_channels_last_stays_and_gives_the_same(compiled, channels, ratio, dtype):
+    maps = torch.randn(2, channels, 9, 12, device=compiled, dtype=dtype, requires_grad=True)
+    rois = random_rois(7, 2, 30.0).to(compiled)
+    last = maps.detach().to(memory_format=torch.channels_last).requires_grad_()
+    out, out_last = (roi_align(leaf, rois, (3, 2), 0.25, ratio) for leaf in (maps, last))
+    wanted = out.to(memory_format=torch.channels_last)
+    assert out.is_contiguous() and out_last.stride() == (out if channels == 1 else wanted).stride()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1e-2)
+    torch.testing.assert_close(out_last, out, atol=tolerance, rtol=tolerance)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    out_last.backward(grad.to(memory_format=torch.channels_last))
+    assert maps.grad is not None and last.grad is not None and last.grad.dtype == dtype
+    assert maps.grad.is_contiguous() and last.grad.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last.grad, maps.grad, atol=tolerance, rtol=tolerance)
+
+
 def test_any_memory_layout(implementation, device):
-    maps, rois = torch.randn(2, 4, 9, 9, device=device), random_rois(6, 2, 9.0).to(device)
+    maps, rois = torch.randn(2, 40, 9, 9, device=device), random_rois(6, 2, 9.0).to(device)
     expected = roi_align(maps, rois, 3)
-    channels_last = maps.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(roi_align(channels_last, rois, 3), expected)
+    last = torch.randn(2, 9, 12, 50, device=device).permute(0, 3, 1, 2)  # a part of channels-last
+    last = last[:, 5:45, :, 2:11].copy_(maps)
+    wide = torch.randn(2, 40, 9, 12, device=device)[..., 2:11].copy_(maps)
+    flipped = maps.transpose(2, 3).contiguous().transpose(2, 3)
+    for strided in (last, wide, flipped):
+        torch.testing.assert_close(roi_align(strided, rois, 3), expected)
+    torch.testing.assert_close(
+        roi_align(maps[:1].expand(2, -1, -1, -1), rois, 3)[::2], expected[::2]
+    )
     torch.testing.assert_close(roi_align(maps, rois.T.contiguous().T, 3), expected)
+
+
+def test_few_regions_of_a_large_map_are_copied_alone(compiled):
+    maps = torch.randn(1, 35, 40, 50, device=compiled)
+    rois = torch.tensor([[0.0, 3, 4, 9, 11], [0.0, 30, 20, 49, 28]], device=compiled)
+    everywhere = torch.tensor([[0.0, 0, 0, 50, 40]], device=compiled)
+    expected = roi_align(maps, torch.cat([rois, everywhere]), 4)[:2]
+    torch.testing.assert_close(roi_align(maps, rois, 4), expected, atol=0, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_more_than_2_to_the_31_elements(compiled, memory_format):
+    shape = (1, 2, (1 << 15) + 8, 1 << 15)  # on the CPU only pages that are touched take memory
+    maps = torch.empty(shape, dtype=torch.float16, device=compiled, memory_format=memory_format)
+    corner = torch.arange(4.0, device=compiled)
+    maps[:, 1, -4:, -4:] = corner
+    rois = torch.tensor([[0.0, shape[3] - 4, shape[2] - 4, shape[3], shape[2]]], device=compiled)
+    out = roi_align(maps, rois, (1, 4))
+    torch.testing.assert_close(out[0, 1, 0], corner.half())
 
 
 @pytest.mark.parametrize(
@@ -217,12 +264,13 @@ def test_second_gradient(compiled):
     assert torch.autograd.gradgradcheck(lambda maps: roi_align(maps, rois, 2, 0.5), maps)
 
 
-def test_same_bits_for_any_number_of_threads():
-    maps, rois = torch.randn(2, 5, 20, 20), random_rois(60, 2, 20.0)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_same_bits_for_any_number_of_threads(memory_format):
+    maps, rois = torch.randn(2, 70, 20, 20), random_rois(60, 2, 20.0)
 
     def run(threads: int) -> tuple[Tensor, Tensor]:
         torch.set_num_threads(threads)
-        leaf = maps.clone().requires_grad_()
+        leaf = maps.clone(memory_format=memory_format).requires_grad_()
         out = roi_align(leaf, rois, 7)
         out.square().sum().backward()
         return out.detach(), leaf.grad
@@ -235,11 +283,30 @@ def test_same_bits_for_any_number_of_threads():
         torch.set_num_threads(threads)
 
 
-def test_is_a_well_formed_op(compiled):
-    maps = torch.randn(2, 3, 8, 9, device=compiled, requires_grad=True)
+def test_deterministic_gradient(compiled):
+    maps = torch.randn(1, 3, 9, 9, device=compiled, requires_grad=True)
+    out = roi_align(maps, random_rois(20, 1, 9.0).to(compiled), 3)
+    grad = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, maps, grad, retain_graph=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (torch.autograd.grad(out, maps, grad, retain_graph=True)[0] for _ in "ab")
+        grad[0] = INF
+        (broken,) = torch.autograd.grad(out, maps, grad)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-5)
+    assert not broken.isfinite().all()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_is_a_well_formed_op(compiled, memory_format):
+    maps = torch.randn(2, 3, 8, 9, device=compiled).to(memory_format=memory_format)
     rois = random_rois(4, 2, 9.0).to(compiled)
-    torch.library.opcheck(torch.ops.segdet.roi_align, (maps, rois, 2, 3, 0.5, 0, True))
-    grad = torch.randn(4, 3, 2, 3, device=compiled, requires_grad=True)
+    args = (maps.requires_grad_(), rois, 2, 3, 0.5, 0, True)
+    torch.library.opcheck(torch.ops.segdet.roi_align, args)
+    grad = torch.randn(4, 3, 2, 3, device=compiled).to(memory_format=memory_format).requires_grad_()
     torch.library.opcheck(
         torch.ops.segdet.roi_align_backward, (grad, rois, 2, 3, 8, 9, 0.5, 0, True, False)
     )
