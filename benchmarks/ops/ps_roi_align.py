@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torchvision
@@ -24,7 +25,7 @@ def duels(device: str) -> Iterator[Duel]:
             samples = side.ceil() if ratio == 0 else torch.full_like(side, ratio)
             flops = 8 * CLASSES * GROUP**2 * samples.prod(1).sum().item()
             args = (rois, GROUP, scale, ratio)
-            sizes = {
+            sizes: dict[str, Any] = {
                 "megabytes": 4 * (maps.numel() + len(rois) * CLASSES * GROUP**2) / 1e6,
                 "gigaflops": flops / 1e9,
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torchvision
@@ -44,7 +45,7 @@ def duels(device: str) -> Iterator[Duel]:
         maps = both[:, : CLASSES * GROUP**2].contiguous(memory_format=memory_format)
         cells = side.prod(1).sum().item() * CLASSES * GROUP**2
         pooled_bytes = 4 * len(rois) * CLASSES * GROUP**2
-        sizes = {
+        sizes: dict[str, Any] = {
             "megabytes": (4 * maps.numel() + pooled_bytes) / 1e6,
             "gigaflops": cells / 1e9,
         }

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from segdet.ops import point_sample
 
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
 
 def by_definition(maps: Tensor, points: Tensor, align_corners: bool) -> Tensor:
     """(N, C, P), point by point in float64."""
@@ -27,14 +29,32 @@ def by_definition(maps: Tensor, points: Tensor, align_corners: bool) -> Tensor:
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_matches_definition(device, dtype, align_corners):
-    maps, points = torch.randn(2, 3, 7, 9).to(dtype), (torch.rand(2, 40, 2) * 1.4 - 0.2).to(dtype)
+def test_matches_definition(implementation, device, dtype, align_corners):
+    # More channels and points than a buffer holds.
+    maps, points = torch.randn(2, 131, 7, 9).to(dtype), torch.rand(2, 70, 2).to(dtype) * 1.4 - 0.2
     expected = by_definition(maps, points, align_corners)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    for layout in (torch.contiguous_format, torch.channels_last):
-        ours = maps.to(device, memory_format=layout)
-        out = point_sample(ours, points.to(device), align_corners)
+    wide = torch.zeros(2, 131, 7, 11).to(dtype)
+    for ours in (*(maps.to(memory_format=layout) for layout in LAYOUTS), wide[..., 1:-1]):
+        out = point_sample(ours.copy_(maps).to(device), points.to(device), align_corners)
+        assert out.is_contiguous()
         torch.testing.assert_close(out.cpu().double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_match_torchs_grid_sampling(compiled, layout, align_corners):
+    maps = torch.randn(2, 131, 7, 9, device=compiled).to(memory_format=layout).requires_grad_()
+    points = (torch.rand(2, 70, 2, device=compiled) * 1.4 - 0.2).requires_grad_()
+    out = point_sample(maps, points, align_corners)
+    upstream = torch.randn_like(out)
+    of_maps, of_points = torch.autograd.grad(out, (maps, points), upstream)
+    grid = 2 * points[:, :, None] - 1
+    peer = torch.nn.functional.grid_sample(maps, grid, align_corners=align_corners)[..., 0]
+    peer_maps, peer_points = torch.autograd.grad(peer, (maps, points), upstream)
+    assert of_maps.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(of_maps, peer_maps, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(of_points, peer_points, atol=1e-3, rtol=1e-4)
 
 
 def test_the_first_cells_centre(device):
@@ -51,25 +71,49 @@ def test_points_on_a_grid(device):
     torch.testing.assert_close(out.flatten(2), point_sample(maps, grid.flatten(1, 2)))
 
 
-def test_nothing_to_sample(device):
-    maps, points = torch.randn(2, 3, 7, 9, device=device), torch.rand(2, 0, 2, device=device)
-    assert point_sample(maps, points).shape == (2, 3, 0)
-    points = torch.rand(0, 5, 2, device=device)
-    assert point_sample(maps[:0], points).shape == (0, 3, 5)
+@pytest.mark.parametrize(
+    "maps, points",
+    [((2, 3, 7, 9), (2, 0, 2)), ((0, 3, 7, 9), (0, 5, 2)), ((2, 0, 7, 9), (2, 5, 2))],
+)
+def test_nothing_to_sample(compiled, maps, points):
+    leaf = torch.randn(maps, device=compiled).requires_grad_()
+    places = torch.rand(points, device=compiled).requires_grad_()
+    out = point_sample(leaf, places)
+    assert out.shape == (maps[0], maps[1], points[1])
+    out.sum().backward()
+    assert leaf.grad is not None and not leaf.grad.any()
+    assert places.grad is not None and not places.grad.any()
 
 
-def test_points_that_are_not_finite_do_no_harm(device):
-    maps, points = torch.ones(1, 1, 4, 4, device=device), torch.full((1, 3, 2), 0.5, device=device)
-    points[0, 0, 0], points[0, 1, 1] = math.nan, math.inf
-    assert point_sample(maps, points)[0, 0, 2].item() == 1
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_points_that_are_not_finite_or_far_off_give_zeros(implementation, device, layout):
+    maps = torch.full((1, 2, 4, 4), math.inf).to(device, memory_format=layout).requires_grad_()
+    values = (math.nan, math.inf, -math.inf, 3e38, -3e38, 2.0, -0.126)
+    points = torch.tensor([[(v, 0.5) for v in values] + [(0.5, v) for v in values]], device=device)
+    points.requires_grad_()
+    out = point_sample(maps, points)
+    assert not out.any()
+    grads = torch.autograd.grad(out, (maps, points), torch.full_like(out, math.nan))
+    if implementation == "compiled":
+        assert not grads[0].any() and not grads[1].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(device, dtype):
-    maps, points = torch.randn(2, 3, 7, 9, device=device).to(dtype), torch.rand(2, 5, 2).to(device)
-    with torch.autocast(device, torch.bfloat16):
-        out = point_sample(maps, points)
-    assert torch.equal(out, point_sample(maps.float(), points).to(dtype))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_half_precision_is_computed_in_float32(compiled, dtype, layout):
+    maps = torch.randn(2, 3, 7, 9, device=compiled).to(dtype, memory_format=layout)
+    points = torch.rand(2, 5, 2, device=compiled)
+    leaves, wide = [maps.requires_grad_(), points.requires_grad_()], maps.detach().float()
+    with torch.autocast(compiled, torch.bfloat16):
+        out = point_sample(*leaves)
+    expected = point_sample(wide.requires_grad_(), points)
+    torch.testing.assert_close(out, expected.to(dtype), atol=1e-6, rtol=1e-2)
+    upstream = torch.randn_like(out)
+    of_maps, of_points = torch.autograd.grad(out, leaves, upstream)
+    wide_maps, wide_points = torch.autograd.grad(expected, (wide, points), upstream.float())
+    assert of_maps.dtype == dtype and of_points.dtype == torch.float32
+    torch.testing.assert_close(of_maps, wide_maps.to(dtype), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(of_points, wide_points)
 
 
 @pytest.mark.parametrize("maps, points", [((2, 3, 7), (2, 5, 2)), ((2, 3, 7, 9), (1, 5, 2))])
@@ -78,11 +122,66 @@ def test_rejects_wrong_shapes(device, maps, points):
         point_sample(torch.zeros(maps, device=device), torch.zeros(points, device=device))
 
 
-def test_gradients(device):
-    maps = torch.randn(2, 2, 4, 5, dtype=torch.float64, device=device, requires_grad=True)
-    points = torch.rand(2, 6, 2, dtype=torch.float64, device=device, requires_grad=True)
-    nondet = 1e-12 if device == "cuda" else 0
-    assert torch.autograd.gradcheck(point_sample, (maps, points), nondet_tol=nondet)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_gradients(implementation, device, layout, align_corners):
+    maps = torch.randn(2, 2, 4, 5, dtype=torch.float64, device=device).to(memory_format=layout)
+    # Some lie between the last centre and the edge; none where the slope jumps.
+    cells = (
+        torch.randint(-1, 4, (2, 9, 2), device=device) + 0.1 + 0.8 * torch.rand(2, 9, 2).to(maps)
+    )
+    size = torch.tensor([5.0, 4.0]).to(maps)
+    points = cells / (size - 1) if align_corners else (cells + 0.5) / size
+    assert torch.autograd.gradcheck(
+        lambda maps, points: point_sample(maps, points, align_corners),
+        (maps.requires_grad_(), points.requires_grad_()),
+        nondet_tol=1e-12 if device == "cuda" else 0,
+    )
+
+
+def test_second_gradient(compiled):
+    maps = torch.randn(2, 2, 4, 5, dtype=torch.float64, device=compiled, requires_grad=True)
+    points = torch.rand(2, 3, 2, dtype=torch.float64, device=compiled)
+    assert torch.autograd.gradgradcheck(
+        lambda maps: point_sample(maps, points),
+        maps,
+        nondet_tol=1e-12 if compiled == "cuda" else 0,
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_bits_for_any_number_of_threads(layout):
+    maps, points = torch.randn(2, 200, 20, 20).to(memory_format=layout), torch.rand(2, 300, 2)
+
+    def run(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        leaves = maps.clone().requires_grad_(), points.clone().requires_grad_()
+        out = point_sample(*leaves)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
+
+    threads = torch.get_num_threads()
+    try:
+        for a, b in zip(run(1), run(3), strict=True):
+            assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_is_a_well_formed_op(compiled, layout):
+    maps = torch.randn(2, 3, 8, 9, device=compiled).to(memory_format=layout).requires_grad_()
+    points = torch.rand(2, 5, 2, device=compiled).requires_grad_()
+    torch.library.opcheck(torch.ops.segdet.point_sample, (maps, points, False))
+    grad = torch.randn(2, 3, 5, device=compiled)
+    last = layout == torch.channels_last
+    torch.library.opcheck(
+        torch.ops.segdet.point_sample_backward,
+        (grad.clone().requires_grad_(), points, 8, 9, False, last, False),
+    )
+    torch.library.opcheck(
+        torch.ops.segdet.point_sample_coords_backward,
+        (grad, maps.detach(), points.detach(), False),
+    )
 
 
 class Sampler(torch.nn.Module):
@@ -90,8 +189,9 @@ class Sampler(torch.nn.Module):
         return point_sample(maps * 2, points).mean(2)
 
 
-def test_compiles_and_exports_without_a_break(device):
-    maps, points = torch.randn(2, 3, 7, 9, device=device), torch.rand(2, 5, 2, device=device)
+@pytest.mark.parametrize("grid", [(5,), (4, 5)])
+def test_compiles_and_exports_without_a_break(compiled, grid):
+    maps, points = torch.randn(2, 3, 7, 9, device=compiled), torch.rand(2, *grid, 2).to(compiled)
     expected = Sampler()(maps, points)
     for module in (
         torch.compile(Sampler(), fullgraph=True, backend="aot_eager"),
