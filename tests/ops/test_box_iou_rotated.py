@@ -144,3 +144,15 @@ def test_rejects_wrong_shapes_and_types(implementation, device):
 def test_is_a_well_formed_op(compiled):
     args = (tilted_boxes(4, compiled), tilted_boxes(3, compiled))
     torch.library.opcheck(torch.ops.segdet.box_iou_rotated, args)
+
+
+def test_compiles_and_exports(compiled):
+    class Overlaps(torch.nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return box_iou_rotated(a, b).amax(1)
+
+    args = (tilted_boxes(4, compiled), tilted_boxes(3, compiled))
+    expected = Overlaps()(*args)
+    whole = torch.compile(Overlaps(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(whole(*args), expected)
+    torch.testing.assert_close(torch.export.export(Overlaps(), args).module()(*args), expected)

@@ -321,3 +321,13 @@ def test_compiles_to_one_graph(compiled):
         (expected,) = torch.autograd.grad(roi_align(maps, rois, 2).square().sum(), maps)
         (grad,) = torch.autograd.grad(pool(maps, rois, 2).square().sum(), maps)
         torch.testing.assert_close(grad, expected)
+
+
+def test_exports(compiled):
+    class Pooler(torch.nn.Module):
+        def forward(self, maps: Tensor, rois: Tensor) -> Tensor:
+            return roi_align(maps, rois, 2).relu()
+
+    args = (torch.randn(2, 3, 8, 9, device=compiled), random_rois(4, 2, 9.0).to(compiled))
+    exported = torch.export.export(Pooler(), args).module()
+    torch.testing.assert_close(exported(*args), Pooler()(*args))
