@@ -1,4 +1,6 @@
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,14 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither downloads nor earlier ones: a test sees the same on every machine."""
     monkeypatch.delenv("SEGDET_DOWNLOAD", raising=False)
     monkeypatch.setenv("SEGDET_CACHE", "/nowhere")
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_before() -> Iterator[None]:
+    """The trainer sets up the package's logger; later tests must find it as it was."""
+    logger = logging.getLogger("segdet")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    for handler in set(logger.handlers) - set(before[0]):
+        handler.close()
+    logger.handlers[:], logger.level, logger.propagate = before

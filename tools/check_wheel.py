@@ -143,10 +143,12 @@ def check_environment(
         capture_output=True,
         text=True,
     )
+    expected = 1 + (shutil.which("nvcc") is not None)  # beside the C++ ops those for CUDA
     built = sorted(path.name for path in (work / "lib").rglob("*.so"))
     shutil.rmtree(work / "lib", ignore_errors=True)
     print(done.stderr, file=sys.stderr, end="")
-    results.append((requirement, f"from source: {listed(built)}", len(built) > 0))
+    right = done.returncode == 0 and len(built) == expected
+    results.append((requirement, f"from source: {listed(built)}", right))
     return results
 
 

@@ -157,7 +157,7 @@ def main(argv: list[str]) -> int:
         if args.only and stage.name not in args.only:
             continue
         print(f"-- {stage.name}", flush=True)
-        found = run_stage(stage, end - time.monotonic())
+        found = run_stage(stage, end)
         print(f"   {found['status']}, {found['seconds']} s: {found['summary']}", flush=True)
         report["stages"][stage.name] = found
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -190,12 +190,17 @@ def output_of(*command: str) -> str:
     return done.stdout.strip() or "unknown"
 
 
-def run_stage(stage: Stage, seconds_left: float) -> dict[str, Any]:
-    """Its status ("ok", "failed", "out of time", "left out"), a summary and its rows."""
+def run_stage(stage: Stage, end: float) -> dict[str, Any]:
+    """Its status ("ok", "failed", "out of time", "left out"), a summary and its rows.
+
+    Args:
+        stage: to run.
+        end: when it must be over, as of `time.monotonic()`.
+    """
     if missing := [name for name in stage.needs if not is_there(name)]:
         summary = f"needs {', '.join(missing)}"
         return {"status": "left out", "seconds": 0, "summary": summary}
-    limit = min(stage.seconds, seconds_left)
+    limit = min(stage.seconds, end - time.monotonic())
     if limit < 5:
         return {"status": "out of time", "seconds": 0, "summary": "not begun"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

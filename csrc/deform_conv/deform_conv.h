@@ -188,16 +188,15 @@ inline void check_grad(const Tensor& grad, const Tensor& input, const Shape& sha
   check_sizes(grad, "grad", "(B, O, H, W)", {shape.batch, shape.outputs, shape.y.out, shape.x.out});
 }
 
-// Channels beside each other, as cells and positions are worked on: (B, H, W, C).
+// Channels beside each other, as cells and positions are worked on: (B, H, W, C). By transposing
+// twice, since torch 2.11's headers have no permute.
 inline Tensor channels_last(const Tensor& maps) {
-  const std::array<int64_t, 4> order{0, 2, 3, 1};
-  return torch::stable::permute(maps, order);
+  return torch::stable::transpose(torch::stable::transpose(maps, 1, 2), 2, 3);
 }
 
 // The reverse of that view.
 inline Tensor channels_first(const Tensor& rows) {
-  const std::array<int64_t, 4> order{0, 3, 1, 2};
-  return torch::stable::permute(rows, order);
+  return torch::stable::transpose(torch::stable::transpose(rows, 2, 3), 1, 2);
 }
 
 }  // namespace segdet::deform_conv

@@ -165,10 +165,9 @@ Tensor transposed(const Tensor& matrices) { return torch::stable::transpose(matr
 Tensor as_matrices(const Shape& shape, const Tensor& weight) {
   const std::array<int64_t, 4> split{shape.groups, shape.group_outputs(), shape.group_channels(),
                                      shape.taps()};
-  const std::array<int64_t, 4> order{0, 3, 2, 1};
   const std::array<int64_t, 3> sizes{shape.groups, shape.taps() * shape.group_channels(),
                                      shape.group_outputs()};
-  const Tensor ordered = torch::stable::permute(torch::stable::reshape(weight, split), order);
+  const Tensor ordered = torch::stable::transpose(torch::stable::reshape(weight, split), 1, 3);
   return torch::stable::reshape(torch::stable::contiguous(ordered), sizes);
 }
 
@@ -176,10 +175,9 @@ Tensor as_matrices(const Shape& shape, const Tensor& weight) {
 Tensor as_weight(const Shape& shape, const Tensor& matrices) {
   const std::array<int64_t, 4> split{shape.groups, shape.taps(), shape.group_channels(),
                                      shape.group_outputs()};
-  const std::array<int64_t, 4> order{0, 3, 2, 1};
   const std::array<int64_t, 4> sizes{shape.outputs, shape.group_channels(), shape.y.kernel,
                                      shape.x.kernel};
-  const Tensor ordered = torch::stable::permute(torch::stable::reshape(matrices, split), order);
+  const Tensor ordered = torch::stable::transpose(torch::stable::reshape(matrices, split), 1, 3);
   return torch::stable::reshape(ordered, sizes);
 }
 

@@ -8,7 +8,9 @@ namespace {
 // The rule for one axis of a region, as position_sensitive::make_regions wants it.
 auto samples(double spatial_scale, int64_t sampling_ratio) {
   return [=](double low, double high, int64_t bins, int64_t size, auto& terms) {
-    const auto axis = make_axis(low, high, spatial_scale, /*aligned=*/true, bins, sampling_ratio);
+    using T = typename std::decay_t<decltype(terms)>::Number;  // of low and high, too
+    const auto axis =
+        make_wide_axis(T(low), T(high), spatial_scale, /*aligned=*/true, bins, sampling_ratio);
     for (int64_t bin = 0; bin < bins; ++bin) {
       const SampleRange range = samples_within(axis, bin, size);
       for (int64_t i = range.begin; i < range.end; ++i) {

@@ -55,6 +55,8 @@ struct Term {
 template <class T>
 class AxisTerms {
  public:
+  using Number = T;
+
   explicit AxisTerms(int64_t bins) : bins_(bins) {}
 
   // Cells that the last few terms of the bin have already add to their weights.

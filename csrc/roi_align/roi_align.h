@@ -38,6 +38,15 @@ SEGDET_HOST_DEVICE Axis<T> make_axis(T low, T high, T spatial_scale, bool aligne
   return {start, bin, sampling_ratio > 0 ? T(sampling_ratio) : adaptive};
 }
 
+// The same for positions in float64. How the bins' extent was rounded decides the number of
+// samples, so that is done in the regions' own type, as the originals and the CUDA kernels do.
+template <class T>
+Axis<double> make_wide_axis(T low, T high, double spatial_scale, bool aligned, int64_t bins,
+                            int64_t sampling_ratio) {
+  const Axis<T> axis = make_axis<T>(low, high, T(spatial_scale), aligned, bins, sampling_ratio);
+  return {axis.start, axis.bin, axis.samples};
+}
+
 template <class T>
 SEGDET_HOST_DEVICE T sample_position(const Axis<T>& axis, int64_t bin, int64_t sample) {
   return axis.start + T(bin) * axis.bin + (T(sample) + T(0.5)) * axis.bin / axis.samples;

@@ -135,10 +135,10 @@ Regions<T> make_regions(const Tensor& rois, int64_t batch, int64_t height, int64
     SEGDET_CHECK(roi[0] >= 0 && roi[0] < T(batch), "segdet::roi_align: rois[", r,
                  ", 0] is the image's index in the batch and must be in [0, ", batch, "), is ",
                  roi[0]);
-    regions.y.add_region(make_axis<double>(roi[2], roi[4], pooling.spatial_scale, pooling.aligned,
-                                           pooling.height, pooling.sampling_ratio));
-    regions.x.add_region(make_axis<double>(roi[1], roi[3], pooling.spatial_scale, pooling.aligned,
-                                           pooling.width, pooling.sampling_ratio));
+    regions.y.add_region(make_wide_axis(roi[2], roi[4], pooling.spatial_scale, pooling.aligned,
+                                        pooling.height, pooling.sampling_ratio));
+    regions.x.add_region(make_wide_axis(roi[1], roi[3], pooling.spatial_scale, pooling.aligned,
+                                        pooling.width, pooling.sampling_ratio));
     regions.by_image.push_back(
         {r, int64_t(roi[0]), span_of(regions.y.of_region(r)), span_of(regions.x.of_region(r))});
   }

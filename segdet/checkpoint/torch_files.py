@@ -56,6 +56,12 @@ def _rebuild_tensor_of_dtype(
     return _rebuild_tensor(storage.view(dtype.value), offset, size, stride)
 
 
+def _device(kind: Any, index: Any = 0) -> str:
+    if type(kind) is not str or type(index) is not int:  # str() of nested lists has no bound
+        raise Refused("torch.device of other objects")
+    return f"{kind}:{index}"
+
+
 def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
     if not isinstance(data, Tensor):
         raise TypeError("its data is no tensor")
@@ -77,7 +83,7 @@ TORCH = PLAIN | known_table(
         ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
         ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
         ("torch", "Size"): lambda size=(): tuple(size),
-        ("torch", "device"): lambda *args: ":".join(map(str, args)),
+        ("torch", "device"): _device,
         ("torch", "Tensor"): "Tensor",  # only ever an argument
         ("torch.nn.parameter", "Parameter"): "Parameter",
         **_STORAGES,
@@ -105,11 +111,13 @@ class _TorchUnpickler(Unpickler):
             return super().persistent_load(pid[0] if isinstance(pid, tuple) and pid else pid)
         _, kind, key, _, count, *view = pid
         dtype = getattr(kind, "value", None)
-        if not isinstance(dtype, torch.dtype) or type(count) is not int or count < 0:
+        if not isinstance(dtype, torch.dtype) or type(key) is not str:
+            return super().persistent_load(key)
+        if type(count) is not int or count < 0:
             return super().persistent_load(key)
         if view and view[0] is not None:
             raise pickle.UnpicklingError("has storages that are parts of others (PyTorch 0.1)")
-        return self._storage(str(key), count * dtype.itemsize).view(dtype)
+        return self._storage(key, count * dtype.itemsize).view(dtype)
 
 
 def read_zip(path: Path) -> Any:
@@ -156,10 +164,13 @@ def read_legacy(file: BinaryIO) -> Any:
         raise pickle.UnpicklingError("was written on a machine of the other byte order")
     size = _size(file)
     storages: dict[str, Tensor] = {}
+    left = size
 
     def storage(key: str, count: int) -> Tensor:
+        nonlocal left
         if key not in storages:
-            if count + sum(len(one) for one in storages.values()) > size:
+            left -= count
+            if left < 0:
                 raise EOFError("it ends early")
             storages[key] = torch.empty(count, dtype=torch.uint8)
         if len(storages[key]) != count:
@@ -168,7 +179,7 @@ def read_legacy(file: BinaryIO) -> Any:
 
     content = _TorchUnpickler(file, storage, size).load()
     for key in Unpickler(file, PLAIN).load():
-        memory = storages[str(key)]
+        memory = storages[key]
         file.read(8)  # the number of elements
         if file.readinto(memory.numpy()) != len(memory):  # type: ignore[attr-defined]
             raise EOFError("it ends early")

@@ -318,7 +318,7 @@ class _Array:
 def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(dtype, _Dtype):
         raise Refused(f"numpy.dtype({_short(dtype)})")
-    return np.frombuffer(bytearray(buffer), dtype.value).reshape(shape, order=order)
+    return np.frombuffer(bytearray(_encode(buffer)), dtype.value).reshape(shape, order=order)
 
 
 def _make_array(buffer: Any, dtype: Any, shape: Any, order: Any) -> _Array:
@@ -332,6 +332,8 @@ def _scalar(dtype: Any, data: bytes | str) -> np.generic:
 
 
 def _encode(data: bytes | str, encoding: str = "latin1") -> bytes:
+    if not isinstance(data, (str, bytes, bytearray)):  # bytes(10**9) takes a gigabyte
+        raise TypeError(f"bytes of {_describe(data)}")
     return data.encode("latin1") if isinstance(data, str) else bytes(data)
 
 

@@ -53,21 +53,25 @@ def evaluate(text: str) -> Any:
 
 
 class _Calculation:
-    """Counts its steps, so that nested lists cannot make it long."""
+    """Counts its steps, and the numbers of lists used again: nested ones cannot make it long."""
 
     def __init__(self) -> None:
         self.steps = 0
 
-    def value(self, node: ast.expr, names: Names) -> Any:
-        self.steps += 1
+    def spend(self, steps: int) -> None:
+        self.steps += steps
         if self.steps > MOST_STEPS:
             raise ConfigError(f"takes more than {MOST_STEPS} steps")
+
+    def value(self, node: ast.expr, names: Names) -> Any:
+        self.spend(1)
         match node:
             case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
                 return _small(number)
             case ast.List(elts=items):
                 return [self.value(item, names) for item in items]
             case ast.Name(id=name) if name in names:
+                self.spend(_numbers_in(names[name]))
                 return names[name]
             case ast.UnaryOp(op=sign, operand=operand) if type(sign) in SIGNS:
                 return SIGNS[type(sign)](self.number(operand, names))
@@ -98,6 +102,12 @@ class _Calculation:
         if not isinstance(value, (int, float)):
             raise ConfigError(f"calculates with {ast.unparse(node)}, which is no number")
         return value
+
+
+def _numbers_in(value: Any) -> int:
+    if not isinstance(value, list):
+        return 1
+    return 1 + sum(_numbers_in(item) for item in cast("list[Any]", value))
 
 
 def _small(number: Any) -> Number:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import yaml
 
@@ -12,6 +12,8 @@ from segdet.config.arithmetic import evaluate
 from segdet.errors import ConfigError
 
 BASE_KEY = "_BASE_"
+MOST_LAYERS = 100  # files that one config is made of
+MOST_VALUES = 100_000  # of one file
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,6 +80,8 @@ def yaml_layers(file: str, chain: tuple[str, ...] = ()) -> list[tuple[str, dict[
             raise ConfigError(f"{file}: {BASE_KEY} must be a path or a list of paths, is {bases!r}")
         beside = base if "://" in base else _beside(file, base)
         layers += yaml_layers(beside, (*chain, file))
+        if len(layers) > MOST_LAYERS:
+            raise ConfigError(f"{file}: {BASE_KEY} leads to more than {MOST_LAYERS} files")
     return [*layers, (file, mapping)]
 
 
@@ -110,10 +114,20 @@ def _read_mapping(file: str, named_by: str) -> dict[str, Any]:
 
 
 def _check_keys(mapping: Mapping[Any, Any], file: str) -> None:
-    for key, value in mapping.items():
-        if not isinstance(key, str):
-            raise ConfigError(f"{file}: keys are words, found {key!r}")
-        if "." in key:
-            raise ConfigError(f"{file}: {key} must be nested, one mapping per dot")
-        if is_mapping(value):
-            _check_keys(value, file)
+    waiting: list[Any] = [mapping]
+    seen = 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES:  # a few lines of YAML anchors can mean any number of values
+            raise ConfigError(f"{file}: holds more than {MOST_VALUES} values, aliases written out")
+        if is_sequence(value):
+            waiting += value
+        if not isinstance(value, Mapping):
+            continue
+        for key in cast("Mapping[Any, Any]", value):
+            if not isinstance(key, str):
+                raise ConfigError(f"{file}: keys are words, found {key!r}")
+            if "." in key:
+                raise ConfigError(f"{file}: {key} must be nested, one mapping per dot")
+        waiting += value.values()

@@ -1,4 +1,4 @@
-"""The native ops. Each has one file here and one folder in csrc/; `point_sample` is torch's own.
+"""The native ops. Each has one file here and one folder in csrc/ (`cluster_nms` needs none).
 
 `BINARY_DEVICES` holds the device types that the compiled library serves here; on others, slower
 code of the same meaning runs.

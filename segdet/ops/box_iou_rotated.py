@@ -32,7 +32,7 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         RuntimeError: a wrong shape or type.
     """
     if library.has_binary(boxes1.device):
-        return torch.ops.segdet.box_iou_rotated(boxes1, boxes2)
+        return torch.ops.segdet.box_iou_rotated(boxes1.detach(), boxes2.detach())
     for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise RuntimeError(

@@ -26,7 +26,8 @@ def cluster_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, iterations:
     """
     order = scores.argsort(descending=True, stable=True)
     boxes = plain_nms.widened(boxes)[order]
-    drops = (plain_nms.pairwise_iou(boxes, boxes) > iou_threshold).triu(1)  # row drops column
+    overlaps = plain_nms.pairwise_iou(boxes, boxes).double()  # the threshold is not rounded
+    drops = (overlaps > iou_threshold).triu(1)  # row drops column
     stays = torch.ones_like(order, dtype=torch.bool)
     for _ in range(iterations):
         stays = ~(drops & stays[:, None]).any(0)

@@ -154,7 +154,7 @@ def _autocast(
 library.register(
     "deform_conv2d", _fake, backward=_backward, setup_context=_setup, autocast=_autocast
 )
-library.register("deform_conv2d_backward", _fake_backward)
+library.register_last_gradient("deform_conv2d_backward", _fake_backward)
 
 
 def _fallback(

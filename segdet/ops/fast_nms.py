@@ -93,7 +93,7 @@ def _plain(
     candidates = plain_nms.widened(boxes)[index]  # (K, k, 4)
     dropped = torch.zeros_like(index, dtype=torch.bool)
     for of_class, pairs in enumerate(candidates):
-        above = plain_nms.pairwise_iou(pairs, pairs) > iou_threshold
+        above = plain_nms.pairwise_iou(pairs, pairs).double() > iou_threshold
         dropped[of_class] = above.triu(1).any(0)
     classes = torch.arange(len(scores), device=scores.device)[:, None].expand_as(index)
     order = ordered[~dropped].argsort(descending=True, stable=True)[:max_detections]

@@ -88,6 +88,15 @@ def register(
             _register_autocast(name, autocast, device_type)
 
 
+def register_last_gradient(name: str, fake: Callable[..., Any]) -> None:
+    """`register` for a backward that has no gradient of its own: asking for it is an error."""
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f"segdet::{name} is not differentiable")
+
+    register(name, fake, backward=refuse)
+
+
 # A registration lasts as long as its library.
 _AUTOCAST_RULES: list[torch.library.Library] = []
 

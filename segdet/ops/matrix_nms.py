@@ -63,7 +63,8 @@ def _plain(masks: Tensor, scores: Tensor, classes: Tensor, sigma: float | None) 
     order = scores.argsort(descending=True, stable=True)
     wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
     pixels, classes = masks[order].flatten(1).to(wide), classes[order]
-    inter, area = pixels @ pixels.T, pixels.sum(1)
+    with torch.autocast(masks.device.type, enabled=False):
+        inter, area = pixels @ pixels.T, pixels.sum(1)
     iou = inter / (area[:, None] + area - inter).clamp(min=1)
     iou = torch.where(classes[:, None] == classes, iou, 0).triu(1)  # row: the better mask
     most = iou.amax(0)[:, None]

@@ -80,4 +80,7 @@ def _fallback(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         from torchvision.ops import nms as torchvision_nms
     except (ImportError, RuntimeError, OSError):  # its binary may not fit this torch
         return plain_nms.greedy(boxes, scores, iou_threshold)
-    return torchvision_nms(boxes, scores.to(boxes), iou_threshold)
+    order = scores.argsort(descending=True, stable=True)
+    rank = torch.empty_like(order)  # scores that only float64 tells apart stay apart
+    rank[order] = torch.arange(len(order), 0, -1, device=order.device)
+    return torchvision_nms(boxes, rank.to(boxes), iou_threshold)

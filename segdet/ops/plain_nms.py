@@ -45,7 +45,8 @@ def greedy(
     stays = torch.ones_like(order, dtype=torch.bool)
     for i in range(len(order)):
         if stays[i]:
-            stays[i + 1 :] &= ~(iou(boxes[i : i + 1], boxes[i + 1 :])[0] > iou_threshold)
+            overlaps = iou(boxes[i : i + 1], boxes[i + 1 :])[0].double()  # threshold unrounded
+            stays[i + 1 :] &= ~(overlaps > iou_threshold)
     return order[stays]
 
 

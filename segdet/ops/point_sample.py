@@ -135,4 +135,4 @@ library.register("point_sample", _fake, backward=_backward, setup_context=_setup
 library.register(
     "point_sample_backward", _fake_backward, backward=_second_backward, setup_context=_setup_second
 )
-library.register("point_sample_coords_backward", _fake_coords_backward)
+library.register_last_gradient("point_sample_coords_backward", _fake_coords_backward)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -71,23 +72,15 @@ def _fallback(
     check_pooling(input, rois, 5, "roi_align")
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     maps, rois = input.to(wide), rois.to(wide)
-    try:
-        from torchvision.ops import roi_align as torchvision_roi_align
-    except (ImportError, RuntimeError, OSError):  # its binary may not fit this torch
-        out = _plain(maps, rois, output_size, spatial_scale, sampling_ratio, aligned)
-    else:
-        out = torchvision_roi_align(
-            maps, _placeable(rois), output_size, spatial_scale, sampling_ratio, aligned
-        )
-    return out.to(input.dtype)
-
-
-def _placeable(rois: Tensor) -> Tensor:
-    """`rois` with what torchvision reads out of bounds for moved to where it pools zeros."""
+    pool = _plain
     corners = rois[:, 1:]
-    sane = corners.isfinite().all(1) & (corners.abs() < 1e6).all(1)
-    sane &= (corners[:, 2:] >= corners[:, :2]).all(1)
-    return torch.cat([rois[:, :1], torch.where(sane[:, None], corners, -1e6)], dim=1)
+    # torchvision reads out of bounds for other regions.
+    if ((corners.abs() < 1e6).all(1) & (corners[:, 2:] >= corners[:, :2]).all(1)).all():
+        with contextlib.suppress(ImportError, RuntimeError, OSError):  # may not fit this torch
+            from torchvision.ops import roi_align as pool
+    with torch.autocast(input.device.type, enabled=False):
+        out = pool(maps, rois, output_size, spatial_scale, sampling_ratio, aligned)
+    return out.to(input.dtype)
 
 
 def _plain(
@@ -100,7 +93,7 @@ def _plain(
 ) -> Tensor:
     """RoIAlign as a product: weights of rows (h, H) @ map (C, H, W) @ weights of columns (W, w)."""
     pooled = [maps[:0, :, :1, :1].expand(-1, -1, *output_size)]  # without regions: no rows
-    for image, x1, y1, x2, y2 in rois.tolist():
+    for image, x1, y1, x2, y2 in rois.cpu().unbind():
         rows, columns = (
             _axis_weights(low, high, bins, size, spatial_scale, sampling_ratio, aligned).to(maps)
             for low, high, bins, size in zip(
@@ -112,8 +105,8 @@ def _plain(
 
 
 def _axis_weights(
-    low: float,
-    high: float,
+    low: Tensor,
+    high: Tensor,
     bins: int,
     size: int,
     spatial_scale: float,
@@ -123,11 +116,14 @@ def _axis_weights(
     """(bins, size) float64: how much each bin takes of each cell on one axis of one region."""
     weights = torch.zeros(bins, size, dtype=torch.float64)
     shift = 0.5 if aligned else 0.0
-    start = low * spatial_scale - shift
-    extent = high * spatial_scale - shift - start
-    if not (abs(start) < 2**48 and abs(extent) < 2**48):
+    # In the type of the regions: how an extent was rounded decides the number of samples.
+    first_cell = low * spatial_scale - shift
+    extent = high * spatial_scale - shift - first_cell
+    farthest = 2**48 if low.dtype == torch.float64 else 2**22
+    if not (abs(first_cell) < farthest and abs(extent) < farthest):
         return weights
-    bin_extent = (extent if aligned else max(extent, 1.0)) / bins
+    start = first_cell.item()
+    bin_extent = ((extent if aligned else extent.clamp(min=1)) / bins).item()
     samples = sampling_ratio if sampling_ratio > 0 else max(math.ceil(bin_extent), 0)
     if samples == 0:
         return weights

@@ -98,7 +98,7 @@ def _plain(
         lowered[best] = left[best]
         iou = plain_nms.pairwise_iou(boxes[best : best + 1], boxes)[0]
         remaining = (-(iou**2) / sigma).exp() if sigma is not None else 1 - iou
-        meets = iou > (0 if sigma is not None else iou_threshold)
+        meets = iou.double() > (0 if sigma is not None else iou_threshold)
         if idxs is not None:
             meets &= idxs == idxs[best]
         left = torch.where(meets, left * remaining, left)
