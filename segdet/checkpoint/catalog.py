@@ -54,7 +54,7 @@ def locate(address: str, *, may_download: bool | None = None) -> tuple[Path, boo
         return path, by_suffix
     if any(name.startswith("/") or ".." in PurePosixPath(name).parts for name in names):
         raise CheckpointError(
-            f"{plain}: an address with .. in it, or an absolute path behind its scheme, is not looked up"
+            f"{plain}: an address with .. in it or an absolute path is not looked up"
         )
     mirror = os.environ.get(MIRROR)
     places = [Path(mirror) / name for name in names] if mirror else []
