@@ -92,13 +92,7 @@ def _fake(
 ) -> Tensor:
     size = _output_size(input, weight, stride, padding, dilation)
     out = input.new_empty(input.shape[0], weight.shape[0], *size)
-    return out.contiguous(memory_format=_memory_format(input))
-
-
-def _memory_format(input: Tensor) -> torch.memory_format:
-    """Of the result, and of the gradient of `input`."""
-    channels_last = input.shape[1] > 1 and input.stride(1) == 1 and not input.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+    return out.contiguous(memory_format=library.memory_format_of(input))
 
 
 def _fake_backward(
@@ -112,7 +106,7 @@ def _fake_backward(
     dilation: Pair,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_input = input.new_empty(input.shape).contiguous(memory_format=_memory_format(input))
+    grad_input = input.new_empty(input.shape).contiguous(memory_format=library.memory_format_of(input))
     grad_mask = offset.new_empty(0) if mask is None else mask.new_empty(mask.shape)
     return grad_input, offset.new_empty(offset.shape), grad_mask, weight.new_empty(weight.shape)
 
@@ -191,7 +185,7 @@ def _fallback(
         out = torchvision_deform_conv2d(
             features, moves, filters, shift, stride, padding, dilation, strength
         )
-    return out.to(input.dtype).contiguous(memory_format=_memory_format(input))
+    return out.to(input.dtype).contiguous(memory_format=library.memory_format_of(input))
 
 
 def _check_shape(tensor: Tensor, name: str, expected: list[int]) -> None:

@@ -58,6 +58,12 @@ def _warn_of_fallback(device_type: str) -> None:
     )
 
 
+def memory_format_of(map: torch.Tensor) -> torch.memory_format:
+    """Channels-last where the channels of each cell of a (B, C, H, W) lie next to each other."""
+    channels_last = map.shape[1] > 1 and map.stride(1) == 1 and not map.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def register(
     name: str,
     fake: Callable[..., Any],

@@ -71,7 +71,7 @@ def _fake(input: Tensor, points: Tensor, align_corners: bool) -> Tensor:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, points, ctx.align_corners = inputs
     ctx.cells = input.shape[2:]
-    ctx.channels_last = input.shape[1] > 1 and input.stride(1) == 1 and not input.is_contiguous()
+    ctx.channels_last = library.memory_format_of(input) == torch.channels_last
     ctx.save_for_backward(points, input if ctx.needs_input_grad[1] else None)
 
 

@@ -62,9 +62,8 @@ def register_pooling(name: str, out_channels: Callable[[int, tuple[Any, ...]], i
 
 
 def empty_map(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Channels-last where the channels of `like` lie next to each other."""
-    channels_last = like.shape[1] > 1 and like.stride(1) == 1 and not like.is_contiguous()
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    """Of the type, device and memory format of `like`."""
+    memory_format = library.memory_format_of(like)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
