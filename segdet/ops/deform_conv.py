@@ -106,7 +106,9 @@ def _fake_backward(
     dilation: Pair,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_input = input.new_empty(input.shape).contiguous(memory_format=library.memory_format_of(input))
+    grad_input = input.new_empty(input.shape).contiguous(
+        memory_format=library.memory_format_of(input)
+    )
     grad_mask = offset.new_empty(0) if mask is None else mask.new_empty(mask.shape)
     return grad_input, offset.new_empty(offset.shape), grad_mask, weight.new_empty(weight.shape)
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses
+from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_coder import Box2BoxTransform
 from segdet.modeling.box_head import FastRCNNConvFCHead, FastRCNNOutputLayers
 from segdet.modeling.keypoint_head import KRCNNConvDeconvUpsampleHead
 from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead
 from segdet.modeling.matching import Matcher
-from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from segdet.modeling.meta_arch.mask_rcnn import MaskRCNNConfig
 from segdet.modeling.roi_heads import ProposalSampler, StandardROIHeads
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Boxes, Detections, Proposals, Targets, box_iou
@@ -48,35 +49,28 @@ class CascadeRCNNConfig(MaskRCNNConfig):
 
     roi_box_cascade_head: CascadeHeadConfig = field(default_factory=CascadeHeadConfig)
 
-    def build(self) -> MaskRCNN:
-        """The model with random weights."""
+    def build_roi_heads(self, backbone: Backbone) -> CascadeROIHeads:
+        """The second and further stages on the backbone's maps."""
         self._check()
-        backbone = self.build_backbone()
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
         num_classes, nominal = self.roi_heads.num_classes, self.roi_heads.nominal_foreground
         stages = self.roi_box_cascade_head
         mask, keypoint = self.roi_mask_head, self.roi_keypoint_head
         box_heads = [self.roi_box_head.build(channels) for _ in stages.ious]
-        return MaskRCNN(
-            backbone,
-            proposal_generator=self.build_proposal_generator(backbone),
-            roi_heads=CascadeROIHeads(
-                self.roi_heads.in_features,
-                sampler=self.roi_heads.build_sampler(),
-                matchers=[Matcher([iou], [0, 1]) for iou in stages.ious[1:]],
-                box_pooler=self.roi_box_head.build_pooler(strides),
-                box_heads=box_heads,
-                box_predictors=[
-                    self.build_box_predictor(head.out_features, Box2BoxTransform(weights))
-                    for head, weights in zip(box_heads, stages.bbox_reg_weights, strict=True)
-                ],
-                mask_pooler=mask.build_pooler(strides) if self.mask_on else None,
-                mask_head=mask.build(channels, num_classes) if self.mask_on else None,
-                keypoint_pooler=keypoint.build_pooler(strides) if self.keypoint_on else None,
-                keypoint_head=keypoint.build(channels, nominal) if self.keypoint_on else None,
-            ),
-            pixel_mean=self.pixel_mean,
-            pixel_std=self.pixel_std,
+        return CascadeROIHeads(
+            self.roi_heads.in_features,
+            sampler=self.roi_heads.build_sampler(),
+            matchers=[Matcher([iou], [0, 1]) for iou in stages.ious[1:]],
+            box_pooler=self.roi_box_head.build_pooler(strides),
+            box_heads=box_heads,
+            box_predictors=[
+                self.build_box_predictor(head.out_features, Box2BoxTransform(weights))
+                for head, weights in zip(box_heads, stages.bbox_reg_weights, strict=True)
+            ],
+            mask_pooler=mask.build_pooler(strides) if self.mask_on else None,
+            mask_head=mask.build(channels, num_classes) if self.mask_on else None,
+            keypoint_pooler=keypoint.build_pooler(strides) if self.keypoint_on else None,
+            keypoint_head=keypoint.build(channels, nominal) if self.keypoint_on else None,
         )
 
     def _check(self) -> None:

@@ -51,27 +51,31 @@ class MaskRCNNConfig(ProposalNetworkConfig):
     def build(self) -> MaskRCNN:
         """The model with random weights."""
         backbone = self.build_backbone()
+        return MaskRCNN(
+            backbone,
+            proposal_generator=self.build_proposal_generator(backbone),
+            roi_heads=self.build_roi_heads(backbone),
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
+        )
+
+    def build_roi_heads(self, backbone: Backbone) -> ROIHeads:
+        """The second stage on the backbone's maps."""
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
         num_classes, nominal = self.roi_heads.num_classes, self.roi_heads.nominal_foreground
         box_head = self.roi_box_head.build(channels)
         mask, keypoint = self.roi_mask_head, self.roi_keypoint_head
-        return MaskRCNN(
-            backbone,
-            proposal_generator=self.build_proposal_generator(backbone),
-            roi_heads=StandardROIHeads(
-                self.roi_heads.in_features,
-                sampler=self.roi_heads.build_sampler(),
-                box_pooler=self.roi_box_head.build_pooler(strides),
-                box_head=box_head,
-                box_predictor=self.build_box_predictor(box_head.out_features),
-                train_on_pred_boxes=self.roi_box_head.train_on_pred_boxes,
-                mask_pooler=mask.build_pooler(strides) if self.mask_on else None,
-                mask_head=mask.build(channels, num_classes) if self.mask_on else None,
-                keypoint_pooler=keypoint.build_pooler(strides) if self.keypoint_on else None,
-                keypoint_head=keypoint.build(channels, nominal) if self.keypoint_on else None,
-            ),
-            pixel_mean=self.pixel_mean,
-            pixel_std=self.pixel_std,
+        return StandardROIHeads(
+            self.roi_heads.in_features,
+            sampler=self.roi_heads.build_sampler(),
+            box_pooler=self.roi_box_head.build_pooler(strides),
+            box_head=box_head,
+            box_predictor=self.build_box_predictor(box_head.out_features),
+            train_on_pred_boxes=self.roi_box_head.train_on_pred_boxes,
+            mask_pooler=mask.build_pooler(strides) if self.mask_on else None,
+            mask_head=mask.build(channels, num_classes) if self.mask_on else None,
+            keypoint_pooler=keypoint.build_pooler(strides) if self.keypoint_on else None,
+            keypoint_head=keypoint.build(channels, nominal) if self.keypoint_on else None,
         )
 
     def build_box_predictor(

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses
-from segdet.modeling.backbones import BasicBlock, BottleneckBlock
+from segdet.modeling.backbones import Backbone, BasicBlock, BottleneckBlock
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_head import FastRCNNOutputLayers
 from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead, mask_loss, mask_targets
-from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from segdet.modeling.meta_arch.mask_rcnn import MaskRCNNConfig
 from segdet.modeling.roi_heads import ProposalSampler, ROIHeads, attach_masks, select_foreground
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Detections, Proposals, Targets
@@ -28,32 +28,25 @@ from segdet.structures import Detections, Proposals, Targets
 class MaskRCNNC4Config(MaskRCNNConfig):
     """MODEL, as the C4 variant reads it."""
 
-    def build(self) -> MaskRCNN:
-        """The model with random weights."""
+    def build_roi_heads(self, backbone: Backbone) -> Res5ROIHeads:
+        """The second stage on the backbone's map."""
         if self.roi_box_head.train_on_pred_boxes:
             raise ConfigError("ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES does not work with Res5ROIHeads")
         if self.keypoint_on:
             raise ConfigError("KEYPOINT_ON does not work with Res5ROIHeads; use StandardROIHeads")
-        backbone = self.build_backbone()
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
         res5 = self.resnets.build_res5(channels)
         res5_channels = cast(BasicBlock | BottleneckBlock, res5[-1]).out_channels
         mask_head = None
         if self.mask_on:
             mask_head = self.roi_mask_head.build(res5_channels, self.roi_heads.num_classes)
-        return MaskRCNN(
-            backbone,
-            proposal_generator=self.build_proposal_generator(backbone),
-            roi_heads=Res5ROIHeads(
-                self.roi_heads.in_features[0],
-                sampler=self.roi_heads.build_sampler(),
-                pooler=self.roi_box_head.build_pooler(strides),
-                res5=res5,
-                box_predictor=self.build_box_predictor(res5_channels),
-                mask_head=mask_head,
-            ),
-            pixel_mean=self.pixel_mean,
-            pixel_std=self.pixel_std,
+        return Res5ROIHeads(
+            self.roi_heads.in_features[0],
+            sampler=self.roi_heads.build_sampler(),
+            pooler=self.roi_box_head.build_pooler(strides),
+            res5=res5,
+            box_predictor=self.build_box_predictor(res5_channels),
+            mask_head=mask_head,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segdet.errors import ConfigError
+from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_kind import ROTATED
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
@@ -18,21 +19,18 @@ class RotatedRCNNConfig(MaskRCNNConfig):
     def build(self) -> MaskRCNN:
         """The model with random weights."""
         self._check()
-        backbone = self.build_backbone()
+        return super().build()
+
+    def build_roi_heads(self, backbone: Backbone) -> StandardROIHeads:
+        """The second stage on the backbone's maps, for rotated boxes."""
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
         box_head = self.roi_box_head.build(channels)
-        return MaskRCNN(
-            backbone,
-            proposal_generator=self.build_proposal_generator(backbone),
-            roi_heads=StandardROIHeads(
-                self.roi_heads.in_features,
-                sampler=self.roi_heads.build_sampler(ROTATED),
-                box_pooler=self.roi_box_head.build_pooler(strides),
-                box_head=box_head,
-                box_predictor=self.build_box_predictor(box_head.out_features, kind=ROTATED),
-            ),
-            pixel_mean=self.pixel_mean,
-            pixel_std=self.pixel_std,
+        return StandardROIHeads(
+            self.roi_heads.in_features,
+            sampler=self.roi_heads.build_sampler(ROTATED),
+            box_pooler=self.roi_box_head.build_pooler(strides),
+            box_head=box_head,
+            box_predictor=self.build_box_predictor(box_head.out_features, kind=ROTATED),
         )
 
     def _check(self) -> None:
