@@ -40,6 +40,7 @@ LAYERS = {
         "segdet.modeling",
     ],
     "segdet.modeling.registries": [
+        "segdet.errors",
         "segdet.config.node",
         "segdet.config.reader",
         "segdet.structures",

@@ -51,7 +51,7 @@ def config_problems(path: Path) -> list[str]:
 def _unknown_parts(cfg: CfgNode) -> list[str]:
     problems = []
     try:
-        system_name(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME)
+        system_name({path: value for path, value, _ in cfg.leaves()})
     except ConfigError as error:
         problems.append(str(error))
     backbone = cfg.MODEL.BACKBONE.NAME

@@ -26,7 +26,7 @@ def build_model(cfg: CfgNode) -> System:
     """
     if cfg.VIS_PERIOD > 0:
         _log.warning("VIS_PERIOD is %d but has no effect yet", cfg.VIS_PERIOD)
-    name = system_name(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME)
+    name = system_name({path: value for path, value, _ in cfg.leaves()})
     device = usable_device(cfg)
     section = read_section(SYSTEMS[name], without_plugin_parts(cfg), at="MODEL")
     model = section.build()

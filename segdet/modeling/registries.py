@@ -13,9 +13,17 @@ from torch import Tensor, nn
 
 from segdet.config.node import CfgNode
 from segdet.config.reader import tree_of
+from segdet.errors import ConfigError
 from segdet.layers import Losses, ShapeSpec
 from segdet.modeling.backbones import BACKBONES, Backbone, BackboneSections
-from segdet.modeling.meta_arch import GENERALIZED_RCNN, SYSTEMS, MaskRCNN, MaskRCNNConfig
+from segdet.modeling.meta_arch import (
+    META,
+    OFFICIAL_NAMES,
+    ROI_HEADS,
+    SYSTEMS,
+    MaskRCNN,
+    MaskRCNNConfig,
+)
 from segdet.modeling.roi_heads import StandardROIHeads
 from segdet.modeling.system import SystemConfig
 from segdet.structures import Detections
@@ -69,12 +77,23 @@ def _roi_heads_system(name: str, build: Callable[..., Any]) -> str:
     return system
 
 
+class _ROIHeadsRegistry(Registry):
+    """Heads are no part of a table of ours: each makes a system."""
+
+    def _add(self, name: str, obj: Any) -> None:
+        if any(row.get(ROI_HEADS) == name for row, _ in OFFICIAL_NAMES):
+            raise ConfigError(f"{self._name} has {name!r} already; give yours another name")
+        super()._add(name, obj)
+        row = {META: "GeneralizedRCNN", ROI_HEADS: name}
+        OFFICIAL_NAMES.append((row, _roi_heads_system(name, obj)))
+
+
 # Whole models, `cls(cfg)`, for MODEL.META_ARCHITECTURE.
 META_ARCH_REGISTRY = TableRegistry("META_ARCH", SYSTEMS, _system)
 # `build(cfg, input_shape)`, for MODEL.BACKBONE.NAME.
 BACKBONE_REGISTRY = TableRegistry("BACKBONE", BACKBONES, _backbone)
 # `cls(cfg, shapes of the backbone's maps)`, for MODEL.ROI_HEADS.NAME.
-ROI_HEADS_REGISTRY = TableRegistry("ROI_HEADS", GENERALIZED_RCNN, _roi_heads_system)
+ROI_HEADS_REGISTRY = _ROIHeadsRegistry("ROI_HEADS")
 PROPOSAL_GENERATOR_REGISTRY = Registry("PROPOSAL_GENERATOR")
 RPN_HEAD_REGISTRY = Registry("RPN_HEAD")
 ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")

@@ -22,7 +22,7 @@ from segdet.modeling import (
     build_model,
 )
 from segdet.modeling.backbones import BACKBONES, BackboneConfig, BackboneSections
-from segdet.modeling.meta_arch import GENERALIZED_RCNN
+from segdet.modeling.meta_arch import OFFICIAL_NAMES
 from segdet.modeling.roi_heads import StandardROIHeads
 from segdet.structures import BitMasks, Boxes, ImageList, Instances
 
@@ -34,9 +34,10 @@ REGISTRIES = (
 
 @pytest.fixture(autouse=True)
 def _tables_as_before():
-    tables = [BACKBONES, SYSTEMS, GENERALIZED_RCNN, *(one._objects for one in REGISTRIES)]
-    before = [dict(table) for table in tables]
+    tables = [BACKBONES, SYSTEMS, *(one._objects for one in REGISTRIES)]
+    before, rows = [dict(table) for table in tables], list(OFFICIAL_NAMES)
     yield
+    OFFICIAL_NAMES[:] = rows
     for table, content in zip(tables, before, strict=True):
         table.clear()
         table.update(content)

@@ -43,7 +43,7 @@ BARS = {
 def why_not_built(resolved: dict) -> str | None:
     """What the case needs that segdet does not have yet."""
     try:
-        system_name(resolved["MODEL.META_ARCHITECTURE"], resolved.get("MODEL.ROI_HEADS.NAME", ""))
+        system_name(resolved)
     except ConfigError as error:
         return str(error)
     head = resolved["MODEL.ROI_MASK_HEAD.NAME"]

@@ -1,5 +1,8 @@
 """The systems: one file each; which of them a config means is decided here."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from segdet.errors import ConfigError
 from segdet.modeling.meta_arch.cascade_rcnn import CascadeRCNNConfig
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
@@ -10,6 +13,7 @@ from segdet.modeling.meta_arch.rotated_rcnn import RotatedRCNNConfig
 from segdet.modeling.system import SystemConfig
 
 __all__ = [
+    "OFFICIAL_NAMES",
     "SYSTEMS",
     "CascadeRCNNConfig",
     "MaskRCNN",
@@ -23,6 +27,8 @@ __all__ = [
     "system_name",
 ]
 
+META, ROI_HEADS = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
+
 SYSTEMS: dict[str, type[SystemConfig]] = {
     "CascadeRCNN": CascadeRCNNConfig,
     "MaskRCNN": MaskRCNNConfig,
@@ -32,33 +38,39 @@ SYSTEMS: dict[str, type[SystemConfig]] = {
     "RotatedRCNN": RotatedRCNNConfig,
 }
 
-# Official files call many systems GeneralizedRCNN; MODEL.ROI_HEADS.NAME tells them apart.
-GENERALIZED_RCNN = {
-    "StandardROIHeads": "MaskRCNN",
-    "Res5ROIHeads": "MaskRCNNC4",
-    "CascadeROIHeads": "CascadeRCNN",
-    "RROIHeads": "RotatedRCNN",
-}
+# What official files say, and the key of `SYSTEMS` that they mean. A file that says all of a row
+# means its system; of several such rows, the longest counts.
+OFFICIAL_NAMES: list[tuple[dict[str, str], str]] = [
+    ({META: "GeneralizedRCNN", ROI_HEADS: "StandardROIHeads"}, "MaskRCNN"),
+    ({META: "GeneralizedRCNN", ROI_HEADS: "Res5ROIHeads"}, "MaskRCNNC4"),
+    ({META: "GeneralizedRCNN", ROI_HEADS: "CascadeROIHeads"}, "CascadeRCNN"),
+    ({META: "GeneralizedRCNN", ROI_HEADS: "RROIHeads"}, "RotatedRCNN"),
+]
 
 
-def system_name(meta_architecture: str, roi_heads: str) -> str:
+def system_name(keys: Mapping[str, Any]) -> str:
     """The key of `SYSTEMS` that a config means.
 
     Args:
-        meta_architecture: MODEL.META_ARCHITECTURE.
-        roi_heads: MODEL.ROI_HEADS.NAME.
+        keys: path -> value, as `MODEL.META_ARCHITECTURE`; only paths of `OFFICIAL_NAMES` count.
 
     Raises:
         ConfigError: no such system.
     """
-    if meta_architecture in SYSTEMS:
-        return meta_architecture
-    if meta_architecture != "GeneralizedRCNN":
-        known = ", ".join(["GeneralizedRCNN", *SYSTEMS])
-        raise ConfigError(
-            f"MODEL.META_ARCHITECTURE {meta_architecture!r} is unknown; known: {known}"
-        )
-    if roi_heads not in GENERALIZED_RCNN:
-        known = ", ".join(GENERALIZED_RCNN)
-        raise ConfigError(f"MODEL.ROI_HEADS.NAME {roi_heads!r} is unknown; known: {known}")
-    return GENERALIZED_RCNN[roi_heads]
+    fitting = [
+        (len(row), system)
+        for row, system in OFFICIAL_NAMES
+        if all(keys.get(path) == value for path, value in row.items())
+    ]
+    if fitting:
+        return max(fitting)[1]
+    name = keys[META]
+    if name in SYSTEMS:
+        return name
+    same = [row for row, _ in OFFICIAL_NAMES if row[META] == name]
+    if not same:
+        known = list(dict.fromkeys([row[META] for row, _ in OFFICIAL_NAMES] + list(SYSTEMS)))
+        raise ConfigError(f"{META} {name!r} is unknown; known: {', '.join(known)}")
+    path = list(same[0])[1]
+    known = ", ".join(dict.fromkeys(row[path] for row in same))
+    raise ConfigError(f"{path} {keys.get(path)!r} is unknown; known: {known}")

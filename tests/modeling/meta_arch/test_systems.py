@@ -123,12 +123,16 @@ def test_training_without_targets_is_named(model):
 
 
 def test_official_names_decide_the_system():
-    assert system_name("GeneralizedRCNN", "StandardROIHeads") == "MaskRCNN"
-    assert system_name("GeneralizedRCNN", "Res5ROIHeads") == "MaskRCNNC4"
-    assert system_name("GeneralizedRCNN", "CascadeROIHeads") == "CascadeRCNN"
-    assert system_name("MaskRCNN", "") == "MaskRCNN"
-    assert system_name("RetinaNet", "Res5ROIHeads") == "RetinaNet"
+    def named(architecture: str, roi_heads: str) -> str:
+        keys = {"MODEL.META_ARCHITECTURE": architecture, "MODEL.ROI_HEADS.NAME": roi_heads}
+        return system_name(keys)
+
+    assert named("GeneralizedRCNN", "StandardROIHeads") == "MaskRCNN"
+    assert named("GeneralizedRCNN", "Res5ROIHeads") == "MaskRCNNC4"
+    assert named("GeneralizedRCNN", "CascadeROIHeads") == "CascadeRCNN"
+    assert named("MaskRCNN", "") == "MaskRCNN"
+    assert named("RetinaNet", "Res5ROIHeads") == "RetinaNet"
     with pytest.raises(ConfigError, match=r"META_ARCHITECTURE 'Yolo' is unknown; known: Gen"):
-        system_name("Yolo", "")
-    with pytest.raises(ConfigError, match=r"ROI_HEADS.NAME 'X' is unknown"):
-        system_name("GeneralizedRCNN", "X")
+        named("Yolo", "")
+    with pytest.raises(ConfigError, match=r"ROI_HEADS.NAME 'X' is unknown; known: StandardROI"):
+        named("GeneralizedRCNN", "X")
