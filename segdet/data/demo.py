@@ -14,6 +14,7 @@ from PIL import Image
 
 from segdet.data.demo_scene import STUFF, THINGS, Scene, SceneObject, draw_scene
 from segdet.data.rle import tight_box
+from segdet.data.segment_ids import write_segment_ids
 
 # Things first; a category's id is its place from 1, its semantic label its place from 0.
 CATEGORIES = [
@@ -87,8 +88,7 @@ class _SplitWriter:
         Image.fromarray(semantic).save(self._folder_of("semantic") / f"{stem}.png")
         Image.fromarray(stuff.astype(np.uint8)).save(self._folder_of("stuff") / f"{stem}.png")
         ids, segments = _panoptic(scene)
-        rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
-        Image.fromarray(rgb).save(self._folder_of("panoptic") / f"{stem}.png")
+        write_segment_ids(self._folder_of("panoptic") / f"{stem}.png", ids)
         self._panoptic.append(
             {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": segments}
         )

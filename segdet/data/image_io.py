@@ -49,7 +49,7 @@ def read_image(file_name: str | os.PathLike[str], format: str | None = None) -> 
     """
     if format is not None and format not in FORMATS:
         raise DataError(f"image format must be one of {', '.join(FORMATS)}, is {format!r}")
-    with _opened(file_name) as image:
+    with opened(file_name) as image:
         return _to_array(_to_8_bit(_upright(image)), format)
 
 
@@ -62,7 +62,7 @@ def read_labels(file_name: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DataError: the file is absent or broken, or has more than one channel.
     """
-    with _opened(file_name) as image:
+    with opened(file_name) as image:
         labels = np.array(image)
         if labels.ndim != 2 or labels.dtype.kind not in "ui":
             raise DataError(f"label maps have one integer channel, this is mode {image.mode}")
@@ -71,7 +71,7 @@ def read_labels(file_name: str | os.PathLike[str]) -> np.ndarray:
 
 def image_size_of(file_name: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) of a picture as `read_image` returns it, from its header alone."""
-    with _opened(file_name) as image:
+    with opened(file_name) as image:
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
 
@@ -127,7 +127,7 @@ def convert_image_to_rgb(image: np.ndarray, format: str) -> np.ndarray:
 
 
 @contextmanager
-def _opened(file_name: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def opened(file_name: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The open picture; whatever goes wrong with it becomes a DataError that names the file."""
     try:
         with Image.open(file_name) as image:
