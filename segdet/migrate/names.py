@@ -29,6 +29,9 @@ MOVED = {
     "fvcore.common.registry": "segdet.utils.registry",
 }
 
+# Names that the module of the same name has too, without a constructor that takes a config.
+ELSEWHERE = {("segdet.modeling.roi_heads", "StandardROIHeads"): "segdet.modeling"}
+
 
 def belongs(module: str) -> bool:
     """Whether a module is one that scripts import for detectron2's sake and is found here."""
@@ -55,11 +58,12 @@ def find(module: str, name: str) -> str | None:
         name: as "StandardROIHeads"; "*" means all.
 
     Returns:
-        The one in the same place if it has the name; else wherever it is public; else None.
+        Where `ELSEWHERE` says; else the one in the same place if it has the name; else wherever it
+        is public; else None.
     """
     here = our_module(module)
     if here is not None and (name == "*" or has(here, name)):
-        return here
+        return ELSEWHERE.get((here, name), here)
     return None if name == "*" else _public_names().get(name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,14 +30,7 @@ class AnchorGeneratorConfig:
 
     def build(self, strides: Sequence[int]) -> DefaultAnchorGenerator:
         """The generator for levels of these strides."""
-        angles = {"angles": self.angles} if self.name == "RotatedAnchorGenerator" else {}
-        return ANCHOR_GENERATORS[self.name](
-            sizes=self.sizes,
-            aspect_ratios=self.aspect_ratios,
-            strides=strides,
-            offset=self.offset,
-            **angles,
-        )
+        return ANCHOR_GENERATORS[self.name](self, strides)
 
 
 class DefaultAnchorGenerator(nn.Module):
@@ -163,11 +156,29 @@ class RotatedAnchorGenerator(DefaultAnchorGenerator):
         return torch.stack((x, y, zero, zero, zero), dim=-1)
 
 
-# MODEL.ANCHOR_GENERATOR.NAME -> class
-ANCHOR_GENERATORS: dict[str, type[DefaultAnchorGenerator]] = {
-    "DefaultAnchorGenerator": DefaultAnchorGenerator,
-    "RotatedAnchorGenerator": RotatedAnchorGenerator,
-}
+def _upright(section: AnchorGeneratorConfig, strides: Sequence[int]) -> DefaultAnchorGenerator:
+    return DefaultAnchorGenerator(
+        sizes=section.sizes,
+        aspect_ratios=section.aspect_ratios,
+        strides=strides,
+        offset=section.offset,
+    )
+
+
+def _rotated(section: AnchorGeneratorConfig, strides: Sequence[int]) -> RotatedAnchorGenerator:
+    return RotatedAnchorGenerator(
+        sizes=section.sizes,
+        aspect_ratios=section.aspect_ratios,
+        angles=section.angles,
+        strides=strides,
+        offset=section.offset,
+    )
+
+
+# MODEL.ANCHOR_GENERATOR.NAME -> what builds it, for levels of these strides
+ANCHOR_GENERATORS: dict[
+    str, Callable[[AnchorGeneratorConfig, Sequence[int]], DefaultAnchorGenerator]
+] = {"DefaultAnchorGenerator": _upright, "RotatedAnchorGenerator": _rotated}
 
 
 def flatten_cells(x: Tensor, size: int) -> Tensor:

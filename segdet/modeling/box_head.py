@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,15 +63,10 @@ class BoxHeadConfig:
 
     def build(self, in_channels: int) -> FastRCNNConvFCHead:
         """The head for pooled maps of `in_channels` channels."""
-        if self.name != "FastRCNNConvFCHead":
-            raise ConfigError(f"NAME {self.name!r} is unknown; known: FastRCNNConvFCHead")
-        return FastRCNNConvFCHead(
-            in_channels,
-            resolution=self.pooler_resolution,
-            conv_dims=[self.conv_dim] * self.num_conv,
-            fc_dims=[self.fc_dim] * self.num_fc,
-            norm=self.norm,
-        )
+        if self.name not in BOX_HEADS:
+            known = ", ".join(BOX_HEADS)
+            raise ConfigError(f"ROI_BOX_HEAD.NAME {self.name!r} is unknown; known: {known}")
+        return BOX_HEADS[self.name](self, in_channels)
 
     def build_predictor(
         self,
@@ -155,6 +150,22 @@ class FastRCNNConvFCHead(nn.Module):
         for fc in self.fcs:
             x = F.relu(fc(x))
         return x
+
+
+def _conv_fc_head(section: BoxHeadConfig, in_channels: int) -> FastRCNNConvFCHead:
+    return FastRCNNConvFCHead(
+        in_channels,
+        resolution=section.pooler_resolution,
+        conv_dims=[section.conv_dim] * section.num_conv,
+        fc_dims=[section.fc_dim] * section.num_fc,
+        norm=section.norm,
+    )
+
+
+# MODEL.ROI_BOX_HEAD.NAME -> what builds it, for pooled maps of so many channels
+BOX_HEADS: dict[str, Callable[[BoxHeadConfig, int], FastRCNNConvFCHead]] = {
+    "FastRCNNConvFCHead": _conv_fc_head
+}
 
 
 class FastRCNNOutputLayers(nn.Module):

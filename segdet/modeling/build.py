@@ -12,7 +12,6 @@ from segdet.errors import ConfigError
 from segdet.layers import ShapeSpec
 from segdet.modeling.backbones import Backbone, BackboneSections
 from segdet.modeling.meta_arch import SYSTEMS, system_name
-from segdet.modeling.registries import exchange_plugin_parts, without_plugin_parts
 from segdet.modeling.system import System
 
 _log = logging.getLogger(__name__)
@@ -28,10 +27,7 @@ def build_model(cfg: CfgNode) -> System:
         _log.warning("VIS_PERIOD is %d but has no effect yet", cfg.VIS_PERIOD)
     name = system_name({path: value for path, value, _ in cfg.leaves()})
     device = usable_device(cfg)
-    section = read_section(SYSTEMS[name], without_plugin_parts(cfg), at="MODEL")
-    model = section.build()
-    exchange_plugin_parts(model, section, cfg)
-    return model.to(device)
+    return read_section(SYSTEMS[name], cfg, at="MODEL").build().to(device)
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:

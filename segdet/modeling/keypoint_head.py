@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,14 +51,7 @@ class KeypointHeadConfig:
             in_channels: of the pooled features.
             nominal_regions: foreground regions that an image is meant to have in training.
         """
-        by_visible = self.normalize_loss_by_visible_keypoints
-        return KEYPOINT_HEADS[self.name](
-            in_channels,
-            self.num_keypoints,
-            conv_dims=self.conv_dims,
-            loss_weight=self.loss_weight,
-            loss_normalizer=None if by_visible else self.num_keypoints * nominal_regions,
-        )
+        return KEYPOINT_HEADS[self.name](self, in_channels, nominal_regions)
 
 
 class KRCNNConvDeconvUpsampleHead(nn.Module):
@@ -132,8 +125,23 @@ class KRCNNConvDeconvUpsampleHead(nn.Module):
         return Losses({"loss_keypoint": loss * self.loss_weight})
 
 
-# MODEL.ROI_KEYPOINT_HEAD.NAME -> class
-KEYPOINT_HEADS = {"KRCNNConvDeconvUpsampleHead": KRCNNConvDeconvUpsampleHead}
+def _conv_deconv_head(
+    section: KeypointHeadConfig, in_channels: int, nominal_regions: float
+) -> KRCNNConvDeconvUpsampleHead:
+    by_visible = section.normalize_loss_by_visible_keypoints
+    return KRCNNConvDeconvUpsampleHead(
+        in_channels,
+        section.num_keypoints,
+        conv_dims=section.conv_dims,
+        loss_weight=section.loss_weight,
+        loss_normalizer=None if by_visible else section.num_keypoints * nominal_regions,
+    )
+
+
+# MODEL.ROI_KEYPOINT_HEAD.NAME -> what builds it, as `KeypointHeadConfig.build` says
+KEYPOINT_HEADS: dict[
+    str, Callable[[KeypointHeadConfig, int, float], KRCNNConvDeconvUpsampleHead]
+] = {"KRCNNConvDeconvUpsampleHead": _conv_deconv_head}
 
 
 def keypoint_loss(

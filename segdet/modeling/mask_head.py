@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,10 +45,7 @@ class MaskHeadConfig:
 
     def build(self, in_channels: int, num_classes: int) -> MaskRCNNConvUpsampleHead:
         """The head for pooled maps of `in_channels` channels."""
-        masks = 1 if self.cls_agnostic_mask else num_classes
-        return MASK_HEADS[self.name](
-            in_channels, masks, conv_dim=self.conv_dim, num_conv=self.num_conv, norm=self.norm
-        )
+        return MASK_HEADS[self.name](self, in_channels, num_classes)
 
 
 class MaskRCNNConvUpsampleHead(nn.Module):
@@ -86,8 +83,22 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         return self.predictor(F.relu(self.deconv(x)))
 
 
-# MODEL.ROI_MASK_HEAD.NAME -> class
-MASK_HEADS = {"MaskRCNNConvUpsampleHead": MaskRCNNConvUpsampleHead}
+def _conv_upsample_head(
+    section: MaskHeadConfig, in_channels: int, num_classes: int
+) -> MaskRCNNConvUpsampleHead:
+    return MaskRCNNConvUpsampleHead(
+        in_channels,
+        1 if section.cls_agnostic_mask else num_classes,
+        conv_dim=section.conv_dim,
+        num_conv=section.num_conv,
+        norm=section.norm,
+    )
+
+
+# MODEL.ROI_MASK_HEAD.NAME -> what builds it, for pooled maps of so many channels and K classes
+MASK_HEADS: dict[str, Callable[[MaskHeadConfig, int, int], MaskRCNNConvUpsampleHead]] = {
+    "MaskRCNNConvUpsampleHead": _conv_upsample_head
+}
 
 
 def mask_loss(logits: Tensor, gt_masks: Tensor, gt_classes: Tensor) -> Losses:

@@ -1,4 +1,4 @@
-"""Where proposals come from: the settings that choose, and proposals computed beforehand."""
+"""Where proposals come from: the setting that chooses, and proposals computed beforehand."""
 
 from __future__ import annotations
 
@@ -7,27 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from segdet.errors import ConfigError
 from segdet.layers import Losses
-from segdet.modeling.box_kind import ROTATED, UPRIGHT
 from segdet.structures import ImageList, Proposals, Targets
-
-# MODEL.PROPOSAL_GENERATOR.NAME -> the kind of boxes that an RPN of that name proposes
-RPNS = {"RPN": UPRIGHT, "RRPN": ROTATED}  # RRPN: arXiv:1703.01086
-PRECOMPUTED = "PrecomputedProposals"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalGeneratorConfig:
-    """MODEL.PROPOSAL_GENERATOR."""
+    """MODEL.PROPOSAL_GENERATOR; the names are in `PROPOSAL_GENERATORS`."""
 
     name: str = "RPN"
     min_size: float = 0  # boxes with a side of at most this many pixels are dropped
-
-    def __post_init__(self) -> None:
-        known = (*RPNS, PRECOMPUTED)
-        if self.name not in known:
-            raise ConfigError(f"NAME {self.name!r} is unknown; known: {', '.join(known)}")
 
 
 class ImagesWithProposals(ImageList):

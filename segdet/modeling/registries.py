@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,28 +15,23 @@ from segdet.config.node import CfgNode
 from segdet.config.reader import tree_of
 from segdet.errors import ConfigError
 from segdet.layers import Losses, ShapeSpec
+from segdet.modeling.anchors import ANCHOR_GENERATORS, AnchorGeneratorConfig
 from segdet.modeling.backbones import BACKBONES, Backbone, BackboneSections
+from segdet.modeling.box_head import BOX_HEADS, BoxHeadConfig
+from segdet.modeling.keypoint_head import KEYPOINT_HEADS, KeypointHeadConfig
+from segdet.modeling.mask_head import MASK_HEADS, MaskHeadConfig
 from segdet.modeling.meta_arch import (
     META,
     OFFICIAL_NAMES,
     ROI_HEADS,
     SYSTEMS,
-    MaskRCNN,
     MaskRCNNConfig,
 )
-from segdet.modeling.roi_heads import StandardROIHeads
+from segdet.modeling.meta_arch.proposal_network import PROPOSAL_GENERATORS, ProposalNetworkConfig
+from segdet.modeling.rpn import RPN_HEADS, RPNConfig
 from segdet.modeling.system import SystemConfig
 from segdet.structures import Detections
 from segdet.utils.registry import Registry, TableRegistry
-
-
-def _backbone(name: str, build: Callable[..., Backbone]) -> Callable[..., Backbone]:
-    """`build(cfg, ShapeSpec of the images)`, as an entry of BACKBONES."""
-
-    def from_sections(sections: BackboneSections, input_channels: int) -> Backbone:
-        return build(tree_of(sections), ShapeSpec(channels=input_channels))
-
-    return from_sections
 
 
 def _system(name: str, build: Callable[[CfgNode], nn.Module]) -> type[SystemConfig]:
@@ -51,25 +46,83 @@ def _system(name: str, build: Callable[[CfgNode], nn.Module]) -> type[SystemConf
     return PluginConfig
 
 
+def _backbone(name: str, build: Callable[..., Backbone]) -> Callable[..., Backbone]:
+    """`build(cfg, ShapeSpec of the images)`."""
+
+    def entry(sections: BackboneSections, input_channels: int) -> Backbone:
+        return build(tree_of(sections), ShapeSpec(channels=input_channels))
+
+    return entry
+
+
+def _proposal_generator(name: str, build: Callable[..., Any]) -> Callable[..., Any]:
+    """`build(cfg, shapes of the backbone's maps)`, called as detectron2 calls it."""
+
+    def entry(section: ProposalNetworkConfig, backbone: Backbone) -> Any:
+        return _with(build(tree_of(section), backbone.output_shape()), _ProposalCalls)
+
+    return entry
+
+
+def _anchor_generator(name: str, build: Callable[..., Any]) -> Callable[..., Any]:
+    """`build(cfg, shapes of the levels)`."""
+
+    def entry(section: AnchorGeneratorConfig, strides: list[int]) -> Any:
+        return build(tree_of(section), [ShapeSpec(stride=stride) for stride in strides])
+
+    return entry
+
+
+def _rpn_head(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """`build(cfg, shapes of the levels)`."""
+
+    def entry(section: RPNConfig, in_channels: int, anchor_generator: Any) -> nn.Module:
+        strides = anchor_generator.strides
+        shapes = [ShapeSpec(channels=in_channels, stride=stride) for stride in strides]
+        return build(tree_of(section), shapes)
+
+    return entry
+
+
+def _box_head(name: str, build: Callable[..., Any]) -> Callable[..., Any]:
+    """`build(cfg, shape of the pooled maps)`; its `output_shape` sizes the predictor."""
+
+    def entry(section: BoxHeadConfig, in_channels: int) -> Any:
+        head = build(tree_of(section), _pooled(section, in_channels))
+        if not hasattr(head, "out_features"):
+            head.out_features = _size(head)
+        return head
+
+    return entry
+
+
+def _mask_head(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """`build(cfg, shape of the pooled maps)`; `layers(x)`, or else `forward(x)`, gives logits."""
+
+    def entry(section: MaskHeadConfig, in_channels: int, num_classes: int) -> nn.Module:
+        return _with_layers(build(tree_of(section), _pooled(section, in_channels)))
+
+    return entry
+
+
+def _keypoint_head(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """`build(cfg, shape of the pooled maps)`; `layers(x)`, or else `forward(x)`, gives logits."""
+
+    def entry(section: KeypointHeadConfig, in_channels: int, nominal_regions: float) -> nn.Module:
+        return _with_layers(build(tree_of(section), _pooled(section, in_channels)))
+
+    return entry
+
+
 def _roi_heads_system(name: str, build: Callable[..., Any]) -> str:
-    """Adds Mask R-CNN with these heads, `build(cfg, shapes of the features)`, to SYSTEMS."""
+    """Adds Mask R-CNN with these heads, `build(cfg, shapes of the backbone's maps)`, to SYSTEMS."""
 
     @dataclass(frozen=True, kw_only=True)
     class PluginConfig(MaskRCNNConfig):
-        def build(self) -> MaskRCNN:
-            if getattr(build, "__init__", None) is StandardROIHeads.__init__:
-                model = super().build()  # made as ours, and with other methods
-                model.roi_heads.__class__ = cast(Any, build)
-                return model
-            backbone = self.build_backbone()
+        def build_roi_heads(self, backbone: Backbone) -> Any:
             heads = build(tree_of(self), backbone.output_shape())
-            return MaskRCNN(
-                backbone,
-                proposal_generator=self.build_proposal_generator(backbone),
-                roi_heads=heads if hasattr(heads, "losses") else _with(heads, _ROIHeadsCalls),
-                pixel_mean=self.pixel_mean,
-                pixel_std=self.pixel_std,
-            )
+            is_ours = type(heads).forward.__module__.startswith("segdet.modeling.")
+            return heads if is_ours else _with(heads, _ROIHeadsCalls)
 
     system = f"MaskRCNN with {name}"
     PluginConfig.__name__ = f"{name}Config"
@@ -88,80 +141,34 @@ class _ROIHeadsRegistry(Registry):
         OFFICIAL_NAMES.append((row, _roi_heads_system(name, obj)))
 
 
-# Whole models, `cls(cfg)`, for MODEL.META_ARCHITECTURE.
+# What each of them takes is said above, beside its entry in our table.
 META_ARCH_REGISTRY = TableRegistry("META_ARCH", SYSTEMS, _system)
-# `build(cfg, input_shape)`, for MODEL.BACKBONE.NAME.
 BACKBONE_REGISTRY = TableRegistry("BACKBONE", BACKBONES, _backbone)
-# `cls(cfg, shapes of the backbone's maps)`, for MODEL.ROI_HEADS.NAME.
-ROI_HEADS_REGISTRY = _ROIHeadsRegistry("ROI_HEADS")
-PROPOSAL_GENERATOR_REGISTRY = Registry("PROPOSAL_GENERATOR")
-RPN_HEAD_REGISTRY = Registry("RPN_HEAD")
-ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")
-ROI_MASK_HEAD_REGISTRY = Registry("ROI_MASK_HEAD")
-
-# Parts that are exchanged in the built model: key, registry, and what the model is built with.
-_PARTS = (
-    ("PROPOSAL_GENERATOR", "NAME", PROPOSAL_GENERATOR_REGISTRY, {"NAME": "RPN"}),
-    ("RPN", "HEAD_NAME", RPN_HEAD_REGISTRY, {"HEAD_NAME": "StandardRPNHead"}),
-    (
-        "ROI_BOX_HEAD",
-        "NAME",
-        ROI_BOX_HEAD_REGISTRY,
-        {"NAME": "FastRCNNConvFCHead", "NUM_FC": 1, "FC_DIM": 1},
-    ),
-    ("ROI_MASK_HEAD", "NAME", ROI_MASK_HEAD_REGISTRY, {"NAME": "MaskRCNNConvUpsampleHead"}),
+PROPOSAL_GENERATOR_REGISTRY = TableRegistry(
+    "PROPOSAL_GENERATOR", PROPOSAL_GENERATORS, _proposal_generator
 )
+ANCHOR_GENERATOR_REGISTRY = TableRegistry("ANCHOR_GENERATOR", ANCHOR_GENERATORS, _anchor_generator)
+RPN_HEAD_REGISTRY = TableRegistry("RPN_HEAD", RPN_HEADS, _rpn_head)
+ROI_HEADS_REGISTRY = _ROIHeadsRegistry("ROI_HEADS")
+ROI_BOX_HEAD_REGISTRY = TableRegistry("ROI_BOX_HEAD", BOX_HEADS, _box_head)
+ROI_MASK_HEAD_REGISTRY = TableRegistry("ROI_MASK_HEAD", MASK_HEADS, _mask_head)
+ROI_KEYPOINT_HEAD_REGISTRY = TableRegistry("ROI_KEYPOINT_HEAD", KEYPOINT_HEADS, _keypoint_head)
 
 
-def without_plugin_parts(cfg: CfgNode) -> CfgNode:
-    """The config with our own parts where it names registered ones; itself where it names none."""
-    named = [part for part in _PARTS if cfg.MODEL[part[0]][part[1]] in part[2]]
-    if not named:
-        return cfg
-    cfg = cfg.clone()
-    cfg.defrost()
-    for section, _, _, own in named:
-        for key, value in own.items():
-            cfg.MODEL[section][key] = value
-    return cfg
+def _pooled(section: Any, in_channels: int) -> ShapeSpec:
+    side = section.pooler_resolution
+    return ShapeSpec(channels=in_channels, height=side, width=side)
 
 
-def exchange_plugin_parts(model: Any, section: Any, cfg: CfgNode) -> None:
-    """Put the registered parts that a config names in the place of our own, in the built model.
-
-    Args:
-        model: of `section`.
-        section: read from `without_plugin_parts(cfg)`.
-        cfg: the config as the user wrote it.
-    """
-    parts = cfg.MODEL
-    shapes = model.backbone.output_shape() if hasattr(model, "backbone") else {}
-    if (name := parts.PROPOSAL_GENERATOR.NAME) in PROPOSAL_GENERATOR_REGISTRY:
-        generator = PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, shapes)
-        model.proposal_generator = _with(generator, _ProposalCalls)
-    elif (name := parts.RPN.HEAD_NAME) in RPN_HEAD_REGISTRY:
-        levels = [shapes[level] for level in parts.RPN.IN_FEATURES]
-        model.proposal_generator.rpn_head = RPN_HEAD_REGISTRY.get(name)(cfg, levels)
-    if (name := parts.ROI_BOX_HEAD.NAME) in ROI_BOX_HEAD_REGISTRY:
-        head = ROI_BOX_HEAD_REGISTRY.get(name)(cfg, _pooled(shapes, cfg, "ROI_BOX_HEAD"))
-        model.roi_heads.box_head = head
-        size = _output_size(head)
-        model.roi_heads.box_predictor = section.build_box_predictor(size)
-    if parts.MASK_ON and (name := parts.ROI_MASK_HEAD.NAME) in ROI_MASK_HEAD_REGISTRY:
-        head = ROI_MASK_HEAD_REGISTRY.get(name)(cfg, _pooled(shapes, cfg, "ROI_MASK_HEAD"))
-        model.roi_heads.mask_head = _with(head, _MaskHeadCalls) if hasattr(head, "layers") else head
-
-
-def _pooled(shapes: dict[str, ShapeSpec], cfg: CfgNode, section: str) -> ShapeSpec:
-    side = cfg.MODEL[section].POOLER_RESOLUTION
-    channels = shapes[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
-    return ShapeSpec(channels=channels, height=side, width=side)
-
-
-def _output_size(head: Any) -> int:
+def _size(head: Any) -> int:
     shape: Any = head.output_shape  # a property, or as of backbones a method
     shape = shape() if callable(shape) else shape
     return shape.channels * (shape.height or 1) * (shape.width or 1)
+
+
+def _with_layers(head: Any) -> Any:
+    is_method = callable(getattr(type(head), "layers", None))  # a submodule of that name is none
+    return _with(head, _LayersCall) if is_method else head
 
 
 def _with(module: Any, calls: type) -> Any:
@@ -193,8 +200,8 @@ class _ProposalCalls:
         return self(images, features, None)[0]  # type: ignore[operator]
 
 
-class _MaskHeadCalls:
-    """Our call on a mask head whose `layers` give the logits."""
+class _LayersCall:
+    """Our call on a head whose `layers` give the logits."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.layers(pooled)  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ from segdet.modeling.mask_head import (
 from segdet.modeling.matching import Matcher
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.modeling.sampling import subsample_labels
-from segdet.structures import Boxes, Detections, Proposals, Targets
+from segdet.structures import Boxes, Detections, ImageList, Instances, Proposals, Targets
 
 # The logit of probability 1 - 1e-10: ground truth boxes join the proposals as certain objects.
 GT_OBJECTNESS_LOGIT = 23.025850929840455
@@ -148,6 +148,18 @@ def select_foreground(proposals: Sequence[Proposals], num_classes: int) -> list[
 
 class ROIHeads(nn.Module, ABC):
     """The second stage: proposals to losses or detections."""
+
+    def forward(
+        self,
+        images: ImageList | None,
+        features: dict[str, Tensor],
+        proposals: Sequence[Proposals],
+        targets: Sequence[Targets] | None = None,
+    ) -> tuple[Sequence[Instances], Losses]:
+        """detectron2's call: proposals and losses when training, else detections and no losses."""
+        if self.training:
+            return proposals, self.losses(features, proposals, targets or ())
+        return self.predict(features, proposals), Losses()
 
     @abstractmethod
     def losses(

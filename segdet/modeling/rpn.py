@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +43,9 @@ class RPNConfig:
     conv_dims: tuple[int, ...] = (-1,)
 
     def __post_init__(self) -> None:
-        if self.head_name != "StandardRPNHead":
-            raise ConfigError(f"HEAD_NAME {self.head_name!r} is unknown; known: StandardRPNHead")
+        if self.head_name not in RPN_HEADS:
+            known = ", ".join(RPN_HEADS)
+            raise ConfigError(f"HEAD_NAME {self.head_name!r} is unknown; known: {known}")
         check_box_loss(self.bbox_reg_loss_type)
 
     def build(
@@ -62,14 +63,8 @@ class RPNConfig:
                 "PROPOSAL_GENERATOR.NAME RRPN and ANCHOR_GENERATOR.NAME RotatedAnchorGenerator "
                 "need each other"
             )
-        head = StandardRPNHead(
-            in_channels,
-            anchor_generator.anchors_per_cell,
-            conv_dims=self.conv_dims,
-            box_dim=transform.box_dim,
-        )
         return RPN(
-            head,
+            RPN_HEADS[self.head_name](self, in_channels, anchor_generator),
             in_features=self.in_features,
             anchor_generator=anchor_generator,
             loss=self.build_loss(transform, kind),
@@ -151,6 +146,23 @@ class StandardRPNHead(nn.Module):
         return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
 
 
+def _standard_head(
+    section: RPNConfig, in_channels: int, anchor_generator: DefaultAnchorGenerator
+) -> StandardRPNHead:
+    return StandardRPNHead(
+        in_channels,
+        anchor_generator.anchors_per_cell,
+        conv_dims=section.conv_dims,
+        box_dim=anchor_generator.box_dim,
+    )
+
+
+# MODEL.RPN.HEAD_NAME -> what builds it, for maps of so many channels and these anchors
+RPN_HEADS: dict[str, Callable[[RPNConfig, int, DefaultAnchorGenerator], StandardRPNHead]] = {
+    "StandardRPNHead": _standard_head
+}
+
+
 class RPN(nn.Module):
     """Proposes boxes that hold any object.
 
@@ -177,6 +189,17 @@ class RPN(nn.Module):
         self.anchor_generator = anchor_generator
         self.loss = loss
         self.selector = selector
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt_instances: Sequence[Targets] | None = None,
+    ) -> tuple[list[Proposals], Losses]:
+        """detectron2's call: proposals, and when training the losses."""
+        if self.training:
+            return self.losses(images, features, gt_instances or ())
+        return self.predict(images, features), Losses()
 
     def losses(
         self, images: ImageList, features: dict[str, Tensor], targets: Sequence[Targets]

@@ -8,33 +8,43 @@ from segdet.config import CfgNode, configurable, get_cfg
 from segdet.errors import ConfigError
 from segdet.layers import Losses, ShapeSpec
 from segdet.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
     FPN,
     META_ARCH_REGISTRY,
     PROPOSAL_GENERATOR_REGISTRY,
     ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
     RPN_HEAD_REGISTRY,
     SYSTEMS,
     Backbone,
+    GeneralizedRCNN,
+    StandardROIHeads,
     build_backbone,
+    build_box_head,
     build_model,
+    build_proposal_generator,
+    build_roi_heads,
 )
-from segdet.modeling.backbones import BACKBONES, BackboneConfig, BackboneSections
+from segdet.modeling.backbones import BackboneConfig, BackboneSections
+from segdet.modeling.keypoint_head import KRCNNConvDeconvUpsampleHead
 from segdet.modeling.meta_arch import OFFICIAL_NAMES
-from segdet.modeling.roi_heads import StandardROIHeads
 from segdet.structures import BitMasks, Boxes, ImageList, Instances
+from segdet.utils.registry import TableRegistry
 
 REGISTRIES = (
-    *(BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_BOX_HEAD_REGISTRY),
-    *(ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY, RPN_HEAD_REGISTRY),
+    *(ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY, RPN_HEAD_REGISTRY),
+    *(PROPOSAL_GENERATOR_REGISTRY, ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY),
+    *(ROI_KEYPOINT_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY),
 )
 
 
 @pytest.fixture(autouse=True)
 def _tables_as_before():
-    tables = [BACKBONES, SYSTEMS, *(one._objects for one in REGISTRIES)]
+    tables = [SYSTEMS, *(one._objects for one in REGISTRIES)]
+    tables += [one._table for one in REGISTRIES if isinstance(one, TableRegistry)]
     before, rows = [dict(table) for table in tables], list(OFFICIAL_NAMES)
     yield
     OFFICIAL_NAMES[:] = rows
@@ -191,6 +201,66 @@ def test_roi_heads_that_change_a_method_of_ours(cfg):
     assert "loss_box_reg" in losses and len(found) > 0
 
 
+def test_roi_heads_that_add_a_part(cfg):
+    @ROI_HEADS_REGISTRY.register()
+    class WiderHeads(StandardROIHeads):
+        def __init__(self, cfg, input_shape):
+            super().__init__(cfg, input_shape)
+            self.extra = nn.Linear(input_shape["toy"].channels, 1)
+
+        def forward(self, images, features, proposals, targets=None):
+            found, losses = super().forward(images, features, proposals, targets)
+            if self.training:
+                losses["loss_extra"] = self.extra(features["toy"].mean((2, 3))).mean()
+            return found, losses
+
+    cfg.MODEL.ROI_HEADS.NAME = "WiderHeads"
+    model = build_model(cfg)
+    losses, found = train_and_predict(model)
+    assert {"loss_extra", "loss_cls"} <= set(losses) and len(found) > 0
+    assert model.roi_heads.extra.weight.grad is not None
+
+
+def test_roi_heads_with_a_method_that_is_never_called_are_refused(cfg):
+    @ROI_HEADS_REGISTRY.register()
+    class OldHeads(StandardROIHeads):
+        def _forward_mask(self, features, instances):
+            return {}
+
+    cfg.MODEL.ROI_HEADS.NAME = "OldHeads"
+    with pytest.raises(ConfigError, match=r"OldHeads\._forward_mask is never called"):
+        build_model(cfg)
+
+
+def test_a_whole_rcnn(cfg):
+    @META_ARCH_REGISTRY.register()
+    class MyRCNN(GeneralizedRCNN):
+        def forward(self, batched_inputs):
+            if not self.training:
+                return self.inference(batched_inputs)
+            return super().forward(batched_inputs)
+
+    cfg.MODEL.META_ARCHITECTURE = "MyRCNN"
+    model = build_model(cfg)
+    assert isinstance(model, MyRCNN) and model.input_format == "BGR"
+    losses, found = train_and_predict(model)
+    assert "loss_cls" in losses and len(found) > 0
+    assert not hasattr(model.inference(batch(), do_postprocess=False)[0], "keys")
+
+
+def test_the_steps_of_an_rcnn(cfg):
+    model = build_model(cfg).eval()
+    images = model.preprocess_image(batch())
+    features = model.backbone(images.tensor)
+    proposals, no_losses = model.proposal_generator(images, features)
+    found, _ = model.roi_heads(images, features, proposals)
+    assert not no_losses and len(found[0]) > 0
+    rpn = build_proposal_generator(cfg, model.backbone.output_shape())
+    assert rpn.state_dict().keys() == model.proposal_generator.state_dict().keys()
+    heads = build_roi_heads(cfg, model.backbone.output_shape())
+    assert heads.state_dict().keys() == model.roi_heads.state_dict().keys()
+
+
 def test_a_box_head(cfg):
     @ROI_BOX_HEAD_REGISTRY.register()
     class ToyBoxHead(nn.Module):
@@ -207,11 +277,18 @@ def test_a_box_head(cfg):
             return self.fc(x.flatten(1))
 
     cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "ToyBoxHead", 0
-    cfg.freeze()
     model = build_model(cfg)
     train_and_predict(model)
     assert model.roi_heads.box_predictor.cls_score.in_features == 12
     assert model.roi_heads.box_head.fc.weight.grad is not None
+    assert isinstance(build_box_head(cfg, ShapeSpec(channels=8)), ToyBoxHead)
+
+    cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    cfg.freeze()
+    cascade = build_model(cfg)
+    assert all(isinstance(head, ToyBoxHead) for head in cascade.roi_heads.box_head)
+    assert "loss_cls_stage2" in train_and_predict(cascade)[0]
 
 
 def test_a_mask_head(cfg):
@@ -247,6 +324,54 @@ def test_an_rpn_head(cfg):
     model = build_model(cfg)
     train_and_predict(model)
     assert model.proposal_generator.rpn_head.logits.weight.grad is not None
+
+
+def test_an_anchor_generator(cfg):
+    @ANCHOR_GENERATOR_REGISTRY.register()
+    class OneSquare(nn.Module):
+        box_dim, anchors_per_cell = 4, 1
+
+        def __init__(self, cfg, input_shape: list[ShapeSpec]):
+            super().__init__()
+            self.strides = [one.stride for one in input_shape]
+
+        def forward(self, features):
+            assert self.strides == [16]
+            cells = features[0].shape[-2:].numel()
+            return [torch.tensor([[0.0, 0, 32, 32]]).repeat(cells, 1)]
+
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "OneSquare"
+    losses, _ = train_and_predict(build_model(cfg))
+    assert "loss_rpn_loc" in losses
+
+
+def test_a_keypoint_head(cfg):
+    @ROI_KEYPOINT_HEAD_REGISTRY.register()
+    class ToyKeypointHead(KRCNNConvDeconvUpsampleHead):
+        def __init__(self, cfg, input_shape: ShapeSpec):
+            super().__init__(input_shape.channels, 2, conv_dims=[4])
+
+    cfg.MODEL.KEYPOINT_ON, cfg.MODEL.ROI_KEYPOINT_HEAD.NAME = True, "ToyKeypointHead"
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        assert model(batch())[0]["instances"].pred_keypoints.shape[1:] == (2, 3)
+
+
+def test_a_mask_head_with_a_submodule_called_layers_keeps_its_forward(cfg):
+    @ROI_MASK_HEAD_REGISTRY.register()
+    class Layered(nn.Module):
+        def __init__(self, cfg, input_shape: ShapeSpec):
+            super().__init__()
+            self.layers = nn.Conv2d(input_shape.channels, cfg.MODEL.ROI_HEADS.NUM_CLASSES, 1)
+
+        def forward(self, x):
+            return self.layers(x) + 100  # all masks are certain
+
+    cfg.MODEL.MASK_ON, cfg.MODEL.ROI_MASK_HEAD.NAME = True, "Layered"
+    model = build_model(cfg).eval()
+    pooled = torch.zeros(1, 8, 2, 2)
+    with torch.no_grad():
+        assert (model.roi_heads.mask_head(pooled) > 50).all()
 
 
 def test_a_proposal_generator(cfg):

@@ -19,8 +19,8 @@ from segdet.modeling.box_head import BoxHeadConfig, FastRCNNOutputLayers
 from segdet.modeling.box_kind import UPRIGHT, BoxKind
 from segdet.modeling.keypoint_head import KeypointHeadConfig
 from segdet.modeling.mask_head import MaskHeadConfig
-from segdet.modeling.meta_arch.proposal_network import ProposalNetworkConfig
-from segdet.modeling.proposals import PRECOMPUTED, PrecomputedProposals
+from segdet.modeling.meta_arch.proposal_network import PRECOMPUTED, ProposalNetworkConfig
+from segdet.modeling.proposals import PrecomputedProposals
 from segdet.modeling.roi_heads import ROIHeads, ROIHeadsConfig, StandardROIHeads
 from segdet.modeling.rpn import RPN
 from segdet.modeling.system import System

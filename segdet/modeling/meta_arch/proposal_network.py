@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from segdet.errors import ConfigError
@@ -10,12 +10,8 @@ from segdet.layers import Losses
 from segdet.modeling.anchors import AnchorGeneratorConfig
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
-from segdet.modeling.proposals import (
-    PRECOMPUTED,
-    RPNS,
-    PrecomputedProposals,
-    ProposalGeneratorConfig,
-)
+from segdet.modeling.box_kind import ROTATED, UPRIGHT, BoxKind
+from segdet.modeling.proposals import PrecomputedProposals, ProposalGeneratorConfig
 from segdet.modeling.rpn import RPN, RPNConfig
 from segdet.modeling.system import System, SystemConfig
 from segdet.structures import ImageList, Proposals, Targets
@@ -28,6 +24,12 @@ class ProposalNetworkConfig(SystemConfig):
     proposal_generator: ProposalGeneratorConfig = field(default_factory=ProposalGeneratorConfig)
     anchor_generator: AnchorGeneratorConfig = field(default_factory=AnchorGeneratorConfig)
     rpn: RPNConfig = field(default_factory=RPNConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (name := self.proposal_generator.name) not in PROPOSAL_GENERATORS:
+            known = ", ".join(PROPOSAL_GENERATORS)
+            raise ConfigError(f"PROPOSAL_GENERATOR.NAME {name!r} is unknown; known: {known}")
 
     def build(self) -> System:
         """The model with random weights."""
@@ -46,15 +48,28 @@ class ProposalNetworkConfig(SystemConfig):
 
     def build_proposal_generator(self, backbone: Backbone) -> RPN | PrecomputedProposals:
         """What PROPOSAL_GENERATOR.NAME names, on the backbone's maps."""
-        if self.proposal_generator.name == PRECOMPUTED:
-            return PrecomputedProposals()
+        return PROPOSAL_GENERATORS[self.proposal_generator.name](self, backbone)
+
+    def build_rpn(self, backbone: Backbone, kind: BoxKind = UPRIGHT) -> RPN:
+        """A region proposal network for a kind of boxes, on the backbone's maps."""
         strides, channels = pyramid(backbone, self.rpn.in_features, "RPN.IN_FEATURES")
         return self.rpn.build(
             channels,
             self.anchor_generator.build(strides),
             min_size=self.proposal_generator.min_size,
-            kind=RPNS[self.proposal_generator.name],
+            kind=kind,
         )
+
+
+PRECOMPUTED = "PrecomputedProposals"
+# MODEL.PROPOSAL_GENERATOR.NAME -> what builds it
+PROPOSAL_GENERATORS: dict[
+    str, Callable[[ProposalNetworkConfig, Backbone], RPN | PrecomputedProposals]
+] = {
+    "RPN": lambda section, backbone: section.build_rpn(backbone),
+    "RRPN": lambda section, backbone: section.build_rpn(backbone, ROTATED),  # arXiv:1703.01086
+    PRECOMPUTED: lambda section, backbone: PrecomputedProposals(),
+}
 
 
 class ProposalNetwork(System):
