@@ -11,6 +11,7 @@ from segdet.evaluation.evaluator import (
 )
 from segdet.evaluation.lvis import LVISEvaluator
 from segdet.evaluation.pascal_voc import PascalVOCDetectionEvaluator
+from segdet.evaluation.rotated_coco import RotatedCOCOEvaluator
 from segdet.evaluation.testing import print_csv_format, verify_results
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DatasetEvaluators",
     "LVISEvaluator",
     "PascalVOCDetectionEvaluator",
+    "RotatedCOCOEvaluator",
     "evaluate_results",
     "inference_context",
     "inference_on_dataset",

@@ -26,6 +26,7 @@ from segdet.evaluation.box_proposals import (
 from segdet.evaluation.coco_metrics import (
     MAX_DETECTIONS,
     OKS_SIGMAS,
+    Curves,
     check_sigmas,
     coco_metrics,
 )
@@ -33,7 +34,7 @@ from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground
 from segdet.evaluation.coco_report import REPORTED, TASKS, checked_tasks, report
 from segdet.evaluation.evaluator import DatasetEvaluator
 from segdet.evaluation.rle import encode_masks
-from segdet.structures import Instances
+from segdet.structures import Boxes, BoxMode, Instances, RotatedBoxes
 from segdet.utils import comm
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class _Found:
     """The N objects found in one image."""
 
     image_id: Hashable
-    boxes: np.ndarray  # (N, 4) XYWH
+    boxes: np.ndarray  # (N, 4) XYWH, or (N, 5) XYWHA
     scores: np.ndarray  # (N,)
     classes: np.ndarray  # (N,) int64, contiguous
     masks: list[dict] | None  # N RLEs
@@ -59,6 +60,8 @@ class COCOEvaluator(DatasetEvaluator):
 
     results_file = "coco_instances_results.json"
     max_dets_default = MAX_DETECTIONS
+    known_tasks = TASKS
+    rotated = False  # whether boxes have angles
 
     def __init__(
         self,
@@ -93,12 +96,13 @@ class COCOEvaluator(DatasetEvaluator):
             ConfigError: unknown tasks, or sigmas that are not as many as the keypoints.
             DataError: a broken ground truth.
         """
-        self._tasks = None if tasks is None or isinstance(tasks, Mapping) else checked_tasks(tasks)
+        tasks = None if isinstance(tasks, Mapping) else tasks
+        self._tasks = None if tasks is None else checked_tasks(tasks, self.known_tasks)
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._max_detections = max_dets_per_image or self.max_dets_default
         self._sigmas = tuple(kpt_oks_sigmas) or OKS_SIGMAS
-        self._backend = None if use_fast_impl else "pycocotools"
+        self._backend: str | Curves | None = None if use_fast_impl else "pycocotools"
         self._metadata = MetadataCatalog.get(dataset_name)
         self._found: list[_Found] = []
         self._proposals: list[ImageProposals] = []
@@ -115,11 +119,12 @@ class COCOEvaluator(DatasetEvaluator):
     def _read_ground_truth(self, dataset_name: str, allow_cached: bool) -> GroundTruth:
         json_file = self._metadata.get("json_file")
         if json_file is not None:
-            return read_ground_truth(json_file, str(self._metadata.get("image_root", "")))
+            root = str(self._metadata.get("image_root", ""))
+            return read_ground_truth(json_file, root, rotated=self.rotated)
         with tempfile.TemporaryDirectory() as temporary:
             file = (self._output_dir or Path(temporary)) / f"{dataset_name}_coco_format.json"
             convert_to_coco_json(dataset_name, file, allow_cached=allow_cached)
-            return read_ground_truth(file)
+            return read_ground_truth(file, rotated=self.rotated)
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -141,7 +146,8 @@ class COCOEvaluator(DatasetEvaluator):
                     "evaluation needs; give each record of the data set one"
                 )
             if "instances" in output:
-                self._found.append(_compact(image["image_id"], output["instances"]))
+                found = _compact(image["image_id"], output["instances"], self.rotated)
+                self._found.append(found)
             if "proposals" in output:
                 self._proposals.append(compact_proposals(image["image_id"], output["proposals"]))
 
@@ -201,7 +207,7 @@ class COCOEvaluator(DatasetEvaluator):
         if has["keypoints"] and truth.keypoints.shape[1] == 0:
             logger.warning("%s has no keypoints: those predicted are not evaluated", truth.source)
             has["keypoints"] = False
-        return [task for task in TASKS if has.get(task, True)]
+        return [task for task in self.known_tasks if has.get(task, True)]
 
     def _evaluate_task(
         self, task: str, truth: GroundTruth, predictions: Predictions
@@ -234,10 +240,9 @@ class COCOEvaluator(DatasetEvaluator):
             ) from None
 
 
-def _compact(image_id: Hashable, instances: Instances) -> _Found:
+def _compact(image_id: Hashable, instances: Instances, rotated: bool) -> _Found:
     found = instances.to("cpu")
-    boxes = found.pred_boxes.tensor.detach().double().numpy().copy()
-    boxes[:, 2:] -= boxes[:, :2]
+    boxes = _boxes(image_id, found.pred_boxes, rotated)
     scores = found.scores.detach().double().numpy()
     keypoints = None
     if found.has("pred_keypoints"):
@@ -254,6 +259,17 @@ def _compact(image_id: Hashable, instances: Instances) -> _Found:
         masks=encode_masks(found.pred_masks) if found.has("pred_masks") else None,
         keypoints=keypoints,
     )
+
+
+def _boxes(image_id: Hashable, boxes: Boxes, rotated: bool) -> np.ndarray:
+    """(N, 4) XYWH, or (N, 5) XYWHA."""
+    numbers = boxes.tensor.detach().double()
+    if not isinstance(boxes, RotatedBoxes):
+        mode = BoxMode.XYWHA_ABS if rotated else BoxMode.XYWH_ABS
+        return BoxMode.convert(numbers, BoxMode.XYXY_ABS, mode).numpy()
+    if not rotated:
+        raise DataError(f"image {image_id}: the boxes are rotated; use RotatedCOCOEvaluator")
+    return numbers.numpy()
 
 
 def _join(found: list[_Found], truth: GroundTruth, category_of_class: list[int]) -> Predictions:
@@ -279,7 +295,7 @@ def _join(found: list[_Found], truth: GroundTruth, category_of_class: list[int])
         image=np.repeat(np.array(images, np.int64), [len(one.scores) for one in found]),
         category=np.array(category_of_class, np.int64)[classes],
         scores=np.concatenate([np.zeros(0), *(one.scores for one in found)]),
-        boxes=np.concatenate([np.zeros((0, 4)), *(one.boxes for one in found)]),
+        boxes=np.concatenate([truth.boxes[:0], *(one.boxes for one in found)]),
         masks=masks,
         keypoints=keypoints,
     )

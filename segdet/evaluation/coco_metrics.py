@@ -8,6 +8,7 @@ pycocotools takes for "not matched" (two perfect detections of ids 0 and 1: AP 0
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ OKS_SIGMAS = (
 
 
 Truth = TypeVar("Truth", bound=GroundTruth)
+Overlap = Callable[[list[list[float]], list[list[float]]], np.ndarray]  # D, G boxes to (D, G)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def coco_metrics(
     *,
     max_detections: int = MAX_DETECTIONS,
     sigmas: Sequence[float] = OKS_SIGMAS,
-    backend: str | None = None,
+    backend: str | Curves | None = None,
 ) -> COCOMetrics:
     """Average precision and recall as COCO defines them.
 
@@ -67,7 +69,8 @@ def coco_metrics(
         max_detections: the best per image and category that count ("AR100" is at this number);
             of keypoints always 20.
         sigmas: of keypoints, one a point.
-        backend: a key of `BACKENDS`; None takes hotcoco, or pycocotools where it is missing.
+        backend: a key of `BACKENDS`, or a function like those; None takes hotcoco, or pycocotools
+            where it is missing.
 
     Returns:
         The numbers and each category's AP.
@@ -87,9 +90,8 @@ def coco_metrics(
     if kind == "keypoints":
         _check_points(ground_truth, predictions, sigmas)
         limits = [MAX_POSES]
-    precision, recall = BACKENDS[backend or default_backend()](
-        ground_truth, predictions, kind, limits, sigmas
-    )
+    curves = backend if callable(backend) else BACKENDS[backend or default_backend()]
+    precision, recall = curves(ground_truth, predictions, kind, limits, sigmas)
     return COCOMetrics(
         stats=_summarize(precision, recall)
         if kind != "keypoints"
@@ -243,13 +245,16 @@ def hotcoco_datasets(
     return coco_gt, coco_dt
 
 
-def _pycocotools(
+def pycocotools_curves(
     truth: GroundTruth,
     found: Predictions,
     kind: str,
     max_detections: list[int],
     sigmas: Sequence[float],
+    *,
+    overlap: Overlap | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall as `BACKENDS` give them; `overlap` stands in for the IoU of boxes."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -264,12 +269,23 @@ def _pycocotools(
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco_gt, coco_dt = map(coco_of, datasets)
         evaluation: Any = COCOeval(coco_gt, coco_dt, kind)  # pyright: ignore[reportArgumentType]
+        if overlap is not None:
+            evaluation.computeIoU = functools.partial(_overlaps, evaluation, overlap)
         evaluation.params.maxDets = max_detections
         if poses:
             evaluation.params.kpt_oks_sigmas = np.array(sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"], evaluation.eval["recall"]
+
+
+def _overlaps(evaluation: Any, overlap: Overlap, image: int, category: int) -> np.ndarray | list:
+    """(D, G) of an image's objects of a category, the best D detections first."""
+    truth, found = evaluation._gts[image, category], evaluation._dts[image, category]
+    if not truth and not found:
+        return []
+    best = sorted(found, key=lambda row: -row["score"])[: evaluation.params.maxDets[-1]]
+    return overlap([row["bbox"] for row in best], [row["bbox"] for row in truth])
 
 
 def _datasets(truth: GroundTruth, found: Predictions, kind: str) -> tuple[dict, dict]:
@@ -355,4 +371,4 @@ Curves = Callable[
 ]
 
 # Each gives precision (T, 101, K, areas, M) and recall (T, K, areas, M), -1 where undefined.
-BACKENDS: dict[str, Curves] = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}
+BACKENDS: dict[str, Curves] = {"hotcoco": _hotcoco, "pycocotools": pycocotools_curves}

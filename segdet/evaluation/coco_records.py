@@ -19,6 +19,7 @@ import pycocotools.mask as mask_api
 from segdet.data.readers.coco_json import CocoFile, read_coco_json
 from segdet.errors import DataError
 from segdet.evaluation.rle import compress
+from segdet.structures import BoxMode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class GroundTruth:
     category_names: list[str]
     image: np.ndarray  # (N,) int64 index into image_ids
     category: np.ndarray  # (N,) int64 index into category_ids
-    boxes: np.ndarray  # (N, 4) float64 XYWH
+    boxes: np.ndarray  # (N, 4) float64 XYWH; of rotated boxes (N, 5) XYWHA
     areas: np.ndarray  # (N,) float64, the file's "area": decides small, medium, large
     crowd: np.ndarray  # (N,) bool, regions that may hold any number of objects
     masks: list  # N polygon lists or compressed RLE dicts; None where only a box is known
@@ -61,7 +62,7 @@ class Predictions:
     image: np.ndarray  # (N,) int64 index into GroundTruth.image_ids
     category: np.ndarray  # (N,) int64 index into GroundTruth.category_ids
     scores: np.ndarray  # (N,) float64
-    boxes: np.ndarray | None = None  # (N, 4) float64 XYWH
+    boxes: np.ndarray | None = None  # (N, 4) or (N, 5) float64, as GroundTruth's
     masks: list[dict] | None = None  # N compressed RLE dicts of the image's size
     keypoints: np.ndarray | None = None  # (N, P, 3) float64 x, y of pixels, score
 
@@ -69,29 +70,33 @@ class Predictions:
         return len(self.scores)
 
 
-def read_ground_truth(json_file: str | os.PathLike[str], image_root: str = "") -> GroundTruth:
+def read_ground_truth(
+    json_file: str | os.PathLike[str], image_root: str = "", *, rotated: bool = False
+) -> GroundTruth:
     """Read a COCO instances json by the same rules as training does (docs/data.md).
 
     Args:
         json_file: the annotations.
         image_root: the images' folder; needed only where the file lacks image sizes.
+        rotated: whether boxes become XYWHA; upright ones get the angle 0.
 
     Returns:
         The annotations that reader keeps. An absent "area" is counted from the mask or the box.
 
     Raises:
-        DataError: the file or a record in it is broken.
+        DataError: the file or a record in it is broken, or a box is rotated and should not be.
     """
     file = read_coco_json(json_file, image_root, extra_annotation_keys=("id", "area"))
-    return GroundTruth(**columns_of(file, str(json_file)))
+    return GroundTruth(**columns_of(file, str(json_file), rotated=rotated))
 
 
-def columns_of(file: CocoFile, source: str) -> dict[str, Any]:
+def columns_of(file: CocoFile, source: str, *, rotated: bool = False) -> dict[str, Any]:
     """The fields of `GroundTruth`.
 
     Args:
         file: read with the extra annotation keys "id" and "area".
         source: its name, for messages.
+        rotated: see `read_ground_truth`.
     """
     categories = file.metadata["thing_dataset_id_to_contiguous_id"]
     sizes = [(record["height"], record["width"]) for record in file.records]
@@ -111,12 +116,27 @@ def columns_of(file: CocoFile, source: str) -> dict[str, Any]:
         "category_names": list(file.metadata["thing_classes"]),
         "image": np.array([i for i, _ in rows], dtype=np.int64),
         "category": np.array([a["category_id"] for _, a in rows], dtype=np.int64),
-        "boxes": np.array([a["bbox"] for _, a in rows], dtype=np.float64).reshape(-1, 4),
+        "boxes": _boxes([a for _, a in rows], source, rotated),
         "areas": np.array(areas, dtype=np.float64),
         "crowd": np.array([a["iscrowd"] for _, a in rows], dtype=bool),
         "masks": masks,
         "keypoints": _keypoints([a for _, a in rows], source),
     }
+
+
+def _boxes(annotations: list[dict[str, Any]], file: str, rotated: bool) -> np.ndarray:
+    """(N, 4) XYWH, or (N, 5) XYWHA."""
+    if rotated:
+        mode = BoxMode.XYWHA_ABS
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], mode) for a in annotations]
+        return np.array(boxes, dtype=np.float64).reshape(-1, 5)
+    for a in annotations:
+        if a["bbox_mode"] == BoxMode.XYWHA_ABS:
+            raise DataError(
+                f"{file}: annotation {a.get('id', 'without id')} has a rotated box; evaluate with "
+                "RotatedCOCOEvaluator"
+            )
+    return np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
 
 
 def _keypoints(annotations: list[dict[str, Any]], file: str) -> np.ndarray:

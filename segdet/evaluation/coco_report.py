@@ -17,15 +17,15 @@ _OF_BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 REPORTED = {"bbox": _OF_BOXES, "segm": _OF_BOXES, "keypoints": ("AP", "AP50", "AP75", "APm", "APl")}
 
 
-def checked_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+def checked_tasks(tasks: Sequence[str], known: Sequence[str] = TASKS) -> tuple[str, ...]:
     """Refuse tasks that are not evaluated here.
 
     Raises:
         ConfigError: an unknown task.
     """
     tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    if unknown := [task for task in tasks if task not in TASKS]:
-        raise ConfigError(f"COCO evaluation knows the tasks {', '.join(TASKS)}; got {unknown}")
+    if unknown := [task for task in tasks if task not in known]:
+        raise ConfigError(f"this evaluation knows the tasks {', '.join(known)}; got {unknown}")
     return tasks
 
 

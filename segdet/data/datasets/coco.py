@@ -113,9 +113,8 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
 
 def _to_coco_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
     mode = box_mode_of(annotation)
-    if mode == BoxMode.XYWHA_ABS:
-        raise DataError("rotated boxes cannot be written to a COCO json")
-    box = BoxMode.convert([float(v) for v in annotation["bbox"]], mode, BoxMode.XYWH_ABS)
+    written = mode if mode == BoxMode.XYWHA_ABS else BoxMode.XYWH_ABS
+    box = BoxMode.convert([float(v) for v in annotation["bbox"]], mode, written)
     row: dict[str, Any] = {"bbox": box, "iscrowd": int(annotation.get("iscrowd", 0))}
     row["area"] = box[2] * box[3]
     segmentation = annotation.get("segmentation")

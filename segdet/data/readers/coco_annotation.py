@@ -45,9 +45,10 @@ def read_annotation(
         remarks: gets a sentence for each thing put right, so that it can be counted.
 
     Returns:
-        `iscrowd`, `bbox` (XYWH as in the file, or derived from the mask), `bbox_mode`,
-        `category_id` (contiguous), and where the file has them `segmentation` (polygons, or a
-        checked RLE) and `keypoints` (x and y moved to the pixel's centre, +0.5).
+        `iscrowd`, `bbox` (XYWH as in the file, or derived from the mask; XYWHA where the file has
+        five numbers), `bbox_mode`, `category_id` (contiguous), and where the file has them
+        `segmentation` (polygons, or a checked RLE) and `keypoints` (x and y moved to the pixel's
+        centre, +0.5).
 
     Raises:
         Drop: nothing of it can be seen in the image.
@@ -73,7 +74,8 @@ def read_annotation(
     else:
         result["bbox"] = row["bbox"]
     _check_box(result["bbox"], image)
-    result["bbox_mode"] = BoxMode.XYWH_ABS
+    rotated = len(result["bbox"]) == 5
+    result["bbox_mode"] = BoxMode.XYWHA_ABS if rotated else BoxMode.XYWH_ABS
     if extent is not None:
         if extent[0] >= image["width"] or extent[1] >= image["height"] or min(extent[2:]) <= 0:
             raise Drop("mask outside the image, annotation dropped")
@@ -84,12 +86,16 @@ def read_annotation(
 
 
 def _check_box(box: Any, image: dict[str, Any]) -> None:
-    if not isinstance(box, list) or len(box) != 4:
-        raise DataError(f"bbox must be four numbers [x, y, width, height], is {box!r}")
+    if not isinstance(box, list) or len(box) not in (4, 5):
+        raise DataError(
+            "bbox must be four numbers [x, y, width, height], or five of a rotated box "
+            f"[centre x, centre y, width, height, degrees], is {box!r}"
+        )
     _check_numbers(box, "bbox")
-    x, y, w, h = box
-    if w <= 0 or h <= 0:
+    if box[2] <= 0 or box[3] <= 0:
         raise Drop("box without area, annotation dropped")
+    around = BoxMode.convert(box, BoxMode.XYWHA_ABS, BoxMode.XYWH_ABS) if len(box) == 5 else box
+    x, y, w, h = around
     if x >= image["width"] or y >= image["height"] or x + w <= 0 or y + h <= 0:
         raise Drop("box outside the image, annotation dropped")
 

@@ -97,13 +97,16 @@ def test_round_trip_keeps_ids_and_objects(coco_folder: CocoFolder, tmp_path: Pat
     assert row == coco_folder.tree["annotations"][0]
 
 
-def test_rotated_boxes_are_refused(tmp_path: Path):
+def test_rotated_boxes_keep_their_angle(tmp_path: Path):
     one = {"bbox": [1, 2, 3, 4, 5], "bbox_mode": BoxMode.XYWHA_ABS, "category_id": 0}
     record = {"file_name": "a", "height": 9, "width": 9, "annotations": [one]}
     DatasetCatalog.register("rotated", lambda: [record])
     MetadataCatalog.get("rotated").thing_classes = ["a"]
-    with pytest.raises(DataError, match="rotated boxes"):
-        convert_to_coco_json("rotated", tmp_path / "a.json")
+    convert_to_coco_json("rotated", tmp_path / "a.json")
+    (row,) = json.loads((tmp_path / "a.json").read_text())["annotations"]
+    assert row["bbox"] == [1, 2, 3, 4, 5] and row["area"] == 12
+    (again,) = load_coco_json(tmp_path / "a.json", "")
+    assert again["annotations"] == [{**one, "iscrowd": 0}]
 
 
 def test_an_object_without_a_box_mode_is_named():
