@@ -42,16 +42,6 @@ COMMON: dict[str, Any] = {
 # takes its keys out of here and into its section.
 NOT_BUILT_YET: dict[str, Any] = {
     "MODEL": {
-        "SEM_SEG_HEAD": {
-            "NAME": "SemSegFPNHead",
-            "IN_FEATURES": ["p2", "p3", "p4", "p5"],
-            "IGNORE_VALUE": 255,
-            "NUM_CLASSES": 54,
-            "CONVS_DIM": 128,
-            "COMMON_STRIDE": 4,
-            "NORM": "GN",
-            "LOSS_WEIGHT": 1.0,
-        },
         "PANOPTIC_FPN": {
             "INSTANCE_LOSS_WEIGHT": 1.0,
             "COMBINE": {
@@ -82,6 +72,7 @@ LISTS = {
     "MODEL.RETINANET.IN_FEATURES",
     "MODEL.RETINANET.IOU_THRESHOLDS",
     "MODEL.RETINANET.IOU_LABELS",
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES",
     "MODEL.RESNETS.OUT_FEATURES",
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
     "INPUT.CROP.SIZE",

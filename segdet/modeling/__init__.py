@@ -14,9 +14,10 @@ from segdet.modeling.from_config import (
     build_mask_head,
     build_proposal_generator,
     build_roi_heads,
+    build_sem_seg_head,
 )
-from segdet.modeling.meta_arch import SYSTEMS, ProposalNetwork, RetinaNet
-from segdet.modeling.postprocessing import detector_postprocess
+from segdet.modeling.meta_arch import SYSTEMS, ProposalNetwork, RetinaNet, SemanticSegmentor
+from segdet.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from segdet.modeling.registries import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -28,6 +29,7 @@ from segdet.modeling.registries import (
     ROI_MASK_HEAD_REGISTRY,
     RPN_HEAD_REGISTRY,
 )
+from segdet.modeling.sem_seg_head import SEM_SEG_HEADS
 from segdet.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "ROI_KEYPOINT_HEAD_REGISTRY",
     "ROI_MASK_HEAD_REGISTRY",
     "RPN_HEAD_REGISTRY",
+    "SEM_SEG_HEADS",
     "SYSTEMS",
     "Backbone",
     "CascadeROIHeads",
@@ -51,6 +54,7 @@ __all__ = [
     "Res5ROIHeads",
     "ResNet",
     "RetinaNet",
+    "SemanticSegmentor",
     "ShapeSpec",
     "StandardROIHeads",
     "build_anchor_generator",
@@ -61,5 +65,7 @@ __all__ = [
     "build_model",
     "build_proposal_generator",
     "build_roi_heads",
+    "build_sem_seg_head",
     "detector_postprocess",
+    "sem_seg_postprocess",
 ]

@@ -29,6 +29,7 @@ from segdet.modeling.meta_arch import (
     mask_rcnn_c4,
     system_name,
 )
+from segdet.modeling.sem_seg_head import SemSegHead, SemSegHeadConfig
 
 Shapes = dict[str, ShapeSpec]
 
@@ -83,6 +84,11 @@ def build_keypoint_head(cfg: CfgNode, input_shape: ShapeSpec) -> Any:
     section = read_section(KeypointHeadConfig, cfg, at="MODEL.ROI_KEYPOINT_HEAD")
     heads = read_section(roi_heads.ROIHeadsConfig, cfg, at="MODEL.ROI_HEADS")
     return section.build(_channels(input_shape), heads.nominal_foreground)
+
+
+def build_sem_seg_head(cfg: CfgNode, input_shape: Shapes) -> SemSegHead:
+    """What MODEL.SEM_SEG_HEAD.NAME names, on maps of these shapes."""
+    return read_section(SemSegHeadConfig, cfg, at="MODEL.SEM_SEG_HEAD").build(input_shape)
 
 
 def _channels(shape: ShapeSpec) -> int:

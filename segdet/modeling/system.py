@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone, BackboneSections
-from segdet.modeling.postprocessing import detector_postprocess
-from segdet.structures import ImageList, Instances, Targets
+from segdet.modeling.postprocessing import detector_postprocess, requested_size
+from segdet.modeling.sem_seg_head import SemSegHead
+from segdet.structures import ImageList, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,24 +63,26 @@ class System(nn.Module, ABC):
         return self.pixel_mean.device
 
     @abstractmethod
-    def losses(self, images: ImageList, targets: list[Targets]) -> Losses:
-        """The training losses; needs targets, not `.training`."""
+    def losses(self, images: ImageList, targets: Any) -> Losses:
+        """The training losses; needs targets, as `read_targets` gives them, not `.training`."""
 
     @abstractmethod
-    def predict(self, images: ImageList) -> Sequence[Instances]:
-        """Per image, detections (or proposals) in network input pixels."""
+    def predict(self, images: ImageList) -> Sequence[Any]:
+        """Per image, what was found, in network input pixels; `postprocess` takes it."""
 
     def forward(self, batched_inputs: list[dict]) -> Losses | list[dict]:
         """Losses when training, results otherwise.
 
         Args:
             batched_inputs: per image, `image` (C, H, W) in the config's channel order; for losses
-                `instances` (Targets in the image's pixels); for results optionally `height` and
-                `width`, the size that results are scaled to (the image's own by default).
+                `instances` (Targets in the image's pixels) or `sem_seg` (H, W) int64 labels, as
+                the system needs; for results optionally `height` and `width`, the size that
+                results are scaled to (the image's own by default).
 
         Returns:
             In training a dict of named scalars, with `.metrics` beside; otherwise a list of
-            {"instances": Detections}, or of {"proposals": Proposals}.
+            dicts with `instances` (Detections), `proposals` (Proposals), `sem_seg` or
+            `panoptic_seg`.
         """
         images = self.preprocess_image(batched_inputs)
         if self.training:
@@ -91,32 +95,50 @@ class System(nn.Module, ABC):
             (x["image"].to(self.device, self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
             for x in batched_inputs
         ]
+        return self._pad(images)
+
+    def _pad(self, maps: list[Tensor], value: float = 0.0) -> ImageList:
+        """(..., H, W) each, at the right and the bottom, to one size that the backbone takes."""
         return ImageList.from_tensors(
-            images,
+            maps,
             self.backbone.size_divisibility,
+            pad_value=value,
             padding_constraints=self.backbone.padding_constraints,
         )
 
-    def read_targets(self, batched_inputs: list[dict]) -> list[Targets]:
-        """The ground truth of the batch, on the model's device."""
-        missing = [
-            x.get("image_id", i) for i, x in enumerate(batched_inputs) if "instances" not in x
-        ]
-        if missing:
-            raise ValueError(
-                f"training needs `instances`; the inputs of images {missing} have none"
-            )
+    def read_targets(self, batched_inputs: list[dict]) -> Any:
+        """The ground truth of the batch, on the model's device; here list[Targets]."""
+        return self.read_instances(batched_inputs)
+
+    def read_instances(self, batched_inputs: list[dict]) -> list[Targets]:
+        """The annotated objects of each image."""
+        _refuse_without("instances", batched_inputs)
         return [x["instances"].to(self.device) for x in batched_inputs]
 
-    def postprocess(
-        self, found: Sequence[Instances], batched_inputs: list[dict]
-    ) -> list[dict[str, Instances]]:
+    def read_sem_seg(self, batched_inputs: list[dict], head: SemSegHead) -> Tensor:
+        """The label maps (B, H, W) int64, padded as the images are, with `head.ignore_value`.
+
+        Raises:
+            ValueError: an image has none, or one that does not fit it or the head.
+        """
+        _refuse_without("sem_seg", batched_inputs)
+        for i, x in enumerate(batched_inputs):
+            try:
+                head.check_labels(x["sem_seg"], x["image"].shape[-2:])
+            except ValueError as error:
+                raise ValueError(f"image {x.get('image_id', i)}: {error}") from None
+        maps = [x["sem_seg"].to(self.device, torch.int64) for x in batched_inputs]
+        return self._pad(maps, head.ignore_value).tensor
+
+    def postprocess(self, found: Sequence[Any], batched_inputs: list[dict]) -> list[dict[str, Any]]:
         """Results at the size that each input asks for."""
         return [
-            {
-                self.result: detector_postprocess(
-                    d, x.get("height", d.image_size[0]), x.get("width", d.image_size[1])
-                )
-            }
+            {self.result: detector_postprocess(d, *requested_size(x, d.image_size))}
             for d, x in zip(found, batched_inputs, strict=True)
         ]
+
+
+def _refuse_without(key: str, batched_inputs: list[dict]) -> None:
+    missing = [x.get("image_id", i) for i, x in enumerate(batched_inputs) if key not in x]
+    if missing:
+        raise ValueError(f"training needs `{key}`; the inputs of images {missing} have none")

@@ -20,6 +20,7 @@ from segdet.modeling.meta_arch import system_name
 from segdet.modeling.meta_arch.cascade_rcnn import CascadeROIHeads
 from segdet.modeling.meta_arch.mask_rcnn_c4 import Res5ROIHeads
 from segdet.modeling.roi_heads import ROIHeads
+from segdet.modeling.sem_seg_head import SEM_SEG_HEADS
 from segdet.structures import Boxes, Detections, Keypoints, PolygonMasks, Targets
 
 
@@ -31,12 +32,13 @@ class Bars:
     loss: float  # relative
     mask_loss: float  # relative
     grad: float  # relative, of the norm
+    pixels: int  # of a label map, that differ
 
 
 BARS = {
-    torch.float32: Bars(2e-4, 1e-2, 1e-4, 1e-5, 1e-4, 5e-3),
+    torch.float32: Bars(2e-4, 1e-2, 1e-4, 1e-5, 1e-4, 5e-3, 5),
     # Samples are stored as float32, and the reference summed most of its losses in it.
-    torch.float64: Bars(1e-6, 1e-8, 1e-10, 2e-7, 2e-7, 1e-6),
+    torch.float64: Bars(1e-6, 1e-8, 1e-10, 2e-7, 2e-7, 1e-6, 0),
 }
 
 
@@ -46,8 +48,11 @@ def why_not_built(resolved: dict) -> str | None:
         system_name(resolved)
     except ConfigError as error:
         return str(error)
-    head = resolved["MODEL.ROI_MASK_HEAD.NAME"]
-    return None if head in MASK_HEADS else f"mask head {head}"
+    heads = {"MODEL.ROI_MASK_HEAD.NAME": MASK_HEADS, "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS}
+    unknown = [
+        f"{key} {resolved[key]}" for key, built in heads.items() if resolved[key] not in built
+    ]
+    return ", ".join(unknown) or None
 
 
 class Case:
@@ -86,8 +91,16 @@ class Case:
             if name.startswith(f"train/{i}/") and not name.endswith("image_rgb")
         }
         image = self.image(self.fixture.arrays[f"train/{i}/image_rgb"])
+        inputs = {"image": image}
+        if "sem_seg" in given:
+            inputs["sem_seg"] = given["sem_seg"].long()
+        if "boxes" in given:
+            inputs["instances"] = self.targets(i, given, tuple(image.shape[1:]))
+        return inputs
+
+    def targets(self, i: int, given: dict[str, Tensor], image_size: tuple[int, int]) -> Targets:
         targets = Targets(
-            tuple(image.shape[1:]),
+            image_size,
             gt_boxes=Boxes(given["boxes"].to(self.dtype)),
             gt_classes=given["classes"],
         )
@@ -95,7 +108,7 @@ class Case:
             targets.gt_masks = PolygonMasks(self.meta["train"]["polygons"][i])
         if "keypoints" in given:
             targets.gt_keypoints = Keypoints(given["keypoints"].to(self.dtype))
-        return {"image": image, "instances": targets}
+        return targets
 
     def check_sample(self, key: str, ours: Tensor) -> None:
         report = self.fixture.compare_sample(key, ours.detach().double().numpy())
@@ -140,12 +153,23 @@ def run_recording(case: Case) -> tuple[dict, dict[str, Tensor]]:
     return output, recorded
 
 
-def test_detections_and_intermediates(case: Case) -> None:
+def test_results_and_intermediates(case: Case) -> None:
     output, recorded = run_recording(case)
     assert set(recorded) == {k for k in case.meta["samples"] if k.startswith("mid/")}
     for key, tensor in recorded.items():
         case.check_sample(key, tensor)
-    found: Detections = output["instances"]
+    stored = {"det/boxes": "instances", "sem_seg_argmax": "sem_seg", "panoptic_seg": "panoptic_seg"}
+    assert set(output) == {name for key, name in stored.items() if key in case.fixture.arrays}
+    compare = {
+        "instances": compare_detections,
+        "sem_seg": compare_sem_seg,
+        "panoptic_seg": compare_panoptic_seg,
+    }
+    for name, found in output.items():
+        compare[name](case, found)
+
+
+def compare_detections(case: Case, found: Detections) -> None:
     masks = found.pred_masks.numpy() if found.has("pred_masks") else None
     report = case.fixture.compare_detections(
         found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy(), masks
@@ -168,6 +192,24 @@ def compare_keypoints(case: Case, found: Detections) -> None:
     bars = BARS[case.dtype]
     position = max(bars.box, 1e-4)  # the reference rounds positions to float32 in both runs
     assert gap[..., :2].max() < position and gap[..., 2].max() < bars.score, gap.max((0, 1))
+
+
+def compare_sem_seg(case: Case, logits: Tensor) -> None:
+    case.check_sample("sem_seg_logits", logits)
+    labels = logits.argmax(dim=0).numpy()
+    assert (labels != case.fixture.arrays["sem_seg_argmax"]).sum() <= BARS[case.dtype].pixels
+
+
+def compare_panoptic_seg(case: Case, found: tuple[Tensor, list[dict]]) -> None:
+    bars = BARS[case.dtype]
+    panoptic_map, segments = found
+    assert (panoptic_map.numpy() != case.fixture.arrays["panoptic_seg"]).sum() <= bars.pixels
+    expected = case.meta["info"]["panoptic_segments_info"]
+    tolerances = {"score": bars.score, "area": bars.pixels}
+    for ours, theirs in zip(segments, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert ours[key] == pytest.approx(value, rel=0, abs=tolerances.get(key, 0)), key
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -58,14 +58,25 @@ def pyramid(backbone: Backbone, names: Sequence[str], key: str) -> tuple[list[in
     Raises:
         ConfigError: the backbone has no such map, or their channels differ.
     """
-    shapes = backbone.output_shape()
+    shapes = select_maps(backbone.output_shape(), names, key)
+    channels = {known(shape.channels) for shape in shapes.values()}
+    if len(channels) != 1:
+        raise ConfigError(f"{key}: {list(names)} differ in channels: {sorted(channels)}")
+    return [known(shape.stride) for shape in shapes.values()], channels.pop()
+
+
+def select_maps(
+    shapes: Mapping[str, ShapeSpec], names: Sequence[str], key: str
+) -> dict[str, ShapeSpec]:
+    """The named feature maps of a backbone's, in the order of the names.
+
+    Raises:
+        ConfigError: the backbone has no such map.
+    """
     for name in names:
         if name not in shapes:
             raise ConfigError(f"{key}: no feature {name!r}; the backbone gives {list(shapes)}")
-    channels = {known(shapes[name].channels) for name in names}
-    if len(channels) != 1:
-        raise ConfigError(f"{key}: {list(names)} differ in channels: {sorted(channels)}")
-    return [known(shapes[name].stride) for name in names], channels.pop()
+    return {name: shapes[name] for name in names}
 
 
 def freeze(module: nn.Module) -> None:

@@ -10,6 +10,10 @@ from segdet.modeling.meta_arch.mask_rcnn_c4 import MaskRCNNC4Config
 from segdet.modeling.meta_arch.proposal_network import ProposalNetwork, ProposalNetworkConfig
 from segdet.modeling.meta_arch.retinanet import RetinaNet, RetinaNetConfig
 from segdet.modeling.meta_arch.rotated_rcnn import RotatedRCNNConfig
+from segdet.modeling.meta_arch.semantic_segmentor import (
+    SemanticSegmentor,
+    SemanticSegmentorConfig,
+)
 from segdet.modeling.system import SystemConfig
 
 __all__ = [
@@ -24,6 +28,8 @@ __all__ = [
     "RetinaNet",
     "RetinaNetConfig",
     "RotatedRCNNConfig",
+    "SemanticSegmentor",
+    "SemanticSegmentorConfig",
     "system_name",
 ]
 
@@ -36,6 +42,7 @@ SYSTEMS: dict[str, type[SystemConfig]] = {
     "ProposalNetwork": ProposalNetworkConfig,
     "RetinaNet": RetinaNetConfig,
     "RotatedRCNN": RotatedRCNNConfig,
+    "SemanticSegmentor": SemanticSegmentorConfig,
 }
 
 # What official files say, and the key of `SYSTEMS` that they mean. A file that says all of a row

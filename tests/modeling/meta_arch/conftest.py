@@ -60,12 +60,14 @@ TINY = {
         *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
         *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
     ],
+    "SemanticSegmentor": [*PYRAMID, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
 }
 COMMON = [
     *("MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.NUM_CLASSES", 3),
     *("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0),
     *("MODEL.PIXEL_STD", [58.0, 58.0, 58.0], "TEST.DETECTIONS_PER_IMAGE", 7),
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
+    *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32),
 ]
 
 
@@ -84,7 +86,10 @@ def an_image(*boxes: tuple[float, ...], size: tuple[int, int] = (64, 80)) -> dic
         gt_masks=PolygonMasks(polygons),
     )
     pixels = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-    return {"image": pixels, "instances": targets, "height": 128, "width": 100}
+    labels = torch.arange(size[1]).expand(size) // 8 % 5  # stripes
+    labels = torch.where(torch.arange(size[0])[:, None] < 10, 255, labels)
+    results = {"height": 128, "width": 100}
+    return {"image": pixels, "instances": targets, "sem_seg": labels, **results}
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,10 @@ LOSSES = {
     "ProposalNetwork": RPN_LOSSES,
     "RetinaNet": {"loss_cls", "loss_box_reg"},
     "RotatedRCNN": {*RPN_LOSSES, "loss_cls", "loss_box_reg"},
+    "SemanticSegmentor": {"loss_sem_seg"},
 }
+WITH_BOXES = [name for name, losses in LOSSES.items() if losses != {"loss_sem_seg"}]
+SEMANTIC = [name for name, losses in LOSSES.items() if "loss_sem_seg" in losses]
 NEED_AN_OBJECT = re.compile("loss_(box_reg|mask|rpn_loc)")
 
 
@@ -76,6 +79,14 @@ def boxes_and_scores(found: Instances) -> tuple[torch.Tensor, torch.Tensor]:
     return found.pred_boxes.tensor, found.scores
 
 
+def numbers(result: dict) -> list[torch.Tensor]:
+    """What a result holds for an image."""
+    found = [one for one in result.values() if isinstance(one, Instances)]
+    maps = [result["sem_seg"]] if "sem_seg" in result else []
+    return [*maps, *(one for each in found for one in boxes_and_scores(each))]
+
+
+@pytest.mark.parametrize("system", WITH_BOXES, indirect=True)
 @torch.no_grad()
 def test_results_are_sorted_clipped_and_of_the_asked_size(model, image):
     results = model.eval()([image(), image(size=(50, 70))])
@@ -91,6 +102,7 @@ def test_results_are_sorted_clipped_and_of_the_asked_size(model, image):
             assert found.pred_masks.dtype == torch.bool
 
 
+@pytest.mark.parametrize("system", WITH_BOXES, indirect=True)
 @torch.no_grad()
 def test_no_detections(system, tiny_cfg, image):
     cfg = tiny_cfg(system)
@@ -106,9 +118,29 @@ def test_no_detections(system, tiny_cfg, image):
 @torch.no_grad()
 def test_an_image_gives_the_same_result_alone_and_in_a_batch(model, image):
     one, other = image(size=(64, 64)), image(size=(64, 64))
-    alone = boxes_and_scores(model.eval()([one])[0][model.result])
-    batched = boxes_and_scores(model([other, one])[1][model.result])
+    alone = numbers(model.eval()([one])[0])
+    batched = numbers(model([other, one])[1])
     torch.testing.assert_close(alone, batched, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("system", SEMANTIC, indirect=True)
+@torch.no_grad()
+def test_semantic_logits_have_the_asked_size(model, image):
+    for result in model.eval()([image(), image(size=(50, 70))]):
+        assert result["sem_seg"].shape == (5, 128, 100)
+        assert result["sem_seg"].dtype == torch.float32 and result["sem_seg"].isfinite().all()
+
+
+@pytest.mark.parametrize("system", SEMANTIC, indirect=True)
+def test_an_image_without_labels_trains_every_parameter(model, image):
+    model.train().zero_grad()
+    unlabelled = image()
+    unlabelled["sem_seg"] = torch.full_like(unlabelled["sem_seg"], 255)
+    losses = model([unlabelled])
+    losses.total().backward()
+    assert losses["loss_sem_seg"] == 0 and losses.total().isfinite()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters)
 
 
 def test_weights_round_trip(model, tmp_path):
