@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from segdet.engine import predict, train
+from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import SegdetError
 from segdet.migrate import main as migrate
 from segdet.utils.collect_env import collect_env_info
@@ -33,9 +34,10 @@ def info(argv: list[str]) -> None:
     """Print versions and devices; with a config, its final values and what set each."""
     parser = argparse.ArgumentParser(prog="segdet info", description=info.__doc__)
     parser.add_argument("--config-file", "--config", metavar="FILE", default="")
+    add_project_argument(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args(argv)
-    cfg = train.load_config(args)
+    cfg = load_config(args)
     print(collect_env_info())
     if args.config_file or args.opts:
         print(f"\n{cfg.dump_with_sources()}", end="")

@@ -110,6 +110,7 @@ LAYERS = {
     "segdet.solver": ["segdet.errors", "segdet.config.node", "segdet.config.reader"],
     "segdet.checkpoint": ["segdet.errors", "segdet.config.node", "segdet.utils"],
     "segdet.config": [  # get_cfg, which gathers the sections
+        "segdet.errors",
         "segdet.config.compat",
         "segdet.config.configurable",
         "segdet.config.node",
@@ -119,6 +120,13 @@ LAYERS = {
         "segdet.data",
         "segdet.solver",
         "segdet.evaluation",
+    ],
+    "segdet.projects": [
+        "segdet.errors",
+        "segdet.config",
+        "segdet.modeling",
+        "segdet.modeling.meta_arch",
+        "segdet.solver",
     ],
     "segdet.model_zoo": [
         "segdet.errors",

@@ -10,7 +10,7 @@ from segdet.cli import run_command
 from segdet.config import CfgNode
 from segdet.data import MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
 from segdet.data.detection_utils import convert_image_to_rgb, read_image
-from segdet.engine.train import load_config
+from segdet.engine.setup import add_project_argument, load_config
 from segdet.utils.visualizer import VisImage, Visualizer
 
 
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", choices=SOURCES, required=True)
     parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_project_argument(parser)
     parser.add_argument("--output-dir", default="output/data", metavar="DIR")
     parser.add_argument("--count", type=int, default=50, help="pictures at most")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")

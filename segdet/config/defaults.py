@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from segdet.config.compat import VERSION
@@ -10,6 +11,7 @@ from segdet.config.reader import defaults_of
 from segdet.config.yaml_files import is_sequence
 from segdet.data.build import DataLoaderConfig, DatasetsConfig
 from segdet.data.mapper import InputConfig
+from segdet.errors import ConfigError
 from segdet.evaluation.testing import TestConfig
 from segdet.modeling.meta_arch import SYSTEMS
 from segdet.solver.build import SolverConfig
@@ -21,6 +23,9 @@ SECTIONS: dict[str, type[Any]] = {
     "SOLVER": SolverConfig,
     "TEST": TestConfig,
 }
+
+# Sections of loaded projects, by the section of the tree that gets their keys.
+PROJECT_SECTIONS: list[tuple[str, type[Any]]] = []
 
 # Keys that no part's section owns.
 COMMON: dict[str, Any] = {
@@ -82,19 +87,24 @@ LISTS = {
 
 
 def get_cfg() -> CfgNode:
-    """The default config, with detectron2's keys and values."""
-    trees = [CfgNode(COMMON)]
-    trees += [CfgNode({"MODEL": defaults_of(section)}) for section in SYSTEMS.values()]
-    trees += [CfgNode({key: defaults_of(section)}) for key, section in SECTIONS.items()]
-    trees += [CfgNode(NOT_BUILT_YET)]
-    return gather(trees)
+    """The default config, with detectron2's keys and values, and those of loaded projects."""
+    own = trees_of(SYSTEMS.values(), [*SECTIONS.items(), *PROJECT_SECTIONS])
+    return gather([CfgNode(COMMON), *own, CfgNode(NOT_BUILT_YET)])
+
+
+def trees_of(
+    systems: Iterable[type[Any]], sections: Iterable[tuple[str, type[Any]]]
+) -> list[CfgNode]:
+    """The defaults of systems, below MODEL, and of sections by the names that they go below."""
+    trees = [CfgNode({"MODEL": defaults_of(section)}) for section in systems]
+    return trees + [CfgNode({key: defaults_of(section)}) for key, section in sections]
 
 
 def gather(trees: list[CfgNode]) -> CfgNode:
     """One tree of several that may share keys.
 
     Raises:
-        RuntimeError: two of them have different defaults for a key.
+        ConfigError: two of them have different defaults for a key.
     """
     gathered: dict[str, Any] = {}
     for tree in trees:
@@ -105,7 +115,7 @@ def gather(trees: list[CfgNode]) -> CfgNode:
                 node = node.setdefault(name, {})
             value = _as_lists(value) if path in LISTS else value
             if node.setdefault(key, value) != value:
-                raise RuntimeError(f"{path} has two defaults: {node[key]!r} and {value!r}")
+                raise ConfigError(f"{path} has two defaults: {node[key]!r} and {value!r}")
     return CfgNode(gathered)
 
 

@@ -16,8 +16,9 @@ from segdet.checkpoint.checkpointer import DetectionCheckpointer
 from segdet.checkpoint.names import find_family, strip_data_parallel, to_official
 from segdet.checkpoint.reading import read_checkpoint
 from segdet.checkpoint.writing import write_atomically
-from segdet.config import CfgNode, get_cfg
+from segdet.config import CfgNode
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
+from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import CheckpointError, ConfigError
 from segdet.modeling import build_model
 from segdet.utils.logger import setup_logger
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("input", help="a file, or an address that MODEL.WEIGHTS may have")
     parser.add_argument("output", type=Path, help="FILE.safetensors; FILE.json is written too")
     parser.add_argument("--config-file", default="", metavar="FILE", help="the model's config")
+    add_project_argument(parser)
     parser.add_argument(
         "--class-names",
         default="",
@@ -60,11 +62,7 @@ def main(argv: list[str]) -> None:
             raise CheckpointError(f"{file} is there already; --overwrite replaces it")
     if args.opts and not args.config_file:
         raise ConfigError("--opts changes a config; name it with --config-file")
-    cfg = None
-    if args.config_file:
-        cfg = get_cfg()
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
+    cfg = load_config(args) if args.config_file else None
     names = [one.strip() for one in args.class_names.split(",")] if args.class_names else []
     weights, metadata, facts = convert(args.input, cfg)
     facts["class_names"] = _class_names(cfg, names)

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from segdet.config import get_cfg
 from segdet.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from segdet.data.image_io import read_image
 from segdet.engine.defaults import DefaultPredictor
-from segdet.engine.setup import make_output_folder
+from segdet.engine.setup import add_project_argument, load_config, make_output_folder
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation.rle import encode_masks
 from segdet.structures import Instances
@@ -38,6 +37,7 @@ def main(argv: list[str]) -> None:
     """Predict with a trained model on pictures or a video."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
+    add_project_argument(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--input", nargs="+", metavar="PATH", help="images, folders of images or glob patterns"
@@ -59,9 +59,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     setup_logger()
     files = find_images([args.video] if args.video else args.input)
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args)
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             "MODEL.WEIGHTS is empty; name the trained weights: --opts MODEL.WEIGHTS FILE"

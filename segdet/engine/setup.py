@@ -14,8 +14,9 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from segdet.config import CfgNode
+from segdet.config import CfgNode, get_cfg
 from segdet.errors import ConfigError
+from segdet.projects import load_installed_projects, load_project
 from segdet.utils import comm
 from segdet.utils.collect_env import collect_env_info
 from segdet.utils.env import seed_all_rng
@@ -65,6 +66,35 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         help="settings that win over the config file's; they come last",
     )
     return parser
+
+
+def add_project_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--project`, for commands that read their config by `load_config`."""
+    parser.add_argument(
+        "--project",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a plug-in, the folder of a Python package; may be given several times",
+    )
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """Defaults, below the file, below the command line; frozen.
+
+    Args:
+        args: `project` folders are loaded first, after installed projects; `config_file` ("" for
+            none) and `opts` follow.
+    """
+    load_installed_projects()
+    for folder in args.project:
+        load_project(folder)
+    cfg = get_cfg()
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 
 from segdet.checkpoint import DetectionCheckpointer
-from segdet.config import CfgNode, get_cfg
+from segdet.config import CfgNode
 from segdet.engine.defaults import DefaultTrainer
 from segdet.engine.hooks import EvalHook
 from segdet.engine.launch import launch
-from segdet.engine.setup import default_argument_parser, default_setup
+from segdet.engine.setup import (
+    add_project_argument,
+    default_argument_parser,
+    default_setup,
+    load_config,
+)
 from segdet.engine.train_loop import HookBase
 from segdet.evaluation import verify_results
 from segdet.utils import comm
@@ -18,6 +23,7 @@ from segdet.utils import comm
 def main(argv: list[str]) -> None:
     """Train what a config describes and evaluate it, or only evaluate it."""
     parser = default_argument_parser()
+    add_project_argument(parser)
     parser.add_argument(
         "--print-config", action="store_true", help="show every setting and what set it, and stop"
     )
@@ -34,16 +40,6 @@ def main(argv: list[str]) -> None:
         dist_url=args.dist_url,
         args=(args,),
     )
-
-
-def load_config(args: argparse.Namespace) -> CfgNode:
-    """Defaults, below the file, below the command line."""
-    cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
-    return cfg
 
 
 class Trainer(DefaultTrainer):

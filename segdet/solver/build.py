@@ -146,15 +146,19 @@ class SolverConfig:
         return optimizer
 
     def build_lr_scheduler(self, optimizer: Optimizer) -> LRMultiplier:
-        """The named schedule behind its warm-up."""
-        schedule = WarmupParamScheduler(
-            LR_SCHEDULES[self.lr_scheduler_name](self),
+        """The named schedule, its warm-up included."""
+        schedule = LR_SCHEDULES[self.lr_scheduler_name](self)
+        return LRMultiplier(optimizer, schedule, self.max_iter)
+
+    def warmed_up(self, schedule: Schedule) -> Schedule:
+        """A schedule behind the warm-up that WARMUP_FACTOR, _ITERS and _METHOD describe."""
+        return WarmupParamScheduler(
+            schedule,
             self.warmup_factor,
             min(self.warmup_iters / self.max_iter, 1.0),
             self.warmup_method,
             self.rescale_interval,
         )
-        return LRMultiplier(optimizer, schedule, self.max_iter)
 
 
 def _multi_step(solver: SolverConfig) -> Schedule:
@@ -166,21 +170,21 @@ def _multi_step(solver: SolverConfig) -> Schedule:
             [step for step in solver.steps if step > solver.max_iter],
         )
     values = [solver.gamma**k for k in range(len(steps) + 1)]
-    return MultiStepParamScheduler(values, solver.max_iter, steps)
+    return solver.warmed_up(MultiStepParamScheduler(values, solver.max_iter, steps))
 
 
 def _cosine(solver: SolverConfig) -> Schedule:
-    return CosineParamScheduler(1.0, solver.base_lr_end / solver.base_lr)
+    return solver.warmed_up(CosineParamScheduler(1.0, solver.base_lr_end / solver.base_lr))
 
 
 def _fixed_gamma(solver: SolverConfig) -> Schedule:
     """NUM_DECAYS drops that cut the run into equal parts."""
     drops = range(1, solver.num_decays + 1)
     values = [solver.gamma**k for k in (0, *drops)]
-    return MultiStepParamScheduler(values, solver.num_decays + 1, drops)
+    return solver.warmed_up(MultiStepParamScheduler(values, solver.num_decays + 1, drops))
 
 
-LR_SCHEDULES: dict[str, Callable[[SolverConfig], Schedule]] = {
+LR_SCHEDULES: dict[str, Callable[[SolverConfig], Schedule]] = {  # warm-up included
     "WarmupMultiStepLR": _multi_step,
     "WarmupCosineLR": _cosine,
     "WarmupStepWithFixedGammaLR": _fixed_gamma,

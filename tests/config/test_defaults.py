@@ -6,6 +6,7 @@ import pytest
 from segdet.config import CfgNode, get_cfg
 from segdet.config.defaults import COMMON, NOT_BUILT_YET, SECTIONS, gather
 from segdet.config.reader import defaults_of, read_section
+from segdet.errors import ConfigError
 from segdet.modeling.meta_arch import SYSTEMS
 
 ROOT = Path(__file__).parents[2]
@@ -174,11 +175,11 @@ def test_no_key_is_both_owned_and_listed_as_not_built():
     assert not owned_keys & (flat(CfgNode(NOT_BUILT_YET)).keys() | flat(CfgNode(COMMON)).keys())
 
 
-def test_two_sections_that_disagree_are_an_internal_error():
+def test_two_sections_that_disagree_are_refused():
     one, other = CfgNode({"MODEL": {"A": 1, "B": 1}}), CfgNode({"MODEL": {"A": 1, "C": 1}})
     assert gather([one, other]) == {"MODEL": {"A": 1, "B": 1, "C": 1}}
     other.MODEL.A = 2
-    with pytest.raises(RuntimeError, match=r"MODEL.A has two defaults: 1 and 2"):
+    with pytest.raises(ConfigError, match=r"MODEL.A has two defaults: 1 and 2"):
         gather([one, other])
 
 

@@ -149,6 +149,17 @@ def test_two_processes(data, tmp_path, amp):
     assert (tmp_path / "log.txt.rank1").is_file()
 
 
+@pytest.mark.slow
+def test_processes_load_the_project(data, tmp_path):
+    folder = tmp_path / "one_rate"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("LR_SCHEDULES = {'OneLR': lambda solver: lambda where: 1}")
+    processes = ["--num-gpus", 2, "--project", folder]
+    settings = ["SOLVER.LR_SCHEDULER_NAME", "OneLR", "SOLVER.BASE_LR", "0.0625"]
+    train_net(*arguments(data, tmp_path, *processes), *settings)
+    assert lines(tmp_path)[0]["lr"] == 0.0625
+
+
 def mistake(*argv: object) -> str:
     """The one message of a command that must end with exit code 2."""
     run = train_net(*argv, ok=False)

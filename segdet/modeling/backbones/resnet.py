@@ -56,8 +56,7 @@ class ResNetConfig:
             raise ConfigError(
                 f"OUT_FEATURES must name some of {', '.join(FEATURES)}, is {self.out_features}"
             )
-        if self.res5_dilation not in (1, 2):
-            raise ConfigError(f"RES5_DILATION must be 1 or 2, is {self.res5_dilation}")
+        self._check_dilation()
         if len(self.deform_on_per_stage) != 4:
             raise ConfigError(
                 "DEFORM_ON_PER_STAGE must have a value for each of res2 to res5, is "
@@ -65,6 +64,10 @@ class ResNetConfig:
             )
         if self.depth < 50:
             self._check_basic()
+
+    def _check_dilation(self) -> None:
+        if self.res5_dilation not in (1, 2):
+            raise ConfigError(f"RES5_DILATION must be 1 or 2, is {self.res5_dilation}")
 
     def _check_basic(self) -> None:
         if self.res2_out_channels > 64:  # narrower than the published 64 is a user's choice
@@ -88,19 +91,27 @@ class ResNetConfig:
             input_channels: of the images.
         """
         last = max(FEATURES.index(name) for name in self.out_features) + 1
-        channels = self.stem_out_channels
+        stem = self.build_stem(input_channels)
+        channels = stem.out_channels
         stages = []
         for level in range(2, last + 1):
-            dilation = self.res5_dilation if level == 5 else 1
-            stride = 1 if level == 2 or dilation > 1 else 2
-            stages.append(self._build_stage(level, channels, stride=stride, dilation=dilation))
+            stride = 1 if level == 2 or self.dilation(level) > 1 else 2
+            dilations = self.block_dilations(level)
+            stages.append(self._build_stage(level, channels, stride=stride, dilations=dilations))
             channels = cast(Block, stages[-1][-1]).out_channels
-        return ResNet(
-            BasicStem(input_channels, self.stem_out_channels, norm=self.norm),
-            stages,
-            out_features=self.out_features,
-            freeze_at=freeze_at,
-        )
+        return ResNet(stem, stages, out_features=self.out_features, freeze_at=freeze_at)
+
+    def build_stem(self, input_channels: int) -> Stem:
+        """What stands before res2."""
+        return BasicStem(input_channels, self.stem_out_channels, norm=self.norm)
+
+    def dilation(self, level: int) -> int:
+        """Of res{level}; where it is above 1, the stage keeps the stride of its input."""
+        return self.res5_dilation if level == 5 else 1
+
+    def block_dilations(self, level: int) -> list[int]:
+        """Of the 3x3 convolution of each block in res{level}."""
+        return [self.dilation(level)] * BLOCKS_PER_STAGE[self.depth][level - 2]
 
     def build_res5(self, in_channels: int) -> nn.Sequential:
         """The last stage alone, stride 2 and trained, as C4 heads apply it to pooled regions."""
@@ -108,10 +119,11 @@ class ResNetConfig:
             raise ConfigError(
                 "DEFORM_ON_PER_STAGE must not name res5 where heads apply it to regions"
             )
-        return self._build_stage(5, in_channels, stride=2, dilation=1)
+        dilations = [1] * BLOCKS_PER_STAGE[self.depth][-1]
+        return self._build_stage(5, in_channels, stride=2, dilations=dilations)
 
     def _build_stage(
-        self, level: int, in_channels: int, *, stride: int, dilation: int
+        self, level: int, in_channels: int, *, stride: int, dilations: list[int]
     ) -> nn.Sequential:
         scale = 2 ** (level - 2)
         block: type[Block] = BasicBlock
@@ -122,7 +134,7 @@ class ResNetConfig:
                 "bottleneck_channels": self.num_groups * self.width_per_group * scale,
                 "num_groups": self.num_groups,
                 "stride_in_1x1": self.stride_in_1x1,
-                "dilation": dilation,
+                "dilation_per_block": dilations,
             }
         if self.deform_on_per_stage[level - 2]:
             block = DeformBottleneckBlock
@@ -132,7 +144,7 @@ class ResNetConfig:
             }
         return make_stage(
             block,
-            BLOCKS_PER_STAGE[self.depth][level - 2],
+            len(dilations),
             in_channels=in_channels,
             out_channels=self.res2_out_channels * scale,
             stride=stride,
@@ -144,7 +156,7 @@ class ResNet(Backbone):
     """A stem and up to four stages, the attributes `stem` and `res2` to `res5`.
 
     Args:
-        stem: brings images to stride 4.
+        stem: comes first, and says its `out_channels` and `stride`.
         stages: res2 onwards, as `make_stage` builds them.
         out_features: names of the maps to return: "stem", "res2" ... "res5".
         freeze_at: 0 trains everything, 1 freezes the stem, k >= 2 the stem and res2 to res{k}.
@@ -152,7 +164,7 @@ class ResNet(Backbone):
 
     def __init__(
         self,
-        stem: BasicStem,
+        stem: Stem,
         stages: Sequence[nn.Sequential],
         *,
         out_features: Sequence[str],
@@ -187,15 +199,24 @@ class ResNet(Backbone):
         return {name: self._shapes[name] for name in self._shapes if name in self.out_features}
 
 
-class BasicStem(nn.Module):
-    """7x7 convolution and 3x3 max pooling, stride 2 each."""
+class Stem(nn.Module):
+    """What brings images to stride 4, with any layers."""
 
     stride = 4
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: str) -> None:
+    def __init__(self, out_channels: int) -> None:
         super().__init__()
         self.out_channels = out_channels
-        self.conv1 = _conv(in_channels, out_channels, 7, norm, F.relu_, stride=2, padding=3)
+
+
+class BasicStem(Stem):
+    """7x7 convolution and 3x3 max pooling, stride 2 each."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm: str) -> None:
+        super().__init__(out_channels)
+        self.conv1 = conv_with_norm(
+            in_channels, out_channels, 7, norm, F.relu_, stride=2, padding=3
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out_channels, ceil(H / 4), ceil(W / 4))."""
@@ -209,8 +230,10 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.out_channels, self.stride = out_channels, stride
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
-        self.conv1 = _conv(in_channels, out_channels, 3, norm, F.relu_, stride=stride, padding=1)
-        self.conv2 = _conv(out_channels, out_channels, 3, norm, padding=1)
+        self.conv1 = conv_with_norm(
+            in_channels, out_channels, 3, norm, F.relu_, stride=stride, padding=1
+        )
+        self.conv2 = conv_with_norm(out_channels, out_channels, 3, norm, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
@@ -250,8 +273,8 @@ class BottleneckBlock(nn.Module):
         width = bottleneck_channels
         stride1, stride2 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
-        self.conv1 = _conv(in_channels, width, 1, norm, F.relu_, stride=stride1)
-        self.conv2 = _conv(
+        self.conv1 = conv_with_norm(in_channels, width, 1, norm, F.relu_, stride=stride1)
+        self.conv2 = conv_with_norm(
             width,
             width,
             3,
@@ -262,7 +285,7 @@ class BottleneckBlock(nn.Module):
             dilation=dilation,
             groups=num_groups,
         )
-        self.conv3 = _conv(width, out_channels, 1, norm)
+        self.conv3 = conv_with_norm(width, out_channels, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
@@ -310,7 +333,7 @@ class DeformBottleneckBlock(nn.Module):
         stride1, stride2 = (stride, 1) if stride_in_1x1 else (1, stride)
         place: dict[str, Any] = {"stride": stride2, "padding": dilation, "dilation": dilation}
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
-        self.conv1 = _conv(in_channels, width, 1, norm, F.relu_, stride=stride1)
+        self.conv1 = conv_with_norm(in_channels, width, 1, norm, F.relu_, stride=stride1)
         per_tap = 3 if deform_modulated else 2
         self.conv2_offset = Conv2d(width, 9 * per_tap * deform_num_groups, 3, **place)
         nn.init.zeros_(self.conv2_offset.weight)
@@ -327,7 +350,7 @@ class DeformBottleneckBlock(nn.Module):
             activation=F.relu_,
         )
         c2_msra_fill(self.conv2)
-        self.conv3 = _conv(width, out_channels, 1, norm)
+        self.conv3 = conv_with_norm(width, out_channels, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
@@ -363,13 +386,15 @@ def make_stage(
         in_channels: of the stage's input.
         out_channels: of every block's output.
         stride: of the stage.
-        settings: further arguments of every block.
+        settings: further arguments of every block; NAME_per_block is a list with NAME of each.
     """
     blocks = []
     for index in range(num_blocks):
-        blocks.append(
-            block(in_channels, out_channels, stride=stride if index == 0 else 1, **settings)
-        )
+        own = {
+            name.removesuffix("_per_block"): value[index] if name.endswith("_per_block") else value
+            for name, value in settings.items()
+        }
+        blocks.append(block(in_channels, out_channels, stride=stride if index == 0 else 1, **own))
         in_channels = out_channels
     return nn.Sequential(*blocks)
 
@@ -377,12 +402,22 @@ def make_stage(
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> Conv2d | None:
     if in_channels == out_channels:
         return None
-    return _conv(in_channels, out_channels, 1, norm, stride=stride)
+    return conv_with_norm(in_channels, out_channels, 1, norm, stride=stride)
 
 
-def _conv(
+def conv_with_norm(
     in_channels: int, out_channels: int, size: int, norm: str, activation: Any = None, **kwargs: int
 ) -> Conv2d:
+    """A convolution, its norm and its activation, with ResNet's random weights.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        size: of the kernel, in pixels.
+        norm: a name that `get_norm` knows; "" is none, and a bias instead.
+        activation: a function of a tensor.
+        kwargs: of torch's Conv2d.
+    """
     conv = Conv2d(
         in_channels,
         out_channels,
