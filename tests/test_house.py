@@ -61,6 +61,7 @@ LAYERS = {
     ],
     "segdet.modeling.build": [
         "segdet.errors",
+        "segdet.data",  # the frequencies of classes, for the federated loss
         "segdet.layers",
         "segdet.config.node",
         "segdet.config.reader",

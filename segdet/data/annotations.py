@@ -217,6 +217,34 @@ def create_keypoint_hflip_indices(dataset_names: str | Sequence[str]) -> np.ndar
     return np.array([names.index(partner.get(name, name)) for name in names], np.int64)
 
 
+def get_fed_loss_cls_weights(
+    dataset_names: str | Sequence[str], freq_weight_power: float = 1.0
+) -> torch.Tensor:
+    """How likely the federated loss draws each class: its number of images to a power.
+
+    Args:
+        dataset_names: their metadata has `class_image_count`, as LVIS data has once it was read
+            (rows of `id` and `image_count`); the same for all.
+        freq_weight_power: the power.
+
+    Returns:
+        (K,) float32, in the order of the ids.
+    """
+    names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
+    counts = [MetadataCatalog.get(name).get("class_image_count") for name in names]
+    for name, one in zip(names, counts, strict=True):
+        if one is None or one != counts[0]:
+            raise DataError(
+                f"data set {name!r} has no class_image_count, or another than {names[0]!r}; "
+                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs it: set it in MetadataCatalog.get(name), "
+                "or set USE_FED_LOSS to False"
+            )
+    if not names:
+        raise DataError("MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs a data set in DATASETS.TRAIN")
+    rows = sorted(counts[0], key=lambda row: row["id"])
+    return torch.tensor([float(row["image_count"]) for row in rows]) ** freq_weight_power
+
+
 def annotations_to_instances(
     annos: list[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
 ) -> Targets:

@@ -6,6 +6,7 @@ from segdet.data.annotations import (
     create_keypoint_hflip_indices,
     filter_empty_instances,
     gen_crop_transform_with_instance,
+    get_fed_loss_cls_weights,
     transform_instance_annotations,
     transform_keypoint_annotations,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "create_keypoint_hflip_indices",
     "filter_empty_instances",
     "gen_crop_transform_with_instance",
+    "get_fed_loss_cls_weights",
     "read_image",
     "transform_instance_annotations",
     "transform_keypoint_annotations",

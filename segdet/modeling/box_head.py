@@ -19,6 +19,7 @@ from segdet.layers import (
 )
 from segdet.modeling.box_coder import Box2BoxTransform, BoxRegressionLoss, check_box_loss
 from segdet.modeling.box_kind import UPRIGHT, BoxKind
+from segdet.modeling.federated import FederatedClasses
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Detections, Proposals
 
@@ -48,8 +49,8 @@ class BoxHeadConfig:
     fed_loss_num_classes: int = 50
 
     def __post_init__(self) -> None:
-        if self.use_fed_loss:
-            raise ConfigError("USE_FED_LOSS is not supported yet (LVIS); set it to False")
+        if self.use_fed_loss and not self.use_sigmoid_ce:
+            raise ConfigError("USE_FED_LOSS leaves out single classes: set USE_SIGMOID_CE to True")
         check_box_loss(self.bbox_reg_loss_type)
 
     def build_pooler(self, strides: Sequence[int]) -> ROIPooler:
@@ -88,6 +89,7 @@ class BoxHeadConfig:
             num_classes=num_classes,
             cls_agnostic_bbox_reg=self.cls_agnostic_bbox_reg,
             use_sigmoid_ce=self.use_sigmoid_ce,
+            federated=FederatedClasses(self.fed_loss_num_classes) if self.use_fed_loss else None,
             box_loss=BoxRegressionLoss(
                 box_transform or kind.transform(self.bbox_reg_weights),
                 loss_type=self.bbox_reg_loss_type,
@@ -177,6 +179,7 @@ class FastRCNNOutputLayers(nn.Module):
         box_loss: of the foreground's deltas; its transform decodes them too.
         cls_agnostic_bbox_reg: one box for all classes instead of one each.
         use_sigmoid_ce: classes are scored one by one instead of by softmax.
+        federated: chooses the classes that count in the loss; None: all. Needs `use_sigmoid_ce`.
         score_thresh: detections need a score above it.
         nms_thresh: IoU above which the lower of two detections of one class goes.
         detections_per_image: the best this many are kept.
@@ -191,6 +194,7 @@ class FastRCNNOutputLayers(nn.Module):
         box_loss: BoxRegressionLoss,
         cls_agnostic_bbox_reg: bool = False,
         use_sigmoid_ce: bool = False,
+        federated: FederatedClasses | None = None,
         score_thresh: float,
         nms_thresh: float,
         detections_per_image: int,
@@ -204,6 +208,7 @@ class FastRCNNOutputLayers(nn.Module):
         self.box_transform = box_loss.box_transform
         self.cls_agnostic_bbox_reg = cls_agnostic_bbox_reg
         self.use_sigmoid_ce = use_sigmoid_ce
+        self.federated = federated
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_image = detections_per_image
@@ -244,7 +249,10 @@ class FastRCNNOutputLayers(nn.Module):
         if not self.use_sigmoid_ce:
             return cross_entropy(logits, gt_classes)
         one_hot = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(logits.dtype)
-        loss = F.binary_cross_entropy_with_logits(logits[:, :-1], one_hot, reduction="sum")
+        counts = self.federated and self.federated.draw(gt_classes, self.num_classes)
+        loss = F.binary_cross_entropy_with_logits(
+            logits[:, :-1], one_hot, weight=counts, reduction="sum"
+        )
         return loss / max(len(gt_classes), 1)
 
     def _deltas_of_class(self, deltas: Tensor, classes: Tensor) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import torch
 
 from segdet.config.node import CfgNode
 from segdet.config.reader import read_section
+from segdet.data.detection_utils import get_fed_loss_cls_weights
 from segdet.errors import ConfigError
 from segdet.layers import ShapeSpec
 from segdet.modeling.backbones import Backbone, BackboneSections
+from segdet.modeling.box_head import FastRCNNOutputLayers
 from segdet.modeling.meta_arch import SYSTEMS, system_name
 from segdet.modeling.system import System
 
@@ -27,7 +30,19 @@ def build_model(cfg: CfgNode) -> System:
         _log.warning("VIS_PERIOD is %d but has no effect yet", cfg.VIS_PERIOD)
     name = system_name({path: value for path, value, _ in cfg.leaves()})
     device = usable_device(cfg)
-    return read_section(SYSTEMS[name], cfg, at="MODEL").build().to(device)
+    model = read_section(SYSTEMS[name], cfg, at="MODEL").build()
+    _give_class_weights(model, cfg)
+    return model.to(device)
+
+
+def _give_class_weights(model: System, cfg: CfgNode) -> None:
+    """Tell federated losses whom to ask for the frequencies of DATASETS.TRAIN's classes."""
+    power = cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER
+    for part in model.modules():
+        if isinstance(part, FastRCNNOutputLayers) and part.federated is not None:
+            part.federated.weights = functools.partial(
+                get_fed_loss_cls_weights, cfg.DATASETS.TRAIN, power
+            )
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:

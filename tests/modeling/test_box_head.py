@@ -110,7 +110,7 @@ def test_boxes_of_gt_class():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"use_fed_loss": True}, "USE_FED_LOSS is not supported yet"),
+        ({"use_fed_loss": True}, "USE_FED_LOSS leaves out single classes: set USE_SIGMOID_CE"),
         ({"bbox_reg_loss_type": "l3"}, "BBOX_REG_LOSS_TYPE 'l3' is unknown"),
     ],
 )
