@@ -10,6 +10,7 @@ from segdet.engine.hooks import (
     LRScheduler,
     PeriodicCheckpointer,
     PeriodicWriter,
+    PreciseBN,
     ProgressBar,
 )
 from segdet.engine.launch import DEFAULT_TIMEOUT, launch
@@ -34,6 +35,7 @@ __all__ = [
     "LRScheduler",
     "PeriodicCheckpointer",
     "PeriodicWriter",
+    "PreciseBN",
     "ProgressBar",
     "SimpleTrainer",
     "TrainerBase",

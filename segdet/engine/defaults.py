@@ -133,7 +133,6 @@ class DefaultTrainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         setup_logger(distributed_rank=comm.get_rank())
-        _refuse_unbuilt(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg if cfg.SEED >= 0 else _with_seed(cfg, comm.shared_random_seed())
         if cfg.SEED < 0:
@@ -243,10 +242,25 @@ class DefaultTrainer(TrainerBase):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             hooks.ProgressBar() if is_main and sys.stderr.isatty() else None,
+            self._precise_bn() if self.cfg.TEST.PRECISE_BN.ENABLED else None,
             hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
             hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
         ]
+
+    def _precise_bn(self) -> hooks.PreciseBN:
+        """At the evaluations, over batches of a loader of its own."""
+        trainer = weakref.proxy(self)  # whose config may get another seed from a checkpoint
+
+        def build_loader() -> Any:
+            with _editable_copy(trainer.cfg) as cfg:
+                cfg.DATALOADER.NUM_WORKERS = 0  # they would stand idle between evaluations
+            return trainer.build_train_loader(cfg)
+
+        section = self.cfg.TEST
+        return hooks.PreciseBN(
+            section.EVAL_PERIOD, self.model, build_loader, section.PRECISE_BN.NUM_ITER
+        )
 
     def build_writers(self) -> list[EventWriter]:
         """Console, metrics.json and TensorBoard, in OUTPUT_DIR."""
@@ -318,7 +332,6 @@ class DefaultTrainer(TrainerBase):
             Task -> metric -> value; with several data sets, data set -> task -> metric -> value.
             Only the main process has them.
         """
-        _refuse_unbuilt(cfg)
         names = cfg.DATASETS.TEST
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in names]
@@ -396,11 +409,6 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "cityscapes_instance": lambda _, name, folder: CityscapesInstanceEvaluator(name),
     "cityscapes_sem_seg": lambda _, name, folder: CityscapesSemSegEvaluator(name),
 }
-
-
-def _refuse_unbuilt(cfg: CfgNode) -> None:
-    if cfg.TEST.PRECISE_BN.ENABLED:
-        raise ConfigError("TEST.PRECISE_BN.ENABLED: not built yet; set it to False")
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
+from segdet.engine.precise_bn import PreciseBN as PreciseBN
 from segdet.engine.train_loop import HookBase
 from segdet.evaluation.testing import flatten_results_dict
 from segdet.utils import comm

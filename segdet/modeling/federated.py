@@ -63,7 +63,7 @@ class FederatedClasses:
             self._known = self.weights()
         if self._known.shape != (num_classes,):
             raise ConfigError(
-                f"ROI_HEADS.NUM_CLASSES is {num_classes}, but the class_image_count of the training "
-                f"data, which USE_FED_LOSS needs, is of {len(self._known)} classes"
+                f"ROI_HEADS.NUM_CLASSES is {num_classes}, but the class_image_count of the "
+                f"training data, which USE_FED_LOSS needs, is of {len(self._known)} classes"
             )
         return self._known

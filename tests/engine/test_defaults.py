@@ -3,6 +3,7 @@ import json
 import math
 import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ class Count(DatasetEvaluator):
         self.count = 0
 
     def process(self, inputs, outputs) -> None:
-        self.count += outputs[0]["instances"]
+        self.count += torch.as_tensor(outputs[0]["instances"]).sum().item()
 
     def evaluate(self) -> dict:
         return {"bbox": {"AP": float(self.count)}}
@@ -298,13 +299,54 @@ def test_evaluator_by_metadata(cfg):
     assert isinstance(evaluator, CityscapesInstanceEvaluator)
 
 
-@pytest.mark.parametrize("key", ["PRECISE_BN"])
-def test_what_is_not_built_is_refused(cfg, key):
-    cfg.TEST[key].ENABLED = True
-    with pytest.raises(ConfigError, match=rf"TEST.{key}.ENABLED: not built yet"):
-        Trainer(cfg)
-    with pytest.raises(ConfigError, match=rf"TEST.{key}.ENABLED: not built yet"):
-        Trainer.test(cfg, Net())
+class NormNet(Net):
+    """With a batch norm whose statistics its evaluation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, batch):
+        if not self.training:
+            return [{"instances": self.norm.running_mean.clone()}]
+        return super().forward(self.norm(batch))
+
+
+class Precise(Plain):
+    """With that net; its loaders tell who made them."""
+
+    made: ClassVar[list[int]] = []
+
+    @classmethod
+    def build_model(cls, cfg):
+        return NormNet()
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        cls.made.append(cfg.DATALOADER.NUM_WORKERS)
+        return Stream(cfg.SEED)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return Count()
+
+
+def test_precise_bn_measures_before_checkpoint_and_evaluation(cfg):
+    cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = True, 3
+    cfg.TEST.EVAL_PERIOD, cfg.DATALOADER.NUM_WORKERS = 3, 2
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = 5, 3
+    Precise.made.clear()
+    trainer = Precise(cfg)
+    order = [type(hook).__name__ for hook in trainer._hooks]
+    assert order[:3] == ["IterationTimer", "LRScheduler", "PreciseBN"]
+    assert order.index("PreciseBN") < order.index("PeriodicCheckpointer") < order.index("EvalHook")
+    assert Precise.made == []  # a resumed run may have another seed
+    results = trainer.train()
+    assert Precise.made == [2, 0]
+    measured = cfg.SEED % 97 / 97 + 1  # of batches 0, 1, 2 of the stream, each time
+    assert results is not None and results["bbox"]["AP"] == pytest.approx(3 * 4 * measured, 1e-5)
+    saved = torch.load(Path(cfg.OUTPUT_DIR) / "model_0000002.pth")["model"]
+    assert saved["norm.running_mean"].tolist() == pytest.approx([measured] * 4)
 
 
 def test_scaling_to_another_number_of_processes(cfg):
