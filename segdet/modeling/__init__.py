@@ -28,8 +28,8 @@ from segdet.modeling.registries import (
     ROI_KEYPOINT_HEAD_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
     RPN_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
 )
-from segdet.modeling.sem_seg_head import SEM_SEG_HEADS
 from segdet.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "ROI_KEYPOINT_HEAD_REGISTRY",
     "ROI_MASK_HEAD_REGISTRY",
     "RPN_HEAD_REGISTRY",
-    "SEM_SEG_HEADS",
+    "SEM_SEG_HEADS_REGISTRY",
     "SYSTEMS",
     "Backbone",
     "CascadeROIHeads",

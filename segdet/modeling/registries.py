@@ -5,7 +5,7 @@ Nothing of ours is registered here; a new system of ours is a section in a table
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from segdet.modeling.meta_arch import (
 )
 from segdet.modeling.meta_arch.proposal_network import PROPOSAL_GENERATORS, ProposalNetworkConfig
 from segdet.modeling.rpn import RPN_HEADS, RPNConfig
+from segdet.modeling.sem_seg_head import SEM_SEG_HEADS, SemSegHead, SemSegHeadConfig
 from segdet.modeling.system import SystemConfig
 from segdet.structures import Detections
 from segdet.utils.registry import Registry, TableRegistry
@@ -114,6 +115,19 @@ def _keypoint_head(name: str, build: Callable[..., nn.Module]) -> Callable[..., 
     return entry
 
 
+def _sem_seg_head(name: str, build: Callable[..., Any]) -> Callable[..., Any]:
+    """`build(cfg, shapes of the backbone's maps)`, called as detectron2 calls it."""
+
+    def entry(section: SemSegHeadConfig, shapes: Mapping[str, ShapeSpec]) -> Any:
+        head = build(tree_of(section), shapes)
+        if isinstance(head, SemSegHead):
+            return head
+        head.num_classes, head.ignore_value = section.num_classes, section.ignore_value
+        return _with(head, _SemSegCalls)
+
+    return entry
+
+
 def _roi_heads_system(name: str, build: Callable[..., Any]) -> str:
     """Adds Mask R-CNN with these heads, `build(cfg, shapes of the backbone's maps)`, to SYSTEMS."""
 
@@ -153,6 +167,7 @@ ROI_HEADS_REGISTRY = _ROIHeadsRegistry("ROI_HEADS")
 ROI_BOX_HEAD_REGISTRY = TableRegistry("ROI_BOX_HEAD", BOX_HEADS, _box_head)
 ROI_MASK_HEAD_REGISTRY = TableRegistry("ROI_MASK_HEAD", MASK_HEADS, _mask_head)
 ROI_KEYPOINT_HEAD_REGISTRY = TableRegistry("ROI_KEYPOINT_HEAD", KEYPOINT_HEADS, _keypoint_head)
+SEM_SEG_HEADS_REGISTRY = TableRegistry("SEM_SEG_HEADS", SEM_SEG_HEADS, _sem_seg_head)
 
 
 def _pooled(section: Any, in_channels: int) -> ShapeSpec:
@@ -198,6 +213,20 @@ class _ProposalCalls:
 
     def predict(self, images: Any, features: Any) -> Any:
         return self(images, features, None)[0]  # type: ignore[operator]
+
+
+class _SemSegCalls:
+    """Our calls on a head whose `forward(features, labels=None)` is detectron2's."""
+
+    check_labels = SemSegHead.check_labels
+
+    def forward(self, features: Mapping[str, Tensor], labels: Tensor) -> Losses:
+        theirs: Any = super()
+        return Losses(theirs.forward(features, labels)[1])
+
+    def predict(self, features: Mapping[str, Tensor]) -> Tensor:
+        theirs: Any = super()
+        return theirs.forward(features)[0]
 
 
 class _LayersCall:

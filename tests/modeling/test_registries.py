@@ -18,6 +18,7 @@ from segdet.modeling import (
     ROI_KEYPOINT_HEAD_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
     RPN_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
     SYSTEMS,
     Backbone,
     GeneralizedRCNN,
@@ -37,7 +38,7 @@ from segdet.utils.registry import TableRegistry
 REGISTRIES = (
     *(ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY, RPN_HEAD_REGISTRY),
     *(PROPOSAL_GENERATOR_REGISTRY, ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY),
-    *(ROI_KEYPOINT_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY),
+    *(ROI_KEYPOINT_HEAD_REGISTRY, ROI_MASK_HEAD_REGISTRY, SEM_SEG_HEADS_REGISTRY),
 )
 
 
@@ -372,6 +373,31 @@ def test_a_mask_head_with_a_submodule_called_layers_keeps_its_forward(cfg):
     pooled = torch.zeros(1, 8, 2, 2)
     with torch.no_grad():
         assert (model.roi_heads.mask_head(pooled) > 50).all()
+
+
+def test_a_semantic_head(cfg):
+    @SEM_SEG_HEADS_REGISTRY.register()
+    class ToySemSegHead(nn.Module):
+        def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
+            super().__init__()
+            self.score = nn.Conv2d(input_shape["toy"].channels, 4, 1)
+
+        def forward(self, features, targets=None):
+            logits = nn.functional.interpolate(self.score(features["toy"]), scale_factor=16)
+            if self.training:
+                return None, {"loss_toy": nn.functional.cross_entropy(logits, targets)}
+            return logits, {}
+
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = "ToySemSegHead", 4
+    model = build_model(cfg)
+    labelled = [{**batch()[0], "sem_seg": torch.randint(0, 4, (64, 80))}]
+    assert set(model.train()(labelled)) == {"loss_toy"}
+    with torch.no_grad():
+        assert model.eval()(labelled)[0]["sem_seg"].shape == (4, 64, 80)
+    labelled[0]["sem_seg"][0, 0] = 4
+    with pytest.raises(ValueError, match="NUM_CLASSES, 4"):
+        model.train()(labelled)
 
 
 def test_a_proposal_generator(cfg):
