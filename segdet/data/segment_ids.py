@@ -6,6 +6,8 @@ Source: the panoptic format of cocodataset.org; the names of functions are panop
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -72,3 +74,21 @@ def write_segment_ids(file_name: str | os.PathLike[str], id_map: np.ndarray) -> 
         id_map: (H, W) integers in [0, 256^3).
     """
     Image.fromarray(id2rgb(id_map)).save(file_name)
+
+
+def segments_of_labels(
+    labels: np.ndarray, label_divisor: int, things: Collection[int]
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Segments of a map that says them in its values, as those of bottom-up models do.
+
+    Args:
+        labels: (H, W) integers: class * label_divisor + number of the instance; -1 is none.
+        label_divisor: above the number of instances of any class.
+        things: the classes of things.
+
+    Returns:
+        The map of ids, where 0 is no segment, and `id`, `category_id` and `isthing` of each.
+    """
+    ids = np.asarray(labels) + 1
+    found = [(one, (one - 1) // label_divisor) for one in np.unique(ids).tolist() if one != 0]
+    return ids, [{"id": one, "category_id": k, "isthing": k in things} for one, k in found]

@@ -10,12 +10,14 @@ from segdet.evaluation.evaluator import (
     inference_on_dataset,
 )
 from segdet.evaluation.lvis import LVISEvaluator
+from segdet.evaluation.panoptic import COCOPanopticEvaluator
 from segdet.evaluation.pascal_voc import PascalVOCDetectionEvaluator
 from segdet.evaluation.rotated_coco import RotatedCOCOEvaluator
 from segdet.evaluation.testing import print_csv_format, verify_results
 
 __all__ = [
     "COCOEvaluator",
+    "COCOPanopticEvaluator",
     "CityscapesInstanceEvaluator",
     "CityscapesSemSegEvaluator",
     "DatasetEvaluator",

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdet.data.segment_ids import id2rgb, read_segment_ids, rgb2id, write_segment_ids
+from segdet.data.segment_ids import (
+    id2rgb,
+    read_segment_ids,
+    rgb2id,
+    segments_of_labels,
+    write_segment_ids,
+)
 from segdet.errors import DataError
 
 IDS = np.array([[0, 1, 255], [256, 65535, 65536], [256**3 - 1, 7, 1_000_000]])
@@ -48,3 +54,14 @@ def test_real_pictures(shared_data):
         ids = read_segment_ids(file)
         np.testing.assert_array_equal(id2rgb(ids), rgb)
         np.testing.assert_array_equal(rgb2id(rgb), rgb.astype(int) @ [1, 256, 65536])
+
+
+def test_values_of_bottom_up_models_say_their_segments():
+    labels = np.array([[-1, 7000, 7001], [3000, 7001, -1]])
+    ids, segments = segments_of_labels(labels, 1000, [7])
+    assert ids.tolist() == [[0, 7001, 7002], [3001, 7002, 0]]
+    assert segments == [
+        {"id": 3001, "category_id": 3, "isthing": False},
+        {"id": 7001, "category_id": 7, "isthing": True},
+        {"id": 7002, "category_id": 7, "isthing": True},
+    ]

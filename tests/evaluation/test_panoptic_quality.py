@@ -281,7 +281,6 @@ def test_numbers_that_panopticapi_gave(shared_data, folder, truth, found, expect
     quality = category_quality(np.sum([count_segments(*p, row_of) for p in pairs], axis=0))
     is_thing = np.array([bool(category["isthing"]) for category in categories])
     golden = json.loads((folder / expected).read_text())
-    golden = golden.get("panoptic", golden)
     groups = {"All": quality, "Things": quality[is_thing], "Stuff": quality[~is_thing]}
     for name, rows in groups.items():
         numbers = [golden[name][key] for key in ("pq", "sq", "rq", "n")]
