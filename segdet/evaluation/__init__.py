@@ -13,6 +13,7 @@ from segdet.evaluation.lvis import LVISEvaluator
 from segdet.evaluation.panoptic import COCOPanopticEvaluator
 from segdet.evaluation.pascal_voc import PascalVOCDetectionEvaluator
 from segdet.evaluation.rotated_coco import RotatedCOCOEvaluator
+from segdet.evaluation.sem_seg import SemSegEvaluator
 from segdet.evaluation.testing import print_csv_format, verify_results
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LVISEvaluator",
     "PascalVOCDetectionEvaluator",
     "RotatedCOCOEvaluator",
+    "SemSegEvaluator",
     "evaluate_results",
     "inference_context",
     "inference_on_dataset",

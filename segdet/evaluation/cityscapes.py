@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from segdet.data.catalog import MetadataCatalog
 from segdet.data.image_io import read_labels
@@ -22,6 +21,7 @@ from segdet.data.readers.cityscapes_labels import BY_ID, LABELS, THINGS, TRAINED
 from segdet.errors import DataError
 from segdet.evaluation.coco_report import table
 from segdet.evaluation.evaluator import DatasetEvaluator
+from segdet.evaluation.label_maps import best_labels, count_pairs, mean_of_known
 from segdet.utils import comm
 
 logger = logging.getLogger(__name__)
@@ -124,8 +124,8 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
         if not comm.is_main_process():
             return None
         ap = 100 * np.array([[class_ap(matches, k.id, t) for t in _OVERLAPS] for k in THINGS])
-        results = {"AP": _mean(ap.ravel()), "AP50": _mean(ap[:, 0])}
-        by_class = {k.name: _mean(row) for k, row in zip(THINGS, ap, strict=True)}
+        results = {"AP": mean_of_known(ap.ravel()), "AP50": mean_of_known(ap[:, 0])}
+        by_class = {k.name: mean_of_known(row) for k, row in zip(THINGS, ap, strict=True)}
         logger.info("Evaluation results for segm (Cityscapes):\n%s", table(results))
         logger.info("segm AP per class:\n%s", table(by_class))
         return {"segm": results | {f"AP-{name}": value for name, value in by_class.items()}}
@@ -203,18 +203,11 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         """
         label_of = np.array([label.id for label in TRAINED])
         for record, output in zip(inputs, outputs, strict=True):
-            best = torch.as_tensor(output["sem_seg"]).argmax(0).cpu().numpy()
-            found, truth = label_of[best], self._read(record, "labelIds")
-            if found.shape != truth.shape:
-                raise DataError(
-                    f"{record['file_name']}: the predicted map is {found.shape}, the annotation "
-                    f"is {truth.shape} (height, width)"
-                )
+            truth = self._read(record, "labelIds")
+            found = label_of[best_labels(output["sem_seg"], truth, record["file_name"])]
             if truth.max() >= len(LABELS):
                 raise DataError(f"{record['file_name']}: labelIds.png has the id {truth.max()}")
-            count = len(LABELS)
-            pairs = np.bincount(truth.ravel() * np.int64(count) + found.ravel(), minlength=count**2)
-            self._confusion += pairs.reshape(count, count)
+            self._confusion += count_pairs(truth, found, len(LABELS))
             self._weigh(found, self._read(record, "instanceIds"))
 
     def _weigh(self, found: np.ndarray, ids: np.ndarray) -> None:
@@ -245,10 +238,12 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         with_objects = [k for k, ids in categories.items() if all(i in _THING_IDS for i in ids)]
         iou = {name: 100 * _iou(confusion, ids) for name, ids in classes.items()}
         results = {
-            "IoU": _mean([*iou.values()]),
-            "iIoU": _mean([100 * _iiou(confusion, weighed[0], weighed[2], [k.id]) for k in THINGS]),
-            "IoU_sup": _mean([100 * _iou(confusion, ids) for ids in categories.values()]),
-            "iIoU_sup": _mean(
+            "IoU": mean_of_known([*iou.values()]),
+            "iIoU": mean_of_known(
+                [100 * _iiou(confusion, weighed[0], weighed[2], [k.id]) for k in THINGS]
+            ),
+            "IoU_sup": mean_of_known([100 * _iou(confusion, ids) for ids in categories.values()]),
+            "iIoU_sup": mean_of_known(
                 [
                     100 * _iiou(confusion, weighed[1], weighed[2], categories[k])
                     for k in with_objects
@@ -256,7 +251,7 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
             ),
         }
         logger.info("Evaluation results for sem_seg (Cityscapes):\n%s", table(results))
-        logger.info("sem_seg IoU per class:\n%s", table(iou))
+        logger.info("sem_seg IoU per class:\n%s", table(iou, "IoU"))
         return {"sem_seg": results | {f"IoU-{name}": value for name, value in iou.items()}}
 
 
@@ -285,9 +280,3 @@ def _by_name(name: str) -> int:
         if label.name == name:
             return label.id
     raise DataError(f"thing_classes has {name!r}, which is no class of Cityscapes")
-
-
-def _mean(values: Iterable[float]) -> float:
-    """The mean of what is not NaN; NaN where all are."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")

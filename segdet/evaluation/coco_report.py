@@ -53,8 +53,13 @@ def _distinct_names(truth: GroundTruth) -> list[str]:
     return [name if count[name] == 1 else f"{name} ({key})" for name, key in both]
 
 
-def table(values: dict[str, float]) -> str:
-    """A markdown table of names and values; several pairs a line if there are many."""
+def table(values: dict[str, float], kind: str = "AP") -> str:
+    """A markdown table of names and values; several pairs a line if there are many.
+
+    Args:
+        values: name -> value.
+        kind: what the values are, where there are many.
+    """
     cells = [(name, f"{value:.3f}") for name, value in values.items()]
     if len(cells) <= 6:
         widths = [max(len(name), len(value)) for name, value in cells]
@@ -64,7 +69,7 @@ def table(values: dict[str, float]) -> str:
         rows = [
             [text for pair in cells[i : i + 3] for text in pair] for i in range(0, len(cells), 3)
         ]
-        rows.insert(0, ["class", "AP"] * 3)
+        rows.insert(0, ["class", kind] * 3)
         widths = [max(len(row[i]) for row in rows) for i in range(6)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
