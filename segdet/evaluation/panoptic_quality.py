@@ -115,7 +115,8 @@ def mean_quality(per_category: np.ndarray) -> Quality:
     known = per_category[~np.isnan(per_category[:, 0])]
     if len(known) == 0:
         return Quality(float("nan"), float("nan"), float("nan"), 0)
-    return Quality(*known.mean(0).tolist(), len(known))
+    pq, sq, rq = known.mean(0).tolist()
+    return Quality(pq, sq, rq, len(known))
 
 
 def _rows(one: PanopticMap, row_of: Mapping[Any, int]) -> np.ndarray:

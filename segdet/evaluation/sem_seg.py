@@ -108,8 +108,8 @@ class SemSegEvaluator(DatasetEvaluator):
                 )
             self._pixels += count_pairs(found, truth, count + 1)
             if self._has_edges:
-                edges = (boundary_of(labels.astype(np.uint8)) for labels in (found, truth))
-                self._edges += count_pairs(*edges, count + 1)
+                edges = boundary_of(found.astype(np.uint8)), boundary_of(truth.astype(np.uint8))
+                self._edges += count_pairs(edges[0], edges[1], count + 1)
             if self._output_dir is not None:
                 self._keep(file_name, found)
 
