@@ -31,8 +31,9 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     Raises:
         RuntimeError: a wrong shape or type.
     """
+    boxes1, boxes2 = boxes1.detach(), boxes2.detach()
     if library.has_binary(boxes1.device):
-        return torch.ops.segdet.box_iou_rotated(boxes1.detach(), boxes2.detach())
+        return torch.ops.segdet.box_iou_rotated(boxes1, boxes2)
     for name, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise RuntimeError(

@@ -133,6 +133,11 @@ def test_any_number_of_threads_gives_the_same_bits(compiled):
     assert torch.equal(*results)
 
 
+def test_no_gradient_is_promised(implementation, device):
+    boxes = tilted_boxes(3, device).requires_grad_()
+    assert not box_iou_rotated(boxes, boxes).requires_grad
+
+
 def test_rejects_wrong_shapes_and_types(implementation, device):
     good = tilted_boxes(3, device)
     with pytest.raises(RuntimeError, match=r"boxes2 must be \(N, 5\), has"):

@@ -23,3 +23,10 @@ def test_each_iteration_lets_dropped_boxes_drop_no_more(device):
     assert cluster_nms(chain, scores, 0.5, 2).tolist() == [0, 2, 3]
     assert cluster_nms(chain, scores, 0.5, 3).tolist() == [0, 2]
     assert cluster_nms(chain.half(), scores, 0.5, 9).tolist() == [0, 2]
+
+
+def test_the_threshold_is_not_rounded(device):
+    boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]], device=device)
+    scores = torch.tensor([1.0, 0.5], device=device)
+    kept = cluster_nms(boxes, scores, 0.3, 2)  # 3 / 10 is above 0.3 in float32
+    assert kept.tolist() == nms(boxes, scores, 0.3).tolist() == [0]

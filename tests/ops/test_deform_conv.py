@@ -301,6 +301,14 @@ def test_gradients_are_those_of_finite_differences(compiled, settings):
     assert torch.autograd.gradcheck(call, [leaves[name] for name in names], fast_mode=True)
 
 
+def test_a_second_gradient_is_refused(compiled):
+    arguments = with_grad(random_arguments(device=compiled))
+    out = deform_conv2d(**arguments)
+    (grad,) = torch.autograd.grad(out.sum(), arguments["input"], create_graph=True)
+    with pytest.raises(RuntimeError, match="deform_conv2d_backward is not differentiable"):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize("format", [torch.channels_last, torch.contiguous_format])
 def test_is_a_well_formed_op(compiled, format):
     a = random_arguments(batch=1, size=(4, 5), device=compiled)

@@ -63,6 +63,12 @@ def test_overlap_at_the_threshold_stays_and_empty_boxes_drop_nothing(implementat
     assert fast_nms(boxes.to(device), scores.to(device), 0.5)[0].tolist() == [0, 1, 2, 3]
 
 
+def test_the_threshold_is_not_rounded(implementation, device):
+    boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]], device=device)
+    scores = torch.tensor([[1.0, 0.5]], device=device)
+    assert fast_nms(boxes, scores, 0.3)[0].tolist() == [0]  # 3 / 10 is above 0.3 in float32
+
+
 def test_what_is_not_finite_does_no_harm(compiled):
     boxes, scores = crowd(60, 3, compiled)
     boxes[::3, 1] = math.nan

@@ -82,6 +82,15 @@ def test_other_types(implementation, device, dtype):
     assert lowered.tolist() == pytest.approx(expected, abs=1e-6 if dtype == torch.float32 else 4e-3)
 
 
+def test_autocast_costs_no_digits(implementation, device):
+    masks, scores, classes = blobs(20, device)
+    masks = masks.repeat(1, 9, 9)  # more pixels than bfloat16 can count
+    expected = matrix_nms(masks, scores, classes)
+    with torch.autocast(device, torch.bfloat16):
+        lowered = matrix_nms(masks, scores, classes)
+    assert torch.equal(lowered, expected)
+
+
 def test_strided_masks_and_detached_scores(implementation, device):
     masks, scores, classes = blobs(20, device)
     strided = masks.permute(2, 0, 1).contiguous().permute(1, 2, 0)

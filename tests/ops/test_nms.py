@@ -70,9 +70,22 @@ def test_overlap_at_the_threshold_stays(implementation, device):
     assert nms(boxes, scores, 0.4999).tolist() == [0]
 
 
+def test_the_threshold_is_not_rounded(implementation, device):
+    boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]], device=device)
+    scores = torch.tensor([1.0, 0.5], device=device)
+    assert nms(boxes, scores, 0.3).tolist() == [0]  # 3 / 10 is above 0.3 in float32
+    assert nms(boxes, scores, 0.30000002).tolist() == [0, 1]
+
+
 def test_of_equal_scores_the_first_wins(implementation, device):
     boxes = torch.tensor([[0.0, 0, 10, 10]] * 40 + [[50.0, 50, 60, 60]] * 40, device=device)
     assert nms(boxes, torch.ones(80, device=device), 0.5).tolist() == [0, 40]
+
+
+def test_scores_that_only_float64_tells_apart(implementation, device):
+    boxes = torch.tensor([[0.0, 0, 10, 10]] * 2, device=device)
+    scores = torch.tensor([1, 1 + 1e-12], dtype=torch.float64, device=device)
+    assert nms(boxes, scores, 0.5).tolist() == [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

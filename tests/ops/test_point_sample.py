@@ -149,6 +149,15 @@ def test_second_gradient(compiled):
     )
 
 
+def test_a_second_gradient_of_the_coordinates_is_refused(compiled):
+    maps = torch.randn(1, 2, 4, 5, device=compiled)
+    points = torch.rand(1, 3, 2, device=compiled, requires_grad=True)
+    out = point_sample(maps.requires_grad_(), points)
+    (grad,) = torch.autograd.grad(out.sum(), points, create_graph=True)
+    with pytest.raises(RuntimeError, match="point_sample_coords_backward is not differentiable"):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_bits_for_any_number_of_threads(layout):
     maps, points = torch.randn(2, 200, 20, 20).to(memory_format=layout), torch.rand(2, 300, 2)

@@ -113,11 +113,13 @@ def test_regions_off_the_map_are_zero(implementation, device, box, ratio):
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_inverted_regions_stay_within_the_map(compiled, ratio, aligned):
-    maps = torch.ones(1, 1, 6, 7, device=compiled)
-    rois = torch.tensor([[0.0, 5, 5, 1, 1], [0.0, 300, 300, -300, -300]], device=compiled)
-    out = roi_align(maps, rois, 3, 1.0, ratio, aligned)
-    assert ((out >= 0) & (out <= 1 + 1e-6)).all()  # an average of ones and zeros
+def test_inverted_regions(implementation, device, ratio, aligned):
+    maps = torch.randn(1, 2, 6, 7)
+    boxes = [[5.0, 5, 1, 1], [5, 1, 1, 5], [1, 5, 5, 1], [30, 4, -30, 1], [300, 300, -300, -300]]
+    rois = torch.tensor([[0.0, *box] for box in boxes])
+    out = roi_align(maps.to(device), rois.to(device), 3, 1.0, ratio, aligned)
+    expected = roi_align_by_definition(maps, rois, (3, 3), 1.0, ratio, aligned)
+    torch.testing.assert_close(out.cpu().double(), expected, atol=2e-5, rtol=0)
 
 
 def test_region_without_extent_is_zero_when_aligned_and_adaptive(implementation, device):
@@ -145,11 +147,12 @@ def test_half_precision_is_computed_in_float32(implementation, device, dtype):
     torch.testing.assert_close(out.cpu(), wide.to(dtype), atol=0, rtol=1e-2)
 
 
-def test_autocast_keeps_the_features_type(compiled):
-    maps, rois = torch.randn(1, 3, 8, 8, device=compiled), random_rois(4, 1, 8.0).to(compiled)
-    with torch.autocast(compiled, torch.bfloat16):
+def test_autocast_keeps_the_features_type_and_digits(implementation, device):
+    maps, rois = torch.randn(1, 3, 8, 8, device=device), random_rois(4, 1, 8.0).to(device)
+    expected = roi_align(maps, rois, 3)
+    with torch.autocast(device, torch.bfloat16):
         assert roi_align(maps.bfloat16(), rois, 3).dtype == torch.bfloat16
-        assert roi_align(maps, rois, 3).dtype == torch.float32
+        torch.testing.assert_close(roi_align(maps, rois, 3), expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

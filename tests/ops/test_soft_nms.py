@@ -68,6 +68,13 @@ def test_linear_lowers_only_above_the_threshold(implementation, device):
     assert soft_nms(boxes, scores, 0.4999)[1].tolist() == [1.0, 0.25]
 
 
+def test_the_threshold_is_not_rounded(implementation, device):
+    boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]], device=device)
+    scores = torch.tensor([1.0, 0.5], device=device)
+    lowered = soft_nms(boxes, scores, 0.3)[1].tolist()  # 3 / 10 is above 0.3 in float32
+    assert lowered == pytest.approx([1, 0.35])
+
+
 def test_of_equal_scores_the_first_is_taken(implementation, device):
     boxes = torch.tensor([[0.0, 0, 10, 10]] * 40 + [[50.0, 50, 60, 60]] * 40, device=device)
     index, lowered = soft_nms(boxes, torch.ones(80, device=device), 0.5)
