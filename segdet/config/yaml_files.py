@@ -31,6 +31,13 @@ class _Loader(yaml.SafeLoader):
         except ConfigError as error:
             raise self._refusal(f"of {text[:80]!r} {error}", node) from None
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Write out what `<<` names; a few lines that name each other twice mean any number."""
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES:
+            where = f"{node.start_mark.name}, line {node.start_mark.line + 1}"
+            raise ConfigError(f"{where}: << merges more than {MOST_VALUES} values")
+
     @staticmethod
     def _refusal(reason: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
         problem = f"the tag python/object/apply:eval {reason}"
@@ -62,7 +69,9 @@ def yaml_layers(file: str, chain: tuple[str, ...] = ()) -> list[tuple[str, dict[
         names it.
 
     Raises:
-        ConfigError: a file that is missing, no local path, no plain YAML or no mapping, a cycle.
+        ConfigError: a file that is missing, no local path, no plain YAML or no mapping, a cycle; a
+            base that is no regular file (a device has no end); more files or values than a config
+            can mean.
     """
     named_by = f" (named by {BASE_KEY} in {chain[-1]})" if chain else ""
     if "://" in file:
@@ -90,10 +99,12 @@ def _beside(file: str, base: str) -> str:
 
 
 def _read_mapping(file: str, named_by: str) -> dict[str, Any]:
+    if named_by and os.path.exists(file) and not os.path.isfile(file):
+        raise ConfigError(f"{file}: cannot be read{named_by}: it is no regular file")
     try:
         with open(file, encoding="utf-8") as stream:
             content = yaml.load(stream, _Loader)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: of dates and numbers, too
         raise ConfigError(f"{file}: cannot be read{named_by}: {error}") from None
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"

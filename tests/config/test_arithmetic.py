@@ -45,6 +45,7 @@ def test_arithmetic_is_pythons(text):
         ("[[[[[0 for a in [1,2,3,4,5,6,7,8]] for a in [1,2,3,4,5,6,7,8]] for a in "
          "[1,2,3,4,5,6,7,8]] for a in [1,2,3,4,5,6,7,8]] for a in [1,2,3,4,5,6,7,8]]",
          "takes more than 10000 steps"),
+        ("[[a, a] for a in " * 30 + "[1]" + "]" * 30, "takes more than 10000 steps"),
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(text, reason):
