@@ -108,6 +108,10 @@ def bombs() -> dict[str, bytes]:
         "frame of an exabyte": b"\x95" + struct.pack("<Q", 1 << 60),
         "integer of 2 GB": b"\x8b\xff\xff\xff\x7f",
         "bytearray by number": call("builtins", "bytearray", number(1 << 40)),
+        "bytes by number": call("_codecs", "encode", number(1 << 40), text("latin1")),
+        "array by number": call(
+            "numpy.core.numeric", "_frombuffer", number(1 << 40), FLOAT, args(b"K\4"), text("C")
+        ),
         "the same text encoded again and again": blob
         + b"q\0"
         + name("builtins", "bytearray")
@@ -125,8 +129,9 @@ def bombs() -> dict[str, bytes]:
 def test_bombs_are_refused_at_once(tmp_path, bomb):
     write(tmp_path / "a.pkl", bombs()[bomb])
     start = time.monotonic()
-    with pytest.raises(CheckpointError, match=r"a\.pkl"):
+    with pytest.raises(CheckpointError, match=r"a\.pkl") as error:
         read_checkpoint(tmp_path / "a.pkl")
+    assert not isinstance(error.value.__cause__, MemoryError)  # it was not even tried
     assert time.monotonic() - start < 5
 
 
@@ -151,6 +156,32 @@ def test_a_legacy_storage_of_an_exabyte_is_refused(tmp_path):
     write(tmp_path / "legacy.pth", tensor(4, 1, 0).replace(STORAGE, storage))
     with pytest.raises(CheckpointError, match="ends early"):
         read_checkpoint(tmp_path / "legacy.pth")
+
+
+def test_many_empty_storages_are_read_in_no_time(tmp_path):
+    empty = (
+        args(text("storage"), name("torch", "FloatStorage"), text(f"e{i}"), text("cpu"), b"K\0")
+        for i in range(20_000)
+    )
+    write(tmp_path / "legacy.pth", b"".join(one + b"Q0" for one in empty) + tensor(4, 1, 0))
+    start = time.monotonic()
+    assert read_checkpoint(tmp_path / "legacy.pth")["model"]["a"].tolist() == [0, 1, 2, 3]
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("container", CONTAINERS[1:])
+@pytest.mark.parametrize("key", [b"K\0", b"]", b")"])
+def test_keys_of_storages_are_text(tmp_path, container, key):
+    write(tmp_path / container, tensor(4, 1, 0).replace(text("0"), key))
+    with pytest.raises(CheckpointError, match="persistent id"):
+        read_checkpoint(tmp_path / container)
+
+
+@pytest.mark.parametrize("container", CONTAINERS[1:])
+def test_a_device_of_doubled_tuples_is_refused_at_once(tmp_path, container):
+    write(tmp_path / container, call("torch", "device", doubled(b")", b"2\x86", 60)))
+    with pytest.raises(CheckpointError, match=r"torch\.device of other objects"):
+        read_checkpoint(tmp_path / container)
 
 
 @pytest.fixture(scope="module")
