@@ -39,7 +39,7 @@ def locate(address: str, *, may_download: bool | None = None) -> tuple[Path, boo
         The path, and whether suffix matching was asked for.
 
     Raises:
-        CheckpointError: no such file, or a query that means nothing.
+        CheckpointError: no such file, no such address, or a query that means nothing.
     """
     if os.path.isfile(address):  # False, too, of what can be no path
         return Path(address), False
@@ -115,6 +115,9 @@ def _mirrored_as(address: str) -> tuple[str | None, list[str]]:
             return None, [f"{name}.pkl"]
         return DETECTRON_URL + official, [f"{name}.pkl", official]
     if address.startswith(("http://", "https://")):
-        path = urlsplit(address).path.lstrip("/")
+        try:
+            path = urlsplit(address).path.lstrip("/")
+        except ValueError as error:
+            raise CheckpointError(f"{address}: is no address: {error}") from None
         return address, [path, Path(path).name]
     return None, []

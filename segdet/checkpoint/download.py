@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import http.client
 import re
-import urllib.error
 import urllib.request
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -39,19 +38,38 @@ def download(url: str, path: Path, *, timeout: float = _TIMEOUT) -> None:
     Raises:
         CheckpointError: no connection, no such file, a transfer that breaks off, another checksum.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not url.startswith(("http://", "https://")):
         raise CheckpointError(f"{url}: only http and https are downloaded")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=timeout) as response:
-            if urlsplit(response.url).scheme != urlsplit(url).scheme:
-                raise CheckpointError(f"{url}: leads to {response.url}, of another protocol")
+        opener = urllib.request.build_opener(SafeRedirects)
+        with opener.open(url, timeout=timeout) as response:
             write_atomically(path, lambda file: _copy(response, file, url))
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+    except CheckpointError:
+        raise
+    except (http.client.HTTPException, OSError, ValueError) as error:  # ValueError: http://[
         raise CheckpointError(
             f"{url}: cannot be downloaded ({error}). Try again where there is a network, or put "
             f"the file at {path}"
         ) from error
+
+
+class SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows an address to https and from http to http; never from https to anything else."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """The request to make instead; raises CheckpointError for one not to be made."""
+        if urlsplit(newurl).scheme not in ("https", req.type):
+            raise CheckpointError(f"{req.full_url}: leads to {newurl}, of another protocol")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str) -> None:

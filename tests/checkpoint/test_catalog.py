@@ -157,6 +157,30 @@ def test_downloads_stay_in_their_folder(monkeypatch, downloads, address):
     assert downloads == []
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "catalog://../outside",
+        "catalog://a/../../outside",
+        "catalog://{folder}/outside",
+        "detectron2://../outside.pkl",
+        "detectron2://{folder}/outside.pkl",
+        "https://example.org/a/../../outside.pkl",
+    ],
+)
+def test_names_stay_in_the_mirror(mirror, address):
+    put(mirror, "a/b.pkl")
+    put(mirror.parent, "outside.pkl")
+    with pytest.raises(CheckpointError, match=r"with \.\. in it or an absolute path is not looked"):
+        locate(address.format(folder=mirror.parent))
+
+
+def test_an_address_that_is_none(downloads):
+    with pytest.raises(CheckpointError, match=r"http://\[x: is no address: "):
+        locate("http://[x", may_download=True)
+    assert downloads == []
+
+
 def test_an_address_that_is_no_path_at_all():
     with pytest.raises(CheckpointError, match="no such file"):
         locate("x" * 10_000)

@@ -1,17 +1,29 @@
 """Downloads, from a server on this machine that misbehaves."""
 
 import hashlib
+import io
 import threading
 import time
+from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.request import Request
 
 import pytest
 
-from segdet.checkpoint.download import checksum_in, download
+from segdet.checkpoint.download import SafeRedirects, checksum_in, download
 from segdet.errors import CheckpointError
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB: two chunks
 MD5, SHA256 = (hashlib.new(kind, CONTENT).hexdigest() for kind in ("md5", "sha256"))
+
+
+REDIRECTS = {
+    "moved.pkl": "/a.pkl",
+    "to_file.pkl": "file:///etc/hostname",
+    "to_ftp.pkl": "ftp://127.0.0.1/a.pkl",
+    "to_https.pkl": "https://127.0.0.1:1/a.pkl",  # where nobody answers
+    "to_nowhere.pkl": "http://[x",
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -19,9 +31,9 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path.strip("/")
         if name == "gone.pkl":
             self.send_error(404)
-        elif name == "redirect.pkl":
+        elif name in REDIRECTS:
             self.send_response(302)
-            self.send_header("Location", "file:///etc/hostname")
+            self.send_header("Location", REDIRECTS[name])
             self.end_headers()
         else:
             self.send_response(200)
@@ -53,7 +65,14 @@ def files(folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["a.pkl", "unsized.pkl", f"model_final_{MD5[:6]}.pkl", f"m-{SHA256[:8]}.pth", "a.pkl?dl=1"],
+    [
+        "a.pkl",
+        "moved.pkl",
+        "unsized.pkl",
+        f"model_final_{MD5[:6]}.pkl",
+        f"m-{SHA256[:8]}.pth",
+        "a.pkl?dl=1",
+    ],
 )
 def test_a_whole_file(server, tmp_path, name):
     path = tmp_path / "new" / "a.pkl"
@@ -68,7 +87,10 @@ def test_a_whole_file(server, tmp_path, name):
         ("cut.pkl", f"broke off after {len(CONTENT) // 2} of {len(CONTENT)} bytes"),
         ("stalled.pkl", "cannot be downloaded .*timed out"),
         ("gone.pkl", "cannot be downloaded .*404"),
-        ("redirect.pkl", "cannot be downloaded .*Redirection"),
+        ("to_file.pkl", "cannot be downloaded .*Redirection"),
+        ("to_ftp.pkl", "leads to ftp:.*, of another protocol"),
+        ("to_https.pkl", "cannot be downloaded .*refused"),  # so it was followed
+        ("to_nowhere.pkl", "cannot be downloaded .*IPv6"),
         ("model_final_000000.pkl", "promises the md5 checksum 000000"),
         ("m-00000000.pth", "promises the sha256 checksum 00000000"),
     ],
@@ -78,6 +100,13 @@ def test_a_failure_leaves_nothing_behind(server, tmp_path, name, message):
         download(f"{server}/{name}", tmp_path / "a.pkl", timeout=0.5)
     assert f"{server}/{name}" in str(error.value)
     assert files(tmp_path) == []
+
+
+def test_https_never_becomes_http():
+    request = Request("https://example.org/a.pkl")
+    moved = (io.BytesIO(), 302, "Found", HTTPMessage())
+    with pytest.raises(CheckpointError, match=r"leads to http://example\.org/a\.pkl, of"):
+        SafeRedirects().redirect_request(request, *moved, "http://example.org/a.pkl")
 
 
 def test_a_failure_keeps_the_file_that_was_there(server, tmp_path):
@@ -102,7 +131,7 @@ def test_a_folder_that_cannot_be_made(server, tmp_path):
         download(f"{server}/a.pkl", tmp_path / "file" / "a.pkl")
 
 
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://a/b", "/etc/hostname"])
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://a/b", "/etc/hostname", "http:a"])
 def test_other_protocols_are_refused(tmp_path, url):
     with pytest.raises(CheckpointError, match="only http and https"):
         download(url, tmp_path / "a.pkl")
