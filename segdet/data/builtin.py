@@ -1,4 +1,4 @@
-"""The names that need no registration: official data sets, the sample sets, `JSON:FOLDER`.
+"""The names that need no registration: official and sample data sets, and files by their paths.
 
 Files are looked for under the folder that the environment variable SEGDET_DATASETS names, else
 DETECTRON2_DATASETS, else ./datasets.
@@ -6,16 +6,30 @@ DETECTRON2_DATASETS, else ./datasets.
 
 from __future__ import annotations
 
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from segdet.data.coco_classes import (
+    coco_instances_metadata,
+    coco_keypoints_metadata,
+    coco_panoptic_categories,
+)
 from segdet.data.readers.cityscapes import load_cityscapes_instances, load_cityscapes_semantic
 from segdet.data.readers.cityscapes_labels import THINGS, TRAINED
 from segdet.data.readers.coco_json import CocoFile, read_coco_json
 from segdet.data.readers.lvis_json import read_lvis_json
+from segdet.data.readers.panoptic_json import (
+    read_panoptic_json,
+    separated_metadata,
+    standard_metadata,
+)
+from segdet.data.readers.panoptic_separated import read_panoptic_separated, read_stuff_only
 from segdet.data.readers.pascal_voc import CLASS_NAMES, load_voc_instances
+from segdet.data.readers.sem_seg_folder import read_class_names, read_sem_seg_folder
+from segdet.data.sem_seg import IGNORE_LABEL
 
 
 class BuiltinFiles(Protocol):
@@ -46,6 +60,72 @@ class CocoFiles:
     def read(self) -> CocoFile:
         """The records and classes."""
         return read_coco_json(datasets_root() / self.json_file, datasets_root() / self.image_root)
+
+
+@dataclass(frozen=True)
+class PanopticFiles:
+    """COCO panoptic files, relative to `datasets_root()` unless absolute."""
+
+    image_root: str
+    panoptic_json: str
+    panoptic_root: str
+    instances_json: str = ""  # "": objects come from the segments
+    sem_seg_root: str = ""  # where there is no such folder, label maps come from the segments
+    form: str = "separated"  # or "stuffonly" (no objects), or "standard" (one numbering for all)
+    is_coco: bool = False  # then the classes are known without the file
+
+    def metadata(self) -> dict[str, Any]:
+        """What is known before a file is read."""
+        known: dict[str, Any] = dict(self._places())
+        known["evaluator_type"] = "sem_seg" if self.form == "stuffonly" else "coco_panoptic_seg"
+        known["ignore_label"] = IGNORE_LABEL
+        if self.form == "standard":
+            known["label_divisor"] = 1000
+        if self.is_coco:
+            number = standard_metadata if self.form == "standard" else separated_metadata
+            known |= number(coco_panoptic_categories())
+        return known
+
+    def read(self) -> CocoFile:
+        """The records, and the classes where a file says them."""
+        places = self._places()
+        files = places["image_root"], places["panoptic_json"], places["panoptic_root"]
+        if self.form == "standard":
+            return read_panoptic_json(files[1], files[0], files[2], separated=False)
+        sem_seg_root = places.get("sem_seg_root", "")
+        if self.form == "stuffonly":
+            return read_stuff_only(*files, sem_seg_root=sem_seg_root)
+        objects = places.get("json_file", "")
+        return read_panoptic_separated(*files, instances_json=objects, sem_seg_root=sem_seg_root)
+
+    def _places(self) -> dict[str, str]:
+        optional = {"json_file": self.instances_json, "sem_seg_root": self.sem_seg_root}
+        return _places(
+            image_root=self.image_root,
+            panoptic_json=self.panoptic_json,
+            panoptic_root=self.panoptic_root,
+            **{key: path for key, path in optional.items() if path},
+        )
+
+
+@dataclass(frozen=True)
+class SemSegFolder:
+    """Pictures and label maps, relative to `datasets_root()` unless absolute."""
+
+    sem_seg_root: str
+    image_root: str
+    classes: str  # file of their names, see `read_class_names`
+
+    def metadata(self) -> dict[str, Any]:
+        """What is known before a file is read."""
+        places = _places(sem_seg_root=self.sem_seg_root, image_root=self.image_root)
+        return {**places, "evaluator_type": "sem_seg", "ignore_label": IGNORE_LABEL}
+
+    def read(self) -> CocoFile:
+        """The records and classes."""
+        root = datasets_root()
+        records = read_sem_seg_folder(root / self.sem_seg_root, root / self.image_root)
+        return CocoFile(records=records, metadata=read_class_names(root / self.classes))
 
 
 @dataclass(frozen=True)
@@ -128,42 +208,41 @@ def _places(**paths: str) -> dict[str, str]:
 
 
 def find_builtin(name: str) -> BuiltinFiles | None:
-    """The files of a built-in name or of `FILE.json:IMAGE_FOLDER`; None for any other name."""
+    """The files of a built-in name, or of a name made of paths; None for any other name.
+
+    Such names are `FILE.json:IMAGES`, `FILE.json:IMAGES:PNGS` for panoptic annotation (PNGS is by
+    default the folder of the file's name, as COCO has it), `LABELS:IMAGES:CLASSES` for label maps
+    (CLASSES is by default `classes.txt` in LABELS).
+    """
     if name in BUILTIN:
         return BUILTIN[name]
-    file, separator, folder = name.partition(".json:")
-    if not separator:
+    file, separator, rest = name.partition(".json:")
+    if separator:
+        json_file, (images, _, pngs) = f"{file}.json", rest.partition(":")
+        if not pngs and not _has_segments(json_file):
+            return CocoFiles(os.path.abspath(json_file), os.path.abspath(images))
+        paths = (os.path.abspath(path) for path in (images, json_file, pngs or file))
+        return PanopticFiles(*paths)
+    labels, separator, rest = name.partition(":")
+    if not separator or not os.path.isdir(labels):
         return None
-    return CocoFiles(os.path.abspath(f"{file}.json"), os.path.abspath(folder))
+    images, _, classes = rest.partition(":")
+    classes = classes or os.path.join(labels, "classes.txt")
+    return SemSegFolder(*(os.path.abspath(path) for path in (labels, images, classes)))
 
 
-def coco_instances_metadata() -> dict[str, Any]:
-    """COCO's 80 classes."""
-    return {
-        "thing_dataset_id_to_contiguous_id": {row[0]: k for k, row in enumerate(COCO_THINGS)},
-        "thing_classes": [row[1] for row in COCO_THINGS],
-        "thing_colors": [list(row[2]) for row in COCO_THINGS],
-    }
+def _has_segments(json_file: str) -> bool:
+    """Whether a COCO json is panoptic; a look at its bytes, since instance files are large."""
+    try:
+        with (
+            open(json_file, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m,
+        ):
+            return m.find(b'"segments_info"') >= 0
+    except (OSError, ValueError):  # absent, or empty: its reader says so
+        return False
 
 
-def coco_keypoints_metadata() -> dict[str, Any]:
-    """COCO's people and their 17 points."""
-    return {
-        "thing_classes": ["person"],
-        "keypoint_names": list(COCO_KEYPOINTS),
-        "keypoint_flip_map": [
-            (name, name.replace("left", "right")) for name in COCO_KEYPOINTS if "left" in name
-        ],
-        "keypoint_connection_rules": [(*pair, _limb_color(pair)) for pair in COCO_LIMBS],
-    }
-
-
-def _limb_color(names: tuple[str, str]) -> tuple[int, int, int]:
-    sides = {name.partition("_")[0] for name in names}
-    return (255, 214, 90) if len(sides) > 1 else _SIDE_COLORS[sides.pop()]
-
-
-_SIDE_COLORS = {"left": (64, 196, 255), "right": (255, 112, 67)}
 _KNOWN_OF_COCO = {
     "": dict,
     "instances": coco_instances_metadata,
@@ -184,6 +263,26 @@ _COCO_SPLITS = {
     "2017_train": (2017, "train2017", "train"),
     "2017_val": (2017, "val2017", "val"),
     "2017_val_100": (2017, "val2017_100", "val"),
+}
+_PANOPTIC_FORMS = {"": "standard", "_separated": "separated", "_stuffonly": "stuffonly"}
+
+
+def _coco_panoptic(split: str, images: str, form: str) -> PanopticFiles:
+    return PanopticFiles(
+        f"coco/{images}",
+        f"coco/annotations/panoptic_{split}.json",
+        f"coco/panoptic_{split}",
+        instances_json=f"coco/annotations/instances_{split}.json",
+        sem_seg_root=f"coco/panoptic_stuff_{split}",
+        form=form,
+        is_coco=True,
+    )
+
+
+_COCO_PANOPTIC_SPLITS = {
+    "train": ("train2017", "train2017"),
+    "val": ("val2017", "val2017"),
+    "val_100": ("val2017_100", "val2017"),
 }
 _LVIS = {
     "lvis_v1": ("train", "val"),
@@ -206,6 +305,11 @@ BUILTIN: dict[str, BuiltinFiles] = {
         for name, parts in _COCO_SPLITS.items()
     },
     **{
+        f"coco_2017_{split}_panoptic{suffix}": _coco_panoptic(*files, form)
+        for split, files in _COCO_PANOPTIC_SPLITS.items()
+        for suffix, form in _PANOPTIC_FORMS.items()
+    },
+    **{
         f"{version}_{split}": LvisFiles(f"lvis/{version}_{split}.json")
         for version, splits in _LVIS.items()
         for split in splits
@@ -223,118 +327,33 @@ BUILTIN: dict[str, BuiltinFiles] = {
         for split in ("train", "val", "test")
     },
 }
+_SPLITS = ("train", "val")
 SAMPLES: dict[str, BuiltinFiles] = {
-    f"{name}_{split}": CocoFiles(f"{name}/annotations/instances_{split}.json", f"{name}/{split}")
-    for name in ("demo", "fruits_nuts", "nuclei", "coco_mini")
-    for split in ("train", "val")
+    **{
+        f"{name}_{split}": CocoFiles(
+            f"{name}/annotations/instances_{split}.json", f"{name}/{split}"
+        )
+        for name in ("demo", "fruits_nuts", "nuclei", "coco_mini", "camvid_small")
+        for split in _SPLITS
+    },
+    **{
+        f"{name}_panoptic_{split}": PanopticFiles(
+            f"{name}/{split}",
+            f"{name}/annotations/panoptic_{split}.json",
+            f"{name}/annotations/panoptic_{split}",
+            instances_json=f"{name}/annotations/instances_{split}.json",
+        )
+        for name in ("demo", "camvid_small")
+        for split in _SPLITS
+    },
+    **{
+        f"{name}_sem_seg_{split}": SemSegFolder(
+            f"{name}/annotations/semantic_{split}",
+            f"{name}/{split}",
+            f"{name}/annotations/panoptic_{split}.json",
+        )
+        for name in ("demo", "camvid_small")
+        for split in _SPLITS
+    },
 }
 BUILTIN |= SAMPLES
-
-# Source: COCO's person_keypoints files, in their order.
-COCO_KEYPOINTS = (
-    *("nose", "left_eye", "right_eye", "left_ear", "right_ear"),
-    *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow"),
-    *("left_wrist", "right_wrist", "left_hip", "right_hip"),
-    *("left_knee", "right_knee", "left_ankle", "right_ankle"),
-)
-
-COCO_LIMBS = (
-    ("left_ear", "left_eye"),
-    ("right_ear", "right_eye"),
-    ("left_eye", "nose"),
-    ("nose", "right_eye"),
-    ("left_shoulder", "right_shoulder"),
-    ("left_shoulder", "left_elbow"),
-    ("right_shoulder", "right_elbow"),
-    ("left_elbow", "left_wrist"),
-    ("right_elbow", "right_wrist"),
-    ("left_hip", "right_hip"),
-    ("left_hip", "left_knee"),
-    ("right_hip", "right_knee"),
-    ("left_knee", "left_ankle"),
-    ("right_knee", "right_ankle"),
-)
-
-# Source: cocodataset/panopticapi, panoptic_coco_categories.json (the things): id, name, RGB.
-COCO_THINGS: tuple[tuple[int, str, tuple[int, int, int]], ...] = (
-    (1, "person", (220, 20, 60)),
-    (2, "bicycle", (119, 11, 32)),
-    (3, "car", (0, 0, 142)),
-    (4, "motorcycle", (0, 0, 230)),
-    (5, "airplane", (106, 0, 228)),
-    (6, "bus", (0, 60, 100)),
-    (7, "train", (0, 80, 100)),
-    (8, "truck", (0, 0, 70)),
-    (9, "boat", (0, 0, 192)),
-    (10, "traffic light", (250, 170, 30)),
-    (11, "fire hydrant", (100, 170, 30)),
-    (13, "stop sign", (220, 220, 0)),
-    (14, "parking meter", (175, 116, 175)),
-    (15, "bench", (250, 0, 30)),
-    (16, "bird", (165, 42, 42)),
-    (17, "cat", (255, 77, 255)),
-    (18, "dog", (0, 226, 252)),
-    (19, "horse", (182, 182, 255)),
-    (20, "sheep", (0, 82, 0)),
-    (21, "cow", (120, 166, 157)),
-    (22, "elephant", (110, 76, 0)),
-    (23, "bear", (174, 57, 255)),
-    (24, "zebra", (199, 100, 0)),
-    (25, "giraffe", (72, 0, 118)),
-    (27, "backpack", (255, 179, 240)),
-    (28, "umbrella", (0, 125, 92)),
-    (31, "handbag", (209, 0, 151)),
-    (32, "tie", (188, 208, 182)),
-    (33, "suitcase", (0, 220, 176)),
-    (34, "frisbee", (255, 99, 164)),
-    (35, "skis", (92, 0, 73)),
-    (36, "snowboard", (133, 129, 255)),
-    (37, "sports ball", (78, 180, 255)),
-    (38, "kite", (0, 228, 0)),
-    (39, "baseball bat", (174, 255, 243)),
-    (40, "baseball glove", (45, 89, 255)),
-    (41, "skateboard", (134, 134, 103)),
-    (42, "surfboard", (145, 148, 174)),
-    (43, "tennis racket", (255, 208, 186)),
-    (44, "bottle", (197, 226, 255)),
-    (46, "wine glass", (171, 134, 1)),
-    (47, "cup", (109, 63, 54)),
-    (48, "fork", (207, 138, 255)),
-    (49, "knife", (151, 0, 95)),
-    (50, "spoon", (9, 80, 61)),
-    (51, "bowl", (84, 105, 51)),
-    (52, "banana", (74, 65, 105)),
-    (53, "apple", (166, 196, 102)),
-    (54, "sandwich", (208, 195, 210)),
-    (55, "orange", (255, 109, 65)),
-    (56, "broccoli", (0, 143, 149)),
-    (57, "carrot", (179, 0, 194)),
-    (58, "hot dog", (209, 99, 106)),
-    (59, "pizza", (5, 121, 0)),
-    (60, "donut", (227, 255, 205)),
-    (61, "cake", (147, 186, 208)),
-    (62, "chair", (153, 69, 1)),
-    (63, "couch", (3, 95, 161)),
-    (64, "potted plant", (163, 255, 0)),
-    (65, "bed", (119, 0, 170)),
-    (67, "dining table", (0, 182, 199)),
-    (70, "toilet", (0, 165, 120)),
-    (72, "tv", (183, 130, 88)),
-    (73, "laptop", (95, 32, 0)),
-    (74, "mouse", (130, 114, 135)),
-    (75, "remote", (110, 129, 133)),
-    (76, "keyboard", (166, 74, 118)),
-    (77, "cell phone", (219, 142, 185)),
-    (78, "microwave", (79, 210, 114)),
-    (79, "oven", (178, 90, 62)),
-    (80, "toaster", (65, 70, 15)),
-    (81, "sink", (127, 167, 115)),
-    (82, "refrigerator", (59, 105, 106)),
-    (84, "book", (142, 108, 45)),
-    (85, "clock", (196, 172, 0)),
-    (86, "vase", (95, 54, 80)),
-    (87, "scissors", (128, 76, 255)),
-    (88, "teddy bear", (201, 57, 1)),
-    (89, "hair drier", (246, 0, 122)),
-    (90, "toothbrush", (191, 162, 208)),
-)

@@ -1,6 +1,6 @@
 """Data sets by name: `DatasetCatalog` loads them, `MetadataCatalog` knows facts about them.
 
-The built-in names, and names of the form `FILE.json:IMAGE_FOLDER`, need no registration.
+The built-in names, and names made of paths such as `FILE.json:IMAGE_FOLDER`, need no registration.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ class _DatasetCatalog:
 
 def _unknown(name: str, known: list[str]) -> str:
     hint = did_you_mean(name, known)
-    return f"no data set is named {name!r}{hint} (or give FILE.json:IMAGE_FOLDER)"
+    paths = "FILE.json:IMAGE_FOLDER or LABEL_FOLDER:IMAGE_FOLDER"
+    return f"no data set is named {name!r}{hint} (or give {paths})"
 
 
 MetadataCatalog = _MetadataCatalog()

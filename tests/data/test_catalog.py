@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segdet.data import DatasetCatalog, Metadata, MetadataCatalog
-from segdet.data.builtin import COCO_THINGS, datasets_root
+from segdet.data.builtin import datasets_root
 from segdet.data.datasets import register_coco_instances
 from segdet.errors import DataError
 

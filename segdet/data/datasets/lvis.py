@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from segdet.data.builtin import BUILTIN, LvisFiles, coco_instances_metadata
+from segdet.data.builtin import BUILTIN, LvisFiles
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
+from segdet.data.coco_classes import coco_instances_metadata
 from segdet.data.readers.lvis_json import read_lvis_categories, read_lvis_json
 from segdet.errors import DataError
 

@@ -81,17 +81,26 @@ def read_tree(
         image_root: as there.
         extra_annotation_keys: as there.
     """
-    id_map, names = _read_categories(file, rows_of(file, tree, "categories"))
-    images = _read_images(file, rows_of(file, tree, "images"), image_root)
+    id_map, names = read_categories(file, rows_of(file, tree, "categories"))
+    images = read_images(file, rows_of(file, tree, "images"), image_root)
     if "annotations" in tree:
         annotations = rows_of(file, tree, "annotations")
         _attach_annotations(file, annotations, images, id_map, extra_annotation_keys)
-    try:
-        records = [images[image_id] for image_id in sorted(images)]
-    except TypeError:
-        raise DataError(f"{file}: image ids are partly numbers, partly text; use one") from None
+    records = in_order_of_ids(file, images)
     metadata = {"thing_classes": names, "thing_dataset_id_to_contiguous_id": id_map}
     return CocoFile(records=records, metadata=metadata)
+
+
+def in_order_of_ids(file: Path, images: dict[Any, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records by image id.
+
+    Raises:
+        DataError: ids that cannot be compared.
+    """
+    try:
+        return [images[image_id] for image_id in sorted(images)]
+    except TypeError:
+        raise DataError(f"{file}: image ids are partly numbers, partly text; use one") from None
 
 
 def parse_json(file: Path) -> dict[str, Any]:
@@ -150,8 +159,12 @@ def rows_of(file: Path, tree: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_categories(file: Path, rows: list[dict]) -> tuple[dict[int, int], list[str]]:
-    """Dataset id -> contiguous id, and names by contiguous id; both in order of the ids."""
+def read_categories(file: Path, rows: list[dict]) -> tuple[dict[int, int], list[str]]:
+    """Dataset id -> contiguous id, and names by contiguous id; both in order of the ids.
+
+    Raises:
+        DataError: an id or a name is missing, or an id occurs twice.
+    """
     names: dict[int, str] = {}
     for i, row in enumerate(rows):
         try:
@@ -172,7 +185,12 @@ def _read_categories(file: Path, rows: list[dict]) -> tuple[dict[int, int], list
     return {category_id: k for k, category_id in enumerate(order)}, [names[i] for i in order]
 
 
-def _read_images(file: Path, rows: list[dict], root: str) -> dict[int | str, dict[str, Any]]:
+def read_images(file: Path, rows: list[dict], root: str) -> dict[int | str, dict[str, Any]]:
+    """Id -> standard dict without annotations.
+
+    Raises:
+        DataError: an id, a file name or a size cannot be used.
+    """
     images: dict[int | str, dict[str, Any]] = {}
     for i, row in enumerate(rows):
         image_id = row.get("id")
@@ -191,15 +209,7 @@ def _read_images(file: Path, rows: list[dict], root: str) -> dict[int | str, dic
 
 
 def _read_image(row: dict[str, Any], image_id: int | str, root: str) -> dict[str, Any]:
-    name = row.get("file_name")
-    if not isinstance(name, str) or not name:
-        raise DataError(f"file_name must be text, is {name!r}")
-    if root and (os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir):
-        raise DataError(
-            f"file_name {name!r} leaves the image folder {root}; make it relative to that folder, "
-            'or give "" as the folder to take paths as they stand'
-        )
-    path = os.path.join(root, name)
+    path = file_below(root, row.get("file_name"))
     if row.get("width") is None and row.get("height") is None:
         height, width = image_size_of(path)
     else:
@@ -210,6 +220,22 @@ def _read_image(row: dict[str, Any], image_id: int | str, root: str) -> dict[str
     if height < 1 or width < 1:
         raise DataError(f"width and height must be >= 1, are {width} and {height} ({path})")
     return {"file_name": path, "height": height, "width": width, "image_id": image_id}
+
+
+def file_below(root: str, name: Any) -> str:
+    """The path of a `file_name` below a folder; with "" as the folder, the name as it stands.
+
+    Raises:
+        DataError: it is no text, or leaves the folder.
+    """
+    if not isinstance(name, str) or not name:
+        raise DataError(f"file_name must be text, is {name!r}")
+    if root and (os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir):
+        raise DataError(
+            f"file_name {name!r} leaves the image folder {root}; make it relative to that folder, "
+            'or give "" as the folder to take paths as they stand'
+        )
+    return os.path.join(root, name)
 
 
 def _attach_annotations(
@@ -234,7 +260,7 @@ def _attach_annotations(
                 if annotation_id in ids and "minival" not in file.name:
                     raise DataError("another annotation has the same id")
                 ids.add(annotation_id)
-            image = _image_of(row, images)
+            image = image_of(row, images)
             record = read_annotation(row, image, id_map, remarks)
             record.update({key: row[key] for key in extra_keys if key in row})
             image["annotations"].append(record)
@@ -249,7 +275,12 @@ def _attach_annotations(
         logger.warning("%s: %d x %s (%s)", file, len(where), remark, shown)
 
 
-def _image_of(row: dict, images: dict[int | str, dict[str, Any]]) -> dict[str, Any]:
+def image_of(row: dict, images: dict[int | str, dict[str, Any]]) -> dict[str, Any]:
+    """The record of the image that an annotation belongs to.
+
+    Raises:
+        DataError: there is none.
+    """
     image_id = row.get("image_id")
     if not isinstance(image_id, str):
         image_id = whole_number(image_id, "image_id")
