@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
@@ -20,6 +20,7 @@ from segdet.data.proposals import load_proposals_into_dataset
 from segdet.data.records import (
     Records,
     check_class_count,
+    check_stuff_count,
     check_trainable,
     drop_objects_without_masks,
     filter_images_with_few_keypoints,
@@ -50,7 +51,7 @@ logger = logging.getLogger("segdet.data")
 class DatasetsConfig:
     """DATASETS; defaults are detectron2's."""
 
-    train: tuple[str, ...] = ()  # names, or FILE.json:IMAGE_FOLDER
+    train: tuple[str, ...] = ()  # names, or paths: see `find_builtin`
     test: tuple[str, ...] = ()
     proposal_files_train: tuple[str, ...] = ()
     proposal_files_test: tuple[str, ...] = ()
@@ -102,6 +103,7 @@ class DataLoaderConfig:
     )
     roi_heads_classes: int = field(default=80, metadata={"key": "MODEL.ROI_HEADS.NUM_CLASSES"})
     retinanet_classes: int = field(default=80, metadata={"key": "MODEL.RETINANET.NUM_CLASSES"})
+    sem_seg_classes: int = field(default=54, metadata={"key": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"})
     mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
     keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
     min_keypoints_per_image: int = field(
@@ -124,18 +126,40 @@ class DataLoaderConfig:
             min_keypoints=self.min_keypoints_per_image if self.keypoint_on else 0,
             proposal_files=proposal_files,
         )
-        check_trainable(records, names)
-        if self.meta_architecture == "RetinaNet":
-            check_class_count(
-                records, names, self.retinanet_classes, key="MODEL.RETINANET.NUM_CLASSES"
-            )
-        elif self.meta_architecture != "ProposalNetwork":  # to which all classes are one
-            check_class_count(records, names, self.roi_heads_classes)
-        return drop_objects_without_masks(records, names) if self.mask_on else records
+        needs = NEEDS.get(self.meta_architecture, {})
+        check_trainable(records, names, needs)
+        if name := needs.get("annotations"):
+            check_class_count(records, names, *self._count_of(name))
+        if name := needs.get("sem_seg"):
+            check_stuff_count(names, *self._count_of(name))
+        if not self.mask_on:
+            return records
+        return drop_objects_without_masks(records, names, self.filter_empty_annotations)
+
+    def _count_of(self, name: str) -> tuple[int, str]:
+        """A number of classes, and the key that says it."""
+        keys = {field.name: field.metadata.get("key", "") for field in fields(self)}
+        return getattr(self, name), keys[name]
 
     def build_sampler(self, records: MapStyle, seed: int) -> Sampler[int]:
         """The training sampler over records."""
         return SAMPLERS[self.sampler_train](self, records, seed)
+
+
+# MODEL.META_ARCHITECTURE -> the labels that it learns from, and the field of `DataLoaderConfig`
+# that numbers their classes. Of systems that are not here, nothing is checked.
+_R_CNN: dict[str, str | None] = {"annotations": "roi_heads_classes"}
+NEEDS: dict[str, dict[str, str | None]] = {
+    "GeneralizedRCNN": _R_CNN,
+    "CascadeRCNN": _R_CNN,
+    "MaskRCNN": _R_CNN,
+    "MaskRCNNC4": _R_CNN,
+    "RotatedRCNN": _R_CNN,
+    "ProposalNetwork": {"annotations": None},  # to which all classes are one
+    "RetinaNet": {"annotations": "retinanet_classes"},
+    "PanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
+    "SemanticSegmentor": {"sem_seg": "sem_seg_classes"},
+}
 
 
 def _repeat_factor_sampler(

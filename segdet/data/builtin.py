@@ -221,8 +221,9 @@ def find_builtin(name: str) -> BuiltinFiles | None:
         json_file, (images, _, pngs) = f"{file}.json", rest.partition(":")
         if not pngs and not _has_segments(json_file):
             return CocoFiles(os.path.abspath(json_file), os.path.abspath(images))
-        paths = (os.path.abspath(path) for path in (images, json_file, pngs or file))
-        return PanopticFiles(*paths)
+        return PanopticFiles(
+            os.path.abspath(images), os.path.abspath(json_file), os.path.abspath(pngs or file)
+        )
     labels, separator, rest = name.partition(":")
     if not separator or not os.path.isdir(labels):
         return None

@@ -21,8 +21,9 @@ from segdet.data.annotations import (
     masks_from_segmentations,
     transform_instance_annotations,
 )
-from segdet.data.image_io import FORMATS, check_image_size, file_name_of, read_image, read_labels
+from segdet.data.image_io import FORMATS, check_image_size, file_name_of, read_image
 from segdet.data.proposals import transform_proposals
+from segdet.data.sem_seg import has_sem_seg, read_sem_seg
 from segdet.errors import ConfigError, DataError
 
 
@@ -38,9 +39,23 @@ class CropConfig:
     enabled: bool = False
     type: str = "relative_range"
     size: tuple[float, float] = (0.9, 0.9)  # height, width, as TYPE says
+    single_category_max_area: float = 1.0  # share of the labelled pixels; 1: any crop will do
 
     def __post_init__(self) -> None:
         _require("CROP.TYPE", self.type, T.RandomCrop.TYPES)
+        if not 0 < self.single_category_max_area <= 1:
+            raise ConfigError(
+                "CROP.SINGLE_CATEGORY_MAX_AREA must be in (0, 1], is "
+                f"{self.single_category_max_area}"
+            )
+
+    def augmentation(self, ignore_value: int) -> T.Augmentation:
+        """The crop; `ignore_value` is the label that does not count."""
+        if self.single_category_max_area == 1:
+            return T.RandomCrop(self.type, self.size)
+        return T.RandomCrop_CategoryAreaConstraint(
+            self.type, self.size, self.single_category_max_area, ignore_value
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +71,11 @@ class InputConfig:
     crop: CropConfig = field(default_factory=CropConfig)
     format: str = "BGR"
     mask_format: str = "polygon"
+    color_aug_ssd: bool = False
+    meta_architecture: str = field(
+        default="GeneralizedRCNN", metadata={"key": "MODEL.META_ARCHITECTURE"}
+    )
+    ignore_value: int = field(default=255, metadata={"key": "MODEL.SEM_SEG_HEAD.IGNORE_VALUE"})
     mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
     keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
     train_names: tuple[str, ...] = field(default=(), metadata={"key": "DATASETS.TRAIN"})
@@ -88,24 +108,33 @@ class InputConfig:
             )
         _require("RANDOM_FLIP", self.random_flip, ("horizontal", "vertical", "none"))
         _require("FORMAT", self.format, FORMATS)
+        if self.color_aug_ssd:
+            _require("FORMAT, with COLOR_AUG_SSD,", self.format, ("BGR", "RGB"))
         _require("MASK_FORMAT", self.mask_format, ("polygon", "bitmask"))
 
-    def augmentations(self, is_train: bool) -> list[T.Augmentation]:
-        """Crop if enabled, resize, flip; for testing the resize alone."""
+    def augmentations(self, is_train: bool) -> list[T.Augmentation | T.Transform]:
+        """For training crop, resize, change colours and flip, as enabled; else resize alone.
+
+        Official semantic configs mean crops of the resized image: SemanticSegmentor gets these.
+        """
         if not is_train:
             return [T.ResizeShortestEdge(self.min_size_test, self.max_size_test)]
-        augmentations: list[T.Augmentation] = []
-        if self.crop.enabled:
-            augmentations.append(T.RandomCrop(self.crop.type, self.crop.size))
         sizes, style = self.min_size_train, self.min_size_train_sampling
-        augmentations.append(T.ResizeShortestEdge(sizes, self.max_size_train, style))
+        augmentations: list[T.Augmentation | T.Transform] = [
+            T.ResizeShortestEdge(sizes, self.max_size_train, style)
+        ]
+        if self.crop.enabled:
+            place = 1 if self.meta_architecture == "SemanticSegmentor" else 0
+            augmentations.insert(place, self.crop.augmentation(self.ignore_value))
+        if self.color_aug_ssd:
+            augmentations.append(T.ColorAugSSDTransform(self.format))
         if self.random_flip != "none":
             horizontal = self.random_flip == "horizontal"
             augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
         return augmentations
 
 
-def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:
     """The augmentations that a config's INPUT asks for."""
     return read_section(InputConfig, cfg, at="INPUT").augmentations(is_train)
 
@@ -179,8 +208,8 @@ class DatasetMapper:
 
         Returns:
             The record's other keys, and `image` (C, H, W) uint8; for training `instances`
-            (`Targets` in the frame of the image); with a `sem_seg_file_name` also `sem_seg`
-            (H, W) int64; with proposals `proposals`.
+            (`Targets` in the frame of the image); with semantic labels (see `read_sem_seg`) also
+            `sem_seg` (H, W) int64; with proposals `proposals`.
 
         Raises:
             DataError: the image or an annotation cannot be used; says which.
@@ -194,9 +223,7 @@ class DatasetMapper:
     def _map(self, record: dict[str, Any]) -> dict[str, Any]:
         image = read_image(file_name_of(record), self.image_format)
         check_image_size(record, image)
-        sem_seg = (
-            read_labels(record["sem_seg_file_name"]) if "sem_seg_file_name" in record else None
-        )
+        sem_seg = read_sem_seg(record) if has_sem_seg(record) else None
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
         image = aug_input.image

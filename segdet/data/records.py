@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from segdet.data.annotations import category_of
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
 from segdet.data.proposals import load_proposals_into_dataset
+from segdet.data.sem_seg import has_sem_seg
 from segdet.errors import ConfigError, DataError
 
 logger = logging.getLogger("segdet.data")
@@ -137,14 +138,17 @@ def print_instances_class_histogram(dataset_dicts: Records, class_names: Sequenc
     logger.info("%d objects in %d images:\n%s", counts.total(), len(dataset_dicts), table)
 
 
-def drop_objects_without_masks(dataset_dicts: Records, names: Sequence[str]) -> Records:
+def drop_objects_without_masks(
+    dataset_dicts: Records, names: Sequence[str], drop_empty: bool = True
+) -> Records:
     """The records as a model with masks can learn from them; logs what is left out.
 
-    Objects with a box but no mask go, and images that lose their last object. Crowds stay.
+    Objects with a box but no mask go. Crowds stay.
 
     Args:
         dataset_dicts: standard dicts.
         names: of the data sets, for the message.
+        drop_empty: images that so lose their last object go too.
 
     Raises:
         DataError: no object has a mask.
@@ -163,27 +167,65 @@ def drop_objects_without_masks(dataset_dicts: Records, names: Sequence[str]) -> 
     for record, lacking in zip(dataset_dicts, lack, strict=True):
         if lacking == 0:
             kept.append(record)
-        elif lacking < len(_objects(record)):
+        elif not drop_empty or lacking < len(_objects(record)):
             rest = [a for a in record["annotations"] if a.get("iscrowd", 0) or "segmentation" in a]
             kept.append({**record, "annotations": rest})
     return kept
 
 
-def check_trainable(dataset_dicts: Records, names: Sequence[str]) -> None:
+def check_trainable(
+    dataset_dicts: Records, names: Sequence[str], needs: Collection[str] = ("annotations",)
+) -> None:
     """Refuse records that teach nothing.
 
     Args:
         dataset_dicts: what filters left.
         names: of the data sets, for the message.
+        needs: what every record must have: "annotations" (maybe none), "sem_seg" (label maps).
 
     Raises:
-        DataError: no object that is no crowd, and no semantic labels.
+        DataError: a record lacks them, or no record holds anything.
     """
-    if not any(_objects(record) or "sem_seg_file_name" in record for record in dataset_dicts):
+    where = ", ".join(names) or "the data set"
+    only_objects = set(needs) == {"annotations"}
+    if not any(_objects(r) or (has_sem_seg(r) and not only_objects) for r in dataset_dicts):
         raise DataError(
-            f"nothing to train on in {', '.join(names) or 'the data set'}: no image has an object "
-            "(an annotation with iscrowd 0)"
+            f"nothing to train on in {where}: no image has an object (an annotation with iscrowd 0)"
+            + ("" if only_objects else " or semantic labels")
         )
+    for record in dataset_dicts:
+        name = record.get("file_name") or f"image id {record.get('image_id')}"
+        if "annotations" in needs and "annotations" not in record:
+            raise DataError(f"{where}: {name} has no annotations, which this model learns from")
+        if "sem_seg" in needs and not has_sem_seg(record):
+            raise DataError(
+                f"{where}: {name} has no sem_seg_file_name and no segments_info that label maps "
+                "could be made from; this model learns from semantic labels"
+            )
+
+
+def check_stuff_count(names: Sequence[str], num_classes: int, key: str) -> None:
+    """Refuse data sets of more semantic classes than the model has.
+
+    Args:
+        names: of the data sets; those whose metadata has no `stuff_classes` pass.
+        num_classes: of the model.
+        key: where the config says so, for the message.
+
+    Raises:
+        ConfigError: there are more.
+    """
+    for name in names:
+        classes = MetadataCatalog.get(name).get("stuff_classes")
+        if classes is not None and len(classes) > num_classes:
+            raise ConfigError(
+                f"{name} has {len(classes)} semantic classes, {key} is {num_classes}; set it to "
+                f"{len(classes)}"
+            )
+        if classes is not None and len(classes) < num_classes:
+            logger.warning(
+                "%s has %d semantic classes, %s is %d", name, len(classes), key, num_classes
+            )
 
 
 def check_class_count(

@@ -135,10 +135,18 @@ def as_lists(value: object) -> object:
     return [as_lists(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+# Keys of its projects that are built in.
+PROJECTS = {
+    "INPUT": {"COLOR_AUG_SSD": False},
+    "INPUT.CROP": {"SINGLE_CATEGORY_MAX_AREA": 1.0},
+}
+
+
 def test_the_tree_is_detectron2s():
     expected = {
         f"{section}.{key}".removeprefix("."): value
-        for section, keys in DETECTRON2.items()
+        for tree in (DETECTRON2, PROJECTS)
+        for section, keys in tree.items()
         for key, value in keys.items()
     }
     actual = flat(get_cfg())

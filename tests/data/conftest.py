@@ -79,6 +79,7 @@ def a_config() -> CfgNode:
                 "META_ARCHITECTURE": "GeneralizedRCNN",
                 "RETINANET": {"NUM_CLASSES": 80},
                 "ROI_HEADS": {"NUM_CLASSES": 80},
+                "SEM_SEG_HEAD": {"NUM_CLASSES": 54, "IGNORE_VALUE": 255},
                 "ROI_KEYPOINT_HEAD": {"MIN_KEYPOINTS_PER_IMAGE": 1},
             },
             "SOLVER": {"IMS_PER_BATCH": 2},

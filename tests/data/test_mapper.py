@@ -223,5 +223,6 @@ def test_section_owns_detectron2s_keys():
         "CROP",
         "FORMAT",
         "MASK_FORMAT",
+        "COLOR_AUG_SSD",
     }
     assert BoxMode.XYXY_ABS == 0

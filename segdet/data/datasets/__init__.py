@@ -7,7 +7,13 @@ from segdet.data.datasets.cityscapes import (
 from segdet.data.datasets.coco import (
     convert_to_coco_json,
     load_coco_json,
+    load_sem_seg,
     register_coco_instances,
+)
+from segdet.data.datasets.coco_panoptic import (
+    load_coco_panoptic_json,
+    register_coco_panoptic,
+    register_coco_panoptic_separated,
 )
 from segdet.data.datasets.lvis import (
     get_lvis_instances_meta,
@@ -22,9 +28,13 @@ __all__ = [
     "load_cityscapes_instances",
     "load_cityscapes_semantic",
     "load_coco_json",
+    "load_coco_panoptic_json",
     "load_lvis_json",
+    "load_sem_seg",
     "load_voc_instances",
     "register_coco_instances",
+    "register_coco_panoptic",
+    "register_coco_panoptic_separated",
     "register_lvis_instances",
     "register_pascal_voc",
 ]

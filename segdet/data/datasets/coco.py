@@ -13,6 +13,7 @@ import numpy as np
 from segdet.data.annotations import box_mode_of
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
 from segdet.data.readers.coco_json import read_coco_json
+from segdet.data.readers.sem_seg_folder import read_sem_seg_folder
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
 from segdet.structures import BoxMode, polygon_area
@@ -42,6 +43,26 @@ def load_coco_json(
     if dataset_name is not None:
         MetadataCatalog.get(dataset_name).set(**data.metadata)
     return data.records
+
+
+def load_sem_seg(
+    gt_root: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    gt_ext: str = "png",
+    image_ext: str = "jpg",
+) -> list[dict[str, Any]]:
+    """Load a folder of label maps as standard dicts with `file_name` and `sem_seg_file_name`.
+
+    Args:
+        gt_root: the label maps.
+        image_root: the images; files of the same path below the folders belong together.
+        gt_ext: the label maps' suffix.
+        image_ext: the images' suffix.
+
+    Raises:
+        DataError: a folder is absent, or nothing belongs together.
+    """
+    return read_sem_seg_folder(gt_root, image_root, gt_ext=gt_ext, image_ext=image_ext)
 
 
 def register_coco_instances(

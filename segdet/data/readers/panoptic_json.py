@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from segdet.data.segment_ids import ID_LIMIT, read_segment_ids
 from segdet.data.readers.coco_annotation import whole_number
 from segdet.data.readers.coco_json import (
     CocoFile,
@@ -28,6 +27,7 @@ from segdet.data.readers.coco_json import (
     rows_of,
 )
 from segdet.data.rle import encode_rle, tight_box
+from segdet.data.segment_ids import ID_LIMIT, read_segment_ids
 from segdet.data.sem_seg import check_size_of_map, labels_of_segments
 from segdet.errors import DataError
 from segdet.structures import BoxMode

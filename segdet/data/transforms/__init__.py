@@ -25,6 +25,7 @@ from segdet.data.transforms.augmentation_impl import (
     ResizeScale,
     ResizeShortestEdge,
 )
+from segdet.data.transforms.color_ssd import ColorAugSSDTransform
 from segdet.data.transforms.transform import (
     BlendTransform,
     ColorTransform,
@@ -50,6 +51,7 @@ __all__ = [
     "Augmentation",
     "AugmentationList",
     "BlendTransform",
+    "ColorAugSSDTransform",
     "ColorTransform",
     "CropTransform",
     "ExtentTransform",
