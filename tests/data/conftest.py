@@ -13,6 +13,7 @@ from segdet.config.reader import defaults_of
 from segdet.data.build import DataLoaderConfig, DatasetsConfig
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
 from segdet.data.mapper import InputConfig
+from segdet.data.segment_ids import write_segment_ids
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +89,55 @@ def a_config() -> CfgNode:
     )
     cfg.DATALOADER.NUM_WORKERS = 0
     return cfg
+
+
+class PanopticFolder:
+    """A small COCO panoptic data set, 80 x 60: sky, a dog and a crowd of cats; and all void."""
+
+    def __init__(self, root: Path) -> None:
+        self.json, self.images, self.pngs = root / "pan.json", root / "images", root / "pan"
+        for folder in (self.images, self.pngs):
+            folder.mkdir()
+        ids = np.zeros((60, 80), np.int64)
+        ids[:30], ids[40:50, 10:30], ids[50:, 60:] = 300, 70_000, 7
+        rows = [
+            {"id": 300, "category_id": 9, "iscrowd": 0, "bbox": [0, 0, 80, 30], "area": 2400},
+            {"id": 70_000, "category_id": 3, "iscrowd": 0, "bbox": [10, 40, 20, 10], "area": 200},
+            {"id": 7, "category_id": 1, "iscrowd": 1, "bbox": [60, 50, 20, 10], "area": 200},
+        ]
+        names = ["a", "b"]
+        self.tree: dict[str, Any] = {
+            "images": [
+                {"id": i, "file_name": f"{name}.jpg", "width": 80, "height": 60}
+                for i, name in enumerate(names, 1)
+            ],
+            "categories": [
+                {"id": 9, "name": "sky-other-merged", "isthing": 0, "color": [1, 2, 3]},
+                {"id": 3, "name": "dog", "isthing": 1, "color": [4, 5, 6]},
+                {"id": 5, "name": "grass", "isthing": 0, "color": [7, 8, 9]},
+                {"id": 1, "name": "cat", "isthing": 1, "color": [10, 11, 12]},
+            ],
+            "annotations": [
+                {"image_id": 1, "file_name": "a.png", "segments_info": rows},
+                {"image_id": 2, "file_name": "b.png", "segments_info": []},
+            ],
+        }
+        for name, one in zip(names, (ids, np.zeros_like(ids)), strict=True):
+            Image.new("RGB", (80, 60)).save(self.images / f"{name}.jpg")
+            write_segment_ids(self.pngs / f"{name}.png", one)
+        self.ids = ids
+
+    def write(self) -> tuple[Path, Path, Path]:
+        """The three places, as `read_panoptic_json` takes them."""
+        self.json.write_text(json.dumps(self.tree))
+        return self.json, self.images, self.pngs
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        """The first image's `segments_info` in the file."""
+        return self.tree["annotations"][0]["segments_info"]
+
+
+@pytest.fixture
+def panoptic_folder(tmp_path: Path) -> PanopticFolder:
+    return PanopticFolder(tmp_path)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import IterableDataset
 
 from segdet.config.node import CfgNode
@@ -18,10 +19,11 @@ from segdet.data import (
     get_detection_dataset_dicts,
 )
 from segdet.data import transforms as T
+from segdet.data.common import MapDataset
 from segdet.data.records import drop_objects_without_masks
 from segdet.errors import ConfigError, DataError
 
-from .conftest import CocoFolder, a_config, annotation
+from .conftest import CocoFolder, PanopticFolder, a_config, annotation
 
 
 @pytest.fixture
@@ -247,3 +249,78 @@ def test_an_object_without_a_class_is_named(category):
 def test_grouping_needs_a_file_or_a_size():
     with pytest.raises(DataError, match=r"a record has no file_name: \{'image_id': 7\}"):
         build_detection_train_loader([{"image_id": 7}], mapper=None, total_batch_size=1)
+
+
+def a_panoptic_config(folder: PanopticFolder, system: str) -> CfgNode:
+    json_file, images, _ = folder.write()
+    cfg = a_config()
+    cfg.MODEL.META_ARCHITECTURE = system
+    cfg.DATASETS.TRAIN = (f"{json_file}:{images}",)
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    return cfg
+
+
+def test_images_without_objects_can_be_kept(panoptic_folder: PanopticFolder):
+    cfg = a_panoptic_config(panoptic_folder, "PanopticFPN")
+    samples = next(iter(build_detection_train_loader(cfg)))
+    assert sorted(len(sample["instances"]) for sample in samples) == [0, 1]
+    assert all(sample["sem_seg"].shape == sample["image"].shape[1:] for sample in samples)
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    dataset = build_detection_train_loader(cfg).dataset
+    assert isinstance(dataset, MapDataset) and len(dataset) == 1
+
+
+def test_label_maps_alone(panoptic_folder: PanopticFolder, caplog: pytest.LogCaptureFixture):
+    folder = panoptic_folder.json.with_name("labels")
+    folder.mkdir()
+    for name in "ab":
+        Image.fromarray(np.zeros((60, 80), np.uint8)).save(folder / f"{name}.png")
+    (folder / "classes.txt").write_text("road\nsky\n")
+    cfg = a_panoptic_config(panoptic_folder, "SemanticSegmentor")
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (f"{folder}:{panoptic_folder.images}",)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    for mask_on in (False, True):
+        cfg.MODEL.MASK_ON = mask_on
+        sample = next(iter(build_detection_train_loader(cfg)))[0]
+        assert "sem_seg" in sample and "instances" not in sample
+    assert "has 2 semantic classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is 54" in caplog.text
+    assert len(build_detection_test_loader(cfg, cfg.DATASETS.TEST[0])) == 2
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
+    with pytest.raises(ConfigError, match=r"has 2 semantic classes, MODEL\.SEM_SEG_HEAD\.NUM_CLAS"):
+        build_detection_train_loader(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    with pytest.raises(DataError, match=r"nothing to train on in .*: no image has an object"):
+        build_detection_train_loader(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
+    with pytest.raises(DataError, match=r"a\.jpg has no annotations, which this model learns from"):
+        build_detection_train_loader(cfg)
+
+
+@pytest.mark.parametrize("system", ["PanopticFPN", "SemanticSegmentor"])
+def test_missing_label_maps_are_named(cfg: CfgNode, system: str):
+    cfg.MODEL.META_ARCHITECTURE = system
+    with pytest.raises(DataError, match=r"0\.png has no sem_seg_file_name and no segments_info"):
+        build_detection_train_loader(cfg)
+
+
+def test_the_classes_of_an_unknown_system_are_its_own(cfg: CfgNode):
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "Mine", 1
+    assert next(iter(build_detection_train_loader(cfg)))
+
+
+@pytest.mark.parametrize("key", ["ROI_HEADS", "SEM_SEG_HEAD"])
+def test_both_numbers_of_classes_count_for_panoptic_fpn(panoptic_folder: PanopticFolder, key: str):
+    cfg = a_panoptic_config(panoptic_folder, "PanopticFPN")
+    cfg.MODEL[key].NUM_CLASSES = 1
+    with pytest.raises(ConfigError, match=rf"MODEL\.{key}\.NUM_CLASSES is 1"):
+        build_detection_train_loader(cfg)
+
+
+def test_images_that_lose_their_masks_stay_where_empty_ones_do():
+    boxed = {"annotations": [{"category_id": 0}]}
+    whole = {"annotations": [{"category_id": 0, "segmentation": []}]}
+    records = [boxed, whole]
+    assert drop_objects_without_masks(records, ["some"], False) == [{"annotations": []}, whole]
+    assert drop_objects_without_masks(records, ["some"]) == [whole]

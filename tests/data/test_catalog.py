@@ -7,9 +7,11 @@ import pytest
 from segdet.data import DatasetCatalog, Metadata, MetadataCatalog
 from segdet.data.builtin import datasets_root
 from segdet.data.datasets import register_coco_instances
+from segdet.data.image_io import read_labels
+from segdet.data.sem_seg import read_sem_seg
 from segdet.errors import DataError
 
-from .conftest import CocoFolder
+from .conftest import CocoFolder, PanopticFolder
 
 
 def test_register_get_list_remove():
@@ -138,6 +140,86 @@ def test_json_and_folder_as_a_name(coco_folder: CocoFolder, monkeypatch: pytest.
     assert len(DatasetCatalog.get(name)) == 2
     assert MetadataCatalog.get(name).thing_classes == ["dog", "cat"]
     assert len(DatasetCatalog.get(name)) == 2, "a second time too"
+
+
+def test_panoptic_json_and_folders_as_a_name(
+    panoptic_folder: PanopticFolder, monkeypatch: pytest.MonkeyPatch
+):
+    json_file, _, pngs = panoptic_folder.write()
+    monkeypatch.chdir(json_file.parent)
+    for name in ("pan.json:images", "pan.json:images:pan"):
+        metadata = MetadataCatalog.get(name)
+        assert metadata.panoptic_json == str(json_file) and metadata.panoptic_root == str(pngs)
+        assert metadata.evaluator_type == "coco_panoptic_seg"
+        records = DatasetCatalog.get(name)
+        assert len(records[0]["annotations"]) == 2
+        assert metadata.stuff_classes == ["things", "sky", "grass"]
+    pngs.rename(pngs.with_name("elsewhere"))
+    with pytest.raises(DataError, match=r"pan\.json: image 1: .*pan/a\.png does not exist"):
+        DatasetCatalog.get("pan.json:images")
+    assert len(DatasetCatalog.get("pan.json:images:elsewhere")) == 2
+
+
+def test_folders_of_label_maps_as_a_name(
+    panoptic_folder: PanopticFolder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(panoptic_folder.images.parent)
+    name = "pan:images"
+    assert MetadataCatalog.get(name).evaluator_type == "sem_seg"
+    assert MetadataCatalog.get(name).sem_seg_root == str(panoptic_folder.pngs)
+    with pytest.raises(DataError, match=r"pan/classes\.txt: cannot be read"):
+        DatasetCatalog.get(name)
+    Path("pan/classes.txt").write_text("a\nb\n")
+    Path("more.txt").write_text("a\nb\nc\n")
+    for name, count in (("pan:images", 2), ("pan:images:more.txt", 3)):
+        assert len(DatasetCatalog.get(name)) == 2
+        assert len(MetadataCatalog.get(name).stuff_classes) == count
+    with pytest.raises(DataError, match="no data set is named 'nowhere:images'"):
+        DatasetCatalog.get("nowhere:images")
+
+
+def test_panoptic_names_of_coco(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SEGDET_DATASETS", "/data")
+    metadata = MetadataCatalog.get("coco_2017_val_100_panoptic_separated").as_dict()
+    assert (
+        metadata.items()
+        >= {
+            "image_root": "/data/coco/val2017",
+            "panoptic_root": "/data/coco/panoptic_val2017_100",
+            "panoptic_json": "/data/coco/annotations/panoptic_val2017_100.json",
+            "sem_seg_root": "/data/coco/panoptic_stuff_val2017_100",
+            "json_file": "/data/coco/annotations/instances_val2017_100.json",
+            "evaluator_type": "coco_panoptic_seg",
+            "ignore_label": 255,
+        }.items()
+    )
+    assert len(metadata["thing_classes"]) == 80 and len(metadata["stuff_classes"]) == 54
+    assert len(metadata["stuff_colors"]) == 54 and "label_divisor" not in metadata
+    stuff = MetadataCatalog.get("coco_2017_train_panoptic_stuffonly")
+    assert stuff.evaluator_type == "sem_seg" and stuff.stuff_classes == metadata["stuff_classes"]
+    standard = MetadataCatalog.get("coco_2017_val_panoptic")
+    assert len(standard.thing_classes) == len(standard.stuff_classes) == 133
+    assert standard.label_divisor == 1000
+    assert standard.stuff_dataset_id_to_contiguous_id[200] == 132
+    assert standard.thing_dataset_id_to_contiguous_id[90] == 79
+
+
+@pytest.mark.parametrize("split, images", [("train", 62), ("val", 21)])
+def test_camvid(monkeypatch: pytest.MonkeyPatch, shared_data: Path, split: str, images: int):
+    monkeypatch.setenv("SEGDET_DATASETS", str(shared_data))
+    records = DatasetCatalog.get(f"camvid_small_panoptic_{split}")
+    metadata = MetadataCatalog.get(f"camvid_small_panoptic_{split}")
+    assert len(records) == images and metadata.thing_classes == ["car", "pedestrian", "bicyclist"]
+    assert len(metadata.stuff_classes) == 9
+    semantic = DatasetCatalog.get(f"camvid_small_sem_seg_{split}")
+    assert len(semantic) == images
+    assert len(MetadataCatalog.get(f"camvid_small_sem_seg_{split}").stuff_classes) == 11
+    prepared = shared_data / "camvid_small" / "annotations" / f"stuff_{split}"
+    for record in records[:5]:
+        made = read_sem_seg(record)
+        theirs = read_labels(prepared / f"{Path(record['file_name']).stem}.png")
+        labelled = made != 255  # theirs also have the smallest things, which have no segment
+        assert (made == theirs)[labelled].all() and set(theirs[~labelled]) <= {0, 255}
 
 
 def test_official_sets_beside_coco(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from segdet.config.reader import defaults_of, read_section
 from segdet.data import DatasetMapper
 from segdet.data import detection_utils as utils
 from segdet.data import transforms as T
-from segdet.data.mapper import InputConfig
+from segdet.data.mapper import CropConfig, InputConfig
 from segdet.data.readers.coco_json import read_coco_json
 from segdet.errors import ConfigError, DataError
 from segdet.structures import BitMasks, BoxMode, PolygonMasks
@@ -183,9 +183,24 @@ def test_augmentations_of_the_config():
     assert [type(a).__name__ for a in utils.build_augmentation(cfg, True)] == names(True)
 
 
+def test_augmentations_of_semantic_configs():
+    def names(**changes) -> list[str]:
+        crop = CropConfig(enabled=True, type="absolute", size=(8, 8), single_category_max_area=0.75)
+        section = InputConfig(crop=crop, color_aug_ssd=True, ignore_value=9, **changes)
+        found = T.AugmentationList(section.augmentations(True)).augs
+        mixed = next(a for a in found if isinstance(a, T.RandomCrop_CategoryAreaConstraint))
+        assert (mixed.single_category_max_area, mixed.ignored_category) == (0.75, 9)
+        return [type(getattr(a, "transform", a)).__name__ for a in found]
+
+    crop, rest = "RandomCrop_CategoryAreaConstraint", ["ColorAugSSDTransform", "RandomFlip"]
+    assert names() == [crop, "ResizeShortestEdge", *rest]
+    assert names(meta_architecture="SemanticSegmentor") == ["ResizeShortestEdge", crop, *rest]
+
+
 @pytest.mark.parametrize(
     "key, value, message",
     [
+        ("CROP.SINGLE_CATEGORY_MAX_AREA", 0.0, r"SINGLE_CATEGORY_MAX_AREA must be in \(0, 1\]"),
         ("FORMAT", "BRG", "FORMAT must be one of BGR"),
         ("RANDOM_FLIP", "both", "RANDOM_FLIP must be one of horizontal"),
         ("MASK_FORMAT", "rle", "MASK_FORMAT must be one of polygon"),
@@ -202,6 +217,11 @@ def test_section_refuses(key, value, message):
     cfg.merge_from_list([f"INPUT.{key}", value])
     with pytest.raises(ConfigError, match=message):
         read_section(InputConfig, cfg, at="INPUT")
+
+
+def test_colours_need_an_order():
+    with pytest.raises(ConfigError, match="FORMAT, with COLOR_AUG_SSD, must be one of BGR, RGB"):
+        InputConfig(color_aug_ssd=True, format="L")
 
 
 @pytest.mark.parametrize("sizes", [(640,), (640, 700, 800), (800, 640)])

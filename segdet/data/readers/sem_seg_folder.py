@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from segdet.data.readers.coco_json import parse_json, rows_of
+from segdet.data.readers.coco_json import parse_json, read_categories, rows_of
 from segdet.errors import DataError
 
 logger = logging.getLogger("segdet.data")
@@ -85,7 +85,9 @@ def read_class_names(file: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(file)
     if path.suffix == ".json":
-        rows = sorted(rows_of(path, parse_json(path), "categories"), key=lambda row: row["id"])
+        rows = rows_of(path, parse_json(path), "categories")
+        read_categories(path, rows)  # checks them
+        rows = sorted(rows, key=lambda row: row["id"])
         known: dict[str, Any] = {"stuff_classes": [row["name"] for row in rows]}
         if all("color" in row for row in rows):
             known["stuff_colors"] = [list(row["color"]) for row in rows]
