@@ -17,8 +17,10 @@ from segdet.data.image_io import file_name_of, read_image
 from segdet.data.test_time_augmentation import DatasetMapperTTA
 from segdet.errors import ConfigError
 from segdet.layers import batched_nms
+from segdet.modeling.box_kind import UPRIGHT
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN
 from segdet.modeling.postprocessing import detector_postprocess
+from segdet.modeling.roi_heads import ROIHeads
 from segdet.structures import Boxes, Detections
 
 __all__ = ["DatasetMapperTTA", "GeneralizedRCNNWithTTA"]
@@ -51,7 +53,8 @@ class GeneralizedRCNNWithTTA(nn.Module):
             batch_size: views that the model sees at a time.
 
         Raises:
-            ConfigError: the model is another one, or has keypoints or proposals from files.
+            ConfigError: the model is another one; it has keypoints, rotated boxes or proposals
+                from files; or its ROI heads are registered ones that have detectron2's call alone.
         """
         super().__init__()
         model = model.module if isinstance(model, DistributedDataParallel) else model
@@ -63,6 +66,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
         for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
             if cfg.MODEL[key]:
                 raise ConfigError(f"test-time augmentation does not work with MODEL.{key}")
+        _check_heads(model.roi_heads)
         self.model = model
         self.tta_mapper = tta_mapper or DatasetMapperTTA(cfg)
         self.batch_size = batch_size
@@ -159,6 +163,21 @@ class GeneralizedRCNNWithTTA(nn.Module):
                 total = masks if total is None else total + masks
         assert total is not None, "there is at least one view"
         return total / len(views)
+
+
+def _check_heads(heads: Any) -> None:
+    """Refuse heads that cannot look at boxes of other views, or whose boxes cannot be moved."""
+    if not isinstance(heads, ROIHeads):
+        raise ConfigError(
+            f"test-time augmentation asks ROI heads for the masks of given boxes, which "
+            f"{type(heads).__name__} cannot say: derive it from segdet.modeling.StandardROIHeads, "
+            "or set TEST.AUG.ENABLED to False"
+        )
+    sampler = getattr(heads, "sampler", None)
+    if sampler is not None and sampler.kind is not UPRIGHT:
+        raise ConfigError(
+            "test-time augmentation does not move rotated boxes; set TEST.AUG.ENABLED to False"
+        )
 
 
 @contextmanager

@@ -115,3 +115,27 @@ def test_what_it_does_not_work_with_is_refused(cfg, model):
     cfg.MODEL.KEYPOINT_ON = True
     with pytest.raises(ConfigError, match=r"does not work with MODEL\.KEYPOINT_ON"):
         GeneralizedRCNNWithTTA(cfg, model)
+
+
+def test_rotated_boxes_are_refused(cfg):
+    cfg.merge_from_list(
+        [
+            *("MODEL.ROI_HEADS.NAME", "RROIHeads", "MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
+            *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated", "MODEL.MASK_ON", False),
+            *("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
+            *("MODEL.RPN.BBOX_REG_WEIGHTS", (1, 1, 1, 1, 1)),
+            *("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (10, 10, 5, 5, 1)),
+            *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", 1),
+        ]
+    )
+    with pytest.raises(ConfigError, match="does not move rotated boxes"):
+        GeneralizedRCNNWithTTA(cfg, build_model(cfg))
+
+
+def test_heads_with_detectron2s_call_alone_are_refused(cfg, model):
+    class TheirHeads(nn.Module):
+        """Registered ones."""
+
+    model.roi_heads = TheirHeads()
+    with pytest.raises(ConfigError, match="masks of given boxes, which TheirHeads cannot say"):
+        GeneralizedRCNNWithTTA(cfg, model)
