@@ -89,6 +89,7 @@ LAYERS = {
     "segdet.utils": ["segdet.errors"],
     "segdet.utils.registry": ["segdet.errors"],
     "segdet.utils.collect_env": ["segdet", "segdet.ops"],
+    "segdet.utils.file_io": ["segdet.errors", "segdet.checkpoint"],  # finds weights' files
     "segdet.data": [
         "segdet.errors",
         "segdet.config.configurable",

@@ -35,6 +35,7 @@ from segdet.utils import comm
 __all__ = [
     "DataLoaderConfig",
     "DatasetsConfig",
+    "build_batch_data_loader",
     "build_detection_test_loader",
     "build_detection_train_loader",
     "filter_images_with_few_keypoints",
@@ -250,6 +251,39 @@ def build_detection_train_loader(
         world_size=comm.get_world_size(),
         num_workers=num_workers,
         collate_fn=collate_fn,
+    )
+
+
+def build_batch_data_loader(
+    dataset: MapStyle,
+    sampler: Iterable[int],
+    total_batch_size: int,
+    *,
+    aspect_ratio_grouping: bool = False,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    seed: int | None = None,
+) -> TrainLoader:
+    """Build the endless loader of samples that need no mapper any more.
+
+    Args:
+        dataset: of samples, such as a `MapDataset`.
+        sampler: as for `build_detection_train_loader`; likewise the others.
+        total_batch_size: see there.
+        aspect_ratio_grouping: see there; it reads every sample once, for its `width` and `height`.
+        num_workers: see there.
+        collate_fn: see there.
+        seed: see there.
+    """
+    return build_detection_train_loader(
+        dataset,
+        mapper=None,
+        sampler=sampler,
+        total_batch_size=total_batch_size,
+        aspect_ratio_grouping=aspect_ratio_grouping,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        seed=seed,
     )
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from segdet.errors import DataError
+from segdet.utils import comm
 
 logger = logging.getLogger("segdet.data")
 
@@ -82,3 +84,53 @@ class MapDataset(Dataset[Any]):
                 logger.warning("The mapper returned None for several records, last: %d", index)
             index = int(np.random.randint(len(self._dataset)))
         raise DataError(f"the mapper returned None for {self.TRIES} records in a row")
+
+
+class ToIterableDataset(IterableDataset[Any]):
+    """A map-style data set in a sampler's order, for loops of one's own.
+
+    Args:
+        dataset: by index.
+        sampler: yields the indices, the same in every process.
+        shard_sampler: whether each process and each worker takes its share of them; otherwise all
+            take all.
+    """
+
+    def __init__(
+        self, dataset: MapStyle, sampler: Iterable[int], shard_sampler: bool = True
+    ) -> None:
+        self.dataset, self.sampler, self.shard_sampler = dataset, sampler, shard_sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        indices = iter(self.sampler)
+        if self.shard_sampler:
+            worker = torch.utils.data.get_worker_info()
+            workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+            step = comm.get_world_size() * workers
+            indices = itertools.islice(indices, comm.get_rank() * workers + number, None, step)
+        for index in indices:
+            yield self.dataset[index]
+
+
+class AspectRatioGroupedDataset(IterableDataset[list[dict[str, Any]]]):
+    """Batches of samples that are all wider than high, or all not.
+
+    What is left over when the samples end is not given out. `build_detection_train_loader` groups
+    by itself, before it reads any image.
+
+    Args:
+        dataset: gives samples with `width` and `height`.
+        batch_size: samples in a batch.
+    """
+
+    def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        waiting: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        for sample in self.dataset:
+            is_wide = sample["width"] > sample["height"]
+            waiting[is_wide].append(sample)
+            if len(waiting[is_wide]) == self.batch_size:
+                yield waiting[is_wide]
+                waiting[is_wide] = []

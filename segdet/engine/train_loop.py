@@ -172,6 +172,9 @@ class SimpleTrainer(TrainerBase):
         data_loader: gives batches; one with `seek(iteration)` continues there, one that ends is
             begun anew.
         optimizer: over the model's parameters.
+        gather_metric_period: losses and metrics are stored every so many iterations, and a loss
+            that is not finite is noticed then: fetching them waits for the GPU.
+        zero_grad_before_forward: set gradients to zero earlier, which frees their memory sooner.
         seed: >= 0: torch's generators are seeded from (seed, iteration, rank) before each forward,
             so that a resumed run draws the same numbers. None leaves them alone.
     """
@@ -182,6 +185,8 @@ class SimpleTrainer(TrainerBase):
         data_loader: Iterable[Any] | None,
         optimizer: Optimizer,
         *,
+        gather_metric_period: int = 1,
+        zero_grad_before_forward: bool = False,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -189,6 +194,8 @@ class SimpleTrainer(TrainerBase):
         self.model = model
         self.data_loader = data_loader
         self.optimizer = optimizer
+        self.gather_metric_period = gather_metric_period
+        self.zero_grad_before_forward = zero_grad_before_forward
         self.seed = seed
         self.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
         self._batches: Iterator[Any] | None = None
@@ -208,14 +215,18 @@ class SimpleTrainer(TrainerBase):
         data_time = time.perf_counter() - start
 
         self._seed_generators()
+        if self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
         with self._autocast():
             losses = self.model(batch)
         if isinstance(losses, Tensor):
             losses = {"total_loss": losses}
-        self.optimizer.zero_grad()
+        if not self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
         self.grad_scaler.scale(Losses(losses).total()).backward()
         self.after_backward()
-        self._write_metrics(losses, data_time)
+        if (self.iter + 1) % self.gather_metric_period == 0:
+            self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -259,9 +270,12 @@ class AMPTrainer(SimpleTrainer):
         model: see SimpleTrainer.
         data_loader: see SimpleTrainer.
         optimizer: see SimpleTrainer.
+        gather_metric_period: see SimpleTrainer.
+        zero_grad_before_forward: see SimpleTrainer.
         seed: see SimpleTrainer.
         precision: of autocast; by default float16 on CUDA and bfloat16 on the CPU.
         grad_scaler: by default torch's own where precision is float16.
+        log_grad_scaler: store its scale, as `grad_scaler`.
     """
 
     def __init__(
@@ -270,17 +284,34 @@ class AMPTrainer(SimpleTrainer):
         data_loader: Iterable[Any] | None,
         optimizer: Optimizer,
         *,
+        gather_metric_period: int = 1,
+        zero_grad_before_forward: bool = False,
         seed: int | None = None,
         precision: torch.dtype | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
+        log_grad_scaler: bool = False,
     ) -> None:
-        super().__init__(model, data_loader, optimizer, seed=seed)
+        super().__init__(
+            model,
+            data_loader,
+            optimizer,
+            gather_metric_period=gather_metric_period,
+            zero_grad_before_forward=zero_grad_before_forward,
+            seed=seed,
+        )
+        self.log_grad_scaler = log_grad_scaler
         self._device = next(model.parameters()).device.type
         default = torch.float16 if self._device == "cuda" else torch.bfloat16
         self.precision = precision or default
         self.grad_scaler = grad_scaler or torch.amp.GradScaler(
             self._device, enabled=self.precision is torch.float16
         )
+
+    def run_step(self) -> None:
+        """As of SimpleTrainer, in mixed precision."""
+        super().run_step()
+        if self.log_grad_scaler:
+            self.storage.put_scalar("grad_scaler", self.grad_scaler.get_scale())
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device, dtype=self.precision)

@@ -40,6 +40,26 @@ def distinct_color(index: int) -> str:
     return "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in rgb))
 
 
+def colormap(rgb: bool = False, maximum: float = 255) -> np.ndarray:
+    """The first 80 of `distinct_color`, as many as COCO has classes.
+
+    Args:
+        rgb: in RGB order; BGR otherwise, as detectron2's default is.
+        maximum: what full brightness is, 255 or 1.
+
+    Returns:
+        (80, 3) float32.
+    """
+    colors = np.array([as_rgb(distinct_color(k)) for k in range(80)], np.float32)
+    return (colors if rgb else colors[:, ::-1]) * np.float32(maximum / 255)
+
+
+def random_color(rgb: bool = False, maximum: float = 255) -> np.ndarray:
+    """(3,) float32: one of `colormap`, drawn from numpy's global generator."""
+    colors = colormap(rgb, maximum)
+    return colors[np.random.randint(len(colors))]
+
+
 def as_rgb(color: str | Sequence[float]) -> RGB:
     """Read a colour: a name ("g", "orange", "#ff8800") or three numbers in [0, 1].
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -95,6 +98,7 @@ class _Formatter(logging.Formatter):
 
 
 _calls: Counter[tuple[object, ...]] = Counter()
+_times: dict[tuple[str, int], float] = {}  # when a line of code last logged
 
 
 def log_first_n(
@@ -130,6 +134,35 @@ def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> N
     _calls[module, line] += 1
     if n == 1 or _calls[module, line] % n == 1:
         logging.getLogger(name or module).log(lvl, msg)
+
+
+def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
+    """Log unless the same line of code did so within `n` seconds.
+
+    Args:
+        lvl: logging level.
+        msg: the message.
+        n: seconds.
+        name: of the logger; the calling module's by default.
+    """
+    module, line = _caller()
+    now = time.monotonic()
+    if now - _times.get((module, line), -math.inf) >= n:
+        _times[module, line] = now
+        logging.getLogger(name or module).log(lvl, msg)
+
+
+def create_small_table(small_dict: Mapping[str, float]) -> str:
+    """Names in one line and their numbers below, as a markdown table.
+
+    Args:
+        small_dict: a few numbers by name.
+    """
+    cells = [(name, f"{value:.3f}") for name, value in small_dict.items()]
+    widths = [max(len(name), len(value)) for name, value in cells]
+    rows = [[name for name, _ in cells], ["-" * w for w in widths], [value for _, value in cells]]
+    lines = (" | ".join(f"{t:<{w}}" for t, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _caller() -> tuple[str, int]:

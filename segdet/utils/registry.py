@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import pydoc
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from segdet.errors import ConfigError, did_you_mean
+
+
+def locate(name: str) -> Any:
+    """The object of a dotted name, such as "torch.nn.Linear"; imports what stands before it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = pydoc.locate(name)
+    if found is None:
+        raise ConfigError(f"there is no {name!r} to import")
+    return found
 
 
 class Registry:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from segdet.data import (
     DatasetCatalog,
     DatasetMapper,
     MetadataCatalog,
+    build_batch_data_loader,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -21,6 +23,7 @@ from segdet.data import (
 from segdet.data import transforms as T
 from segdet.data.common import MapDataset
 from segdet.data.records import drop_objects_without_masks
+from segdet.data.samplers import TrainingSampler
 from segdet.errors import ConfigError, DataError
 
 from .conftest import CocoFolder, PanopticFolder, a_config, annotation
@@ -324,3 +327,12 @@ def test_images_that_lose_their_masks_stay_where_empty_ones_do():
     records = [boxed, whole]
     assert drop_objects_without_masks(records, ["some"], False) == [{"annotations": []}, whole]
     assert drop_objects_without_masks(records, ["some"]) == [whole]
+
+
+def test_batches_of_samples_that_are_mapped_already():
+    records = [{"id": i, "width": 4 + i % 2, "height": 4} for i in range(6)]
+    loader = build_batch_data_loader(
+        records, TrainingSampler(6, shuffle=False), 2, aspect_ratio_grouping=True
+    )
+    batches = list(itertools.islice(loader, 3))
+    assert [[sample["id"] for sample in batch] for batch in batches] == [[0, 2], [1, 3], [4, 0]]

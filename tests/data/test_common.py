@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from pathlib import Path
 
@@ -7,7 +8,12 @@ import numpy as np
 import pytest
 import torch.multiprocessing
 
-from segdet.data.common import DatasetFromList, MapDataset
+from segdet.data.common import (
+    AspectRatioGroupedDataset,
+    DatasetFromList,
+    MapDataset,
+    ToIterableDataset,
+)
 from segdet.errors import DataError
 
 RECORDS = [{"id": i, "values": list(range(i))} for i in range(20)]
@@ -80,3 +86,25 @@ def test_map_dataset_takes_another_record_for_none():
 def test_map_dataset_gives_up_when_all_are_none():
     with pytest.raises(DataError, match="returned None for 1000 records in a row"):
         MapDataset(range(10), lambda i: None)[0]
+
+
+def test_batches_of_one_orientation():
+    sizes = [(4, 3), (3, 4), (5, 3), (3, 3), (9, 1)]
+    samples = [{"id": i, "width": w, "height": h} for i, (w, h) in enumerate(sizes)]
+    batches = AspectRatioGroupedDataset(samples, 2)
+    assert [[one["id"] for one in batch] for batch in batches] == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    "shard, expected", [(True, [[10, 8, 6], [9, 7]]), (False, [[10, 9, 8, 7, 6]] * 2)]
+)
+def test_a_sampled_data_set_is_shared_out(monkeypatch, shard, expected):
+    dataset = ToIterableDataset(list(range(11)), [10, 9, 8, 7, 6], shard_sampler=shard)
+    assert list(dataset) == [10, 9, 8, 7, 6]
+    monkeypatch.setattr("segdet.utils.comm.get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr("segdet.utils.comm.get_rank", lambda rank=rank: rank)
+        assert list(dataset) == expected[rank]
+    monkeypatch.undo()
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
+    assert sorted(loader) == sorted(itertools.chain.from_iterable(expected))

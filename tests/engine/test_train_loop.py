@@ -331,3 +331,33 @@ def test_a_trainer_that_another_one_steps_stores_into_the_run_around_it():
         inner.iter = 9
         inner.run_step()
         assert get_event_storage().latest()["loss_a"][1] == 9
+
+
+def test_metrics_may_be_stored_at_a_period():
+    trainer = trainer_of(Noisy(), gather_metric_period=3)
+    trainer.train(0, 7)
+    assert [it for _, it in trainer.storage.history("total_loss").values()] == [2, 5]
+
+
+@pytest.mark.parametrize("early, gradient", [(False, 7.0), (True, 0.0)])
+def test_gradients_may_be_zeroed_before_the_forward(early, gradient):
+    seen = []
+
+    class Looks(nn.Linear):
+        def forward(self, batch):
+            seen.append(0.0 if self.weight.grad is None else self.weight.grad.sum().item())
+            return {"loss": super().forward(batch).sum()}
+
+    model = Looks(4, 1)
+    model.weight.grad = torch.full((1, 4), 7 / 4)
+    trainer_of(model, zero_grad_before_forward=early).train(0, 1)
+    assert seen == [gradient]
+    assert model.weight.grad.tolist() == [[0, 0, 0, 0]]  # of batch 0 alone
+
+
+def test_the_scale_of_gradients_may_be_stored():
+    model = Noisy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = AMPTrainer(model, Stream(), optimizer, log_grad_scaler=True)
+    trainer.train(0, 1)
+    assert trainer.storage.latest()["grad_scaler"] == (1.0, 0)  # bfloat16 needs none

@@ -5,7 +5,13 @@ import re
 import pytest
 from tqdm import tqdm
 
-from segdet.utils.logger import log_every_n, log_first_n, setup_logger
+from segdet.utils.logger import (
+    create_small_table,
+    log_every_n,
+    log_every_n_seconds,
+    log_first_n,
+    setup_logger,
+)
 
 
 @pytest.fixture
@@ -80,3 +86,19 @@ def test_log_every_n(caplog):
     for i in range(7):
         log_every_n(logging.WARNING, str(i), n=3)
     assert caplog.messages == ["0", "3", "6"]
+
+
+def test_every_n_seconds(caplog, monkeypatch):
+    times = iter([0.0, 1.0, 2.5, 3.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    for k in range(4):
+        log_every_n_seconds(logging.WARNING, f"call {k}", 2)
+    assert [record.getMessage() for record in caplog.records] == ["call 0", "call 2"]
+
+
+def test_small_table():
+    assert create_small_table({"AP": 12.34567, "AP-long": 1}).splitlines() == [
+        "| AP     | AP-long |",
+        "| ------ | ------- |",
+        "| 12.346 | 1.000   |",
+    ]

@@ -1,7 +1,7 @@
 import pytest
 
 from segdet.errors import ConfigError
-from segdet.utils.registry import Registry
+from segdet.utils.registry import Registry, locate
 
 
 def test_decorator_and_call():
@@ -25,3 +25,9 @@ def test_unknown_and_taken_names():
         registry.get("Registri")
     with pytest.raises(ConfigError, match="HEADS has 'Registry' already; give yours another name"):
         registry.register(Registry)
+
+
+def test_locate():
+    assert locate("segdet.utils.registry.Registry") is Registry
+    with pytest.raises(ConfigError, match=r"there is no 'segdet\.utils\.Teapot' to import"):
+        locate("segdet.utils.Teapot")
