@@ -5,8 +5,10 @@ from typing import Any
 
 from segdet.errors import ConfigError
 from segdet.modeling.meta_arch.cascade_rcnn import CascadeRCNNConfig
+from segdet.modeling.meta_arch.implicit_pointrend import ImplicitPointRendConfig
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from segdet.modeling.meta_arch.mask_rcnn_c4 import MaskRCNNC4Config
+from segdet.modeling.meta_arch.pointrend import PointRendConfig
 from segdet.modeling.meta_arch.proposal_network import ProposalNetwork, ProposalNetworkConfig
 from segdet.modeling.meta_arch.retinanet import RetinaNet, RetinaNetConfig
 from segdet.modeling.meta_arch.rotated_rcnn import RotatedRCNNConfig
@@ -20,9 +22,11 @@ __all__ = [
     "OFFICIAL_NAMES",
     "SYSTEMS",
     "CascadeRCNNConfig",
+    "ImplicitPointRendConfig",
     "MaskRCNN",
     "MaskRCNNC4Config",
     "MaskRCNNConfig",
+    "PointRendConfig",
     "ProposalNetwork",
     "ProposalNetworkConfig",
     "RetinaNet",
@@ -34,11 +38,14 @@ __all__ = [
 ]
 
 META, ROI_HEADS = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
+MASK_HEAD = "MODEL.ROI_MASK_HEAD.NAME"
 
 SYSTEMS: dict[str, type[SystemConfig]] = {
     "CascadeRCNN": CascadeRCNNConfig,
+    "ImplicitPointRend": ImplicitPointRendConfig,
     "MaskRCNN": MaskRCNNConfig,
     "MaskRCNNC4": MaskRCNNC4Config,
+    "PointRend": PointRendConfig,
     "ProposalNetwork": ProposalNetworkConfig,
     "RetinaNet": RetinaNetConfig,
     "RotatedRCNN": RotatedRCNNConfig,
@@ -52,6 +59,20 @@ OFFICIAL_NAMES: list[tuple[dict[str, str], str]] = [
     ({META: "GeneralizedRCNN", ROI_HEADS: "Res5ROIHeads"}, "MaskRCNNC4"),
     ({META: "GeneralizedRCNN", ROI_HEADS: "CascadeROIHeads"}, "CascadeRCNN"),
     ({META: "GeneralizedRCNN", ROI_HEADS: "RROIHeads"}, "RotatedRCNN"),
+    (
+        {META: "GeneralizedRCNN", ROI_HEADS: "StandardROIHeads", MASK_HEAD: "PointRendMaskHead"},
+        "PointRend",
+    ),
+    (
+        {
+            META: "GeneralizedRCNN",
+            ROI_HEADS: "StandardROIHeads",
+            MASK_HEAD: "ImplicitPointRendMaskHead",
+        },
+        "ImplicitPointRend",
+    ),
+    # PointRend's first release said so, with MODEL.ROI_MASK_HEAD.NAME CoarseMaskHead.
+    ({META: "GeneralizedRCNN", ROI_HEADS: "PointRendROIHeads"}, "PointRend"),
 ]
 
 
