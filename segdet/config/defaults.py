@@ -46,7 +46,6 @@ COMMON: dict[str, Any] = {
 # Keys of detectron2's parts that are not built yet, so that its files load. A part that arrives
 # takes its keys out of here and into its section.
 NOT_BUILT_YET: dict[str, Any] = {
-    "INPUT": {"COLOR_AUG_SSD": False, "CROP": {"SINGLE_CATEGORY_MAX_AREA": 1.0}},
     "MODEL": {
         "PANOPTIC_FPN": {
             "INSTANCE_LOSS_WEIGHT": 1.0,

@@ -31,6 +31,7 @@ from segdet.layers.wrappers import (
     interpolate,
     nonzero_tuple,
 )
+from segdet.ops import point_sample
 
 __all__ = [
     "BatchNorm2d",
@@ -64,6 +65,7 @@ __all__ = [
     "normal_fill",
     "pairwise_iou_rotated",
     "paste_masks_in_image",
+    "point_sample",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segdet.errors import ConfigError
-from segdet.ops import point_sample
+from segdet.layers import point_sample
 from segdet.structures import BitMasks, Boxes, Proposals, Targets
 
 

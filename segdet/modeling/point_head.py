@@ -30,7 +30,7 @@ class PointHeadConfig:
     num_classes: int = 80
     in_features: tuple[str, ...] = ("p2",)
     train_num_points: int = 14 * 14
-    oversample_ratio: float = 3.0
+    oversample_ratio: float = 3  # written as detectron2 writes it
     importance_sample_ratio: float = 0.75
     subdivision_steps: int = 5
     subdivision_num_points: int = 28 * 28

@@ -125,6 +125,25 @@ DETECTRON2 = {
     },
     "TEST.PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
 }  # fmt: skip
+# Keys of its projects that are built in, there added by calls as `add_pointrend_config(cfg)`.
+PROJECTS = {
+    "INPUT": {"COLOR_AUG_SSD": False},
+    "INPUT.CROP": {"SINGLE_CATEGORY_MAX_AREA": 1.0},
+    "MODEL.ROI_MASK_HEAD": {
+        "IN_FEATURES": ("p2",), "FC_DIM": 1024, "NUM_FC": 2, "OUTPUT_SIDE_RESOLUTION": 7,
+        "POINT_HEAD_ON": False,
+    },
+    "MODEL.POINT_HEAD": {
+        "NAME": "StandardPointHead", "NUM_CLASSES": 80, "IN_FEATURES": ("p2",),
+        "TRAIN_NUM_POINTS": 196, "OVERSAMPLE_RATIO": 3, "IMPORTANCE_SAMPLE_RATIO": 0.75,
+        "SUBDIVISION_STEPS": 5, "SUBDIVISION_NUM_POINTS": 784, "FC_DIM": 256, "NUM_FC": 3,
+        "CLS_AGNOSTIC_MASK": False, "COARSE_PRED_EACH_LAYER": True,
+        "COARSE_SEM_SEG_HEAD_NAME": "SemSegFPNHead",
+    },
+    "MODEL.IMPLICIT_POINTREND": {
+        "IMAGE_FEATURE_ENABLED": True, "POS_ENC_ENABLED": True, "PARAMS_L2_REGULARIZER": 1e-5,
+    },
+}  # fmt: skip
 
 
 def flat(cfg: CfgNode) -> dict[str, object]:
@@ -133,13 +152,6 @@ def flat(cfg: CfgNode) -> dict[str, object]:
 
 def as_lists(value: object) -> object:
     return [as_lists(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-# Keys of its projects that are built in.
-PROJECTS = {
-    "INPUT": {"COLOR_AUG_SSD": False},
-    "INPUT.CROP": {"SINGLE_CATEGORY_MAX_AREA": 1.0},
-}
 
 
 def test_the_tree_is_detectron2s():

@@ -22,6 +22,8 @@ FOLDERS = [
     "LVISv1-InstanceSegmentation",
     "Misc",
     "PascalVOC-Detection",
+    "PointRend/InstanceSegmentation",
+    "PointRend/SemanticSegmentation",
     "quick_schedules",
 ]
 OURS = sorted(
@@ -31,12 +33,18 @@ OURS = sorted(
     if not file.name.startswith("Base-")
 )
 # Semantic and panoptic segmentation, whose models are not built yet.
-MISSING = re.compile("semantic_|panoptic_")
+MISSING = re.compile("/semantic_|panoptic_")
+# The originals' tables, and the folder that holds their configs.
+FAMILIES = {"detectron2.json.gz": "", "pointrend.json.gz": "PointRend/"}
 
 
 @pytest.fixture(scope="module")
 def originals(shared_configs: Path) -> dict[str, dict]:
-    return json.loads(gzip.decompress((shared_configs / "detectron2.json.gz").read_bytes()))
+    return {
+        folder + name: entry
+        for file, folder in FAMILIES.items()
+        for name, entry in json.loads(gzip.decompress((shared_configs / file).read_bytes())).items()
+    }
 
 
 def changes(cfg: CfgNode) -> dict[str, object]:

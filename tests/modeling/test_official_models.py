@@ -14,11 +14,17 @@ from segdet.modeling.system import System
 CONFIGS = Path(__file__).parents[2] / "configs"
 # MODEL.META_ARCHITECTURE of the systems that are not built yet.
 SYSTEMLESS = ("SemanticSegmentor", "PanopticFPN")
+# The originals' tables, and the folder that holds their configs.
+FAMILIES = {"detectron2.json.gz": "", "pointrend.json.gz": "PointRend/"}
 
 
 @pytest.fixture(scope="module")
 def originals(shared_configs: Path) -> dict[str, dict]:
-    return json.loads(gzip.decompress((shared_configs / "detectron2.json.gz").read_bytes()))
+    return {
+        folder + name: entry
+        for file, folder in FAMILIES.items()
+        for name, entry in json.loads(gzip.decompress((shared_configs / file).read_bytes())).items()
+    }
 
 
 OURS = sorted(

@@ -6,6 +6,7 @@ Official names (detectron2's, which are ours too) need no family.
 from segdet.checkpoint.families.caffe2 import CAFFE2
 from segdet.checkpoint.families.family import Family
 from segdet.checkpoint.families.maskrcnn_benchmark import MASKRCNN_BENCHMARK
+from segdet.checkpoint.families.pointrend import POINTREND_FIRST_RELEASE
 from segdet.checkpoint.families.torchvision import TORCHVISION_MOBILENET_V2, TORCHVISION_RESNET
 
 __all__ = ["FAMILIES", "Family"]
@@ -15,4 +16,5 @@ FAMILIES = (  # asked in this order
     TORCHVISION_RESNET,
     TORCHVISION_MOBILENET_V2,
     MASKRCNN_BENCHMARK,
+    POINTREND_FIRST_RELEASE,
 )

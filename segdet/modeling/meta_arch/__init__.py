@@ -9,6 +9,7 @@ from segdet.modeling.meta_arch.implicit_pointrend import ImplicitPointRendConfig
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from segdet.modeling.meta_arch.mask_rcnn_c4 import MaskRCNNC4Config
 from segdet.modeling.meta_arch.pointrend import PointRendConfig
+from segdet.modeling.meta_arch.pointrend_semantic import PointRendSemSegConfig
 from segdet.modeling.meta_arch.proposal_network import ProposalNetwork, ProposalNetworkConfig
 from segdet.modeling.meta_arch.retinanet import RetinaNet, RetinaNetConfig
 from segdet.modeling.meta_arch.rotated_rcnn import RotatedRCNNConfig
@@ -27,6 +28,7 @@ __all__ = [
     "MaskRCNNC4Config",
     "MaskRCNNConfig",
     "PointRendConfig",
+    "PointRendSemSegConfig",
     "ProposalNetwork",
     "ProposalNetworkConfig",
     "RetinaNet",
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 META, ROI_HEADS = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
-MASK_HEAD = "MODEL.ROI_MASK_HEAD.NAME"
+MASK_HEAD, SEM_SEG_HEAD = "MODEL.ROI_MASK_HEAD.NAME", "MODEL.SEM_SEG_HEAD.NAME"
 
 SYSTEMS: dict[str, type[SystemConfig]] = {
     "CascadeRCNN": CascadeRCNNConfig,
@@ -46,6 +48,7 @@ SYSTEMS: dict[str, type[SystemConfig]] = {
     "MaskRCNN": MaskRCNNConfig,
     "MaskRCNNC4": MaskRCNNC4Config,
     "PointRend": PointRendConfig,
+    "PointRendSemSeg": PointRendSemSegConfig,
     "ProposalNetwork": ProposalNetworkConfig,
     "RetinaNet": RetinaNetConfig,
     "RotatedRCNN": RotatedRCNNConfig,
@@ -71,6 +74,7 @@ OFFICIAL_NAMES: list[tuple[dict[str, str], str]] = [
         },
         "ImplicitPointRend",
     ),
+    ({META: "SemanticSegmentor", SEM_SEG_HEAD: "PointRendSemSegHead"}, "PointRendSemSeg"),
     # PointRend's first release said so, with MODEL.ROI_MASK_HEAD.NAME CoarseMaskHead.
     ({META: "GeneralizedRCNN", ROI_HEADS: "PointRendROIHeads"}, "PointRend"),
 ]

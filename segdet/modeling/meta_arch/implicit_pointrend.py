@@ -105,6 +105,7 @@ class ImplicitPointHead(nn.Module):
         super().__init__()
         self.use_features = in_channels > 0
         self.encode_positions = encode_positions
+        self.positional_encoding_gaussian_matrix: Tensor
         if encode_positions:
             frequencies = torch.randn(2, self.num_frequencies)
             self.register_buffer("positional_encoding_gaussian_matrix", frequencies)

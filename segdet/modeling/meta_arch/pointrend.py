@@ -17,16 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Conv2d, Losses, c2_msra_fill, c2_xavier_fill, normal_fill
+from segdet.layers import (
+    Conv2d,
+    Losses,
+    c2_msra_fill,
+    c2_xavier_fill,
+    normal_fill,
+    point_sample,
+)
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.mask_head import MaskHeadConfig, mask_loss, mask_targets, masks_of_class
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNNConfig
-from segdet.modeling.point_features import (
-    generate_regular_grid_point_coords,
-    point_sample,
-    sample_point_labels,
-)
+from segdet.modeling.point_features import generate_regular_grid_point_coords, sample_point_labels
 from segdet.modeling.point_head import (
     MaskRenderer,
     PointFeatures,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segdet.config import CfgNode, get_cfg
-from segdet.structures import Boxes, BoxMode, PolygonMasks, RotatedBoxes, Targets
+from segdet.structures import BitMasks, Boxes, BoxMode, PolygonMasks, RotatedBoxes, Targets
 
 PYRAMID = [
     *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
@@ -22,6 +22,14 @@ HEADS = [
     *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", 1),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7),
     *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
+]
+POINT_HEAD = [*("MODEL.POINT_HEAD.FC_DIM", 16, "MODEL.POINT_HEAD.TRAIN_NUM_POINTS", 20)]
+POINTREND = [
+    *PYRAMID,
+    *HEADS,
+    *POINT_HEAD,
+    *("MODEL.ROI_MASK_HEAD.FC_DIM", 32, "MODEL.POINT_HEAD.NUM_CLASSES", 3),
+    *("INPUT.MASK_FORMAT", "bitmask"),
 ]
 TINY = {
     "MaskRCNN": [*PYRAMID, *HEADS],
@@ -59,6 +67,24 @@ TINY = {
         *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
         *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
         *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+    ],
+    "PointRend": [
+        *POINTREND,
+        *("MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead"),
+        *("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", True, "MODEL.POINT_HEAD.SUBDIVISION_STEPS", 3),
+        *("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True),
+    ],
+    "ImplicitPointRend": [
+        *POINTREND,
+        *("MODEL.ROI_MASK_HEAD.NAME", "ImplicitPointRendMaskHead"),
+        *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 1),
+    ],
+    "PointRendSemSeg": [
+        *PYRAMID,
+        *POINT_HEAD,
+        *("MODEL.META_ARCHITECTURE", "SemanticSegmentor"),
+        *("MODEL.SEM_SEG_HEAD.NAME", "PointRendSemSegHead", "MODEL.POINT_HEAD.NUM_CLASSES", 5),
+        *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 2),
     ],
     "SemanticSegmentor": [*PYRAMID, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
 }
@@ -109,10 +135,24 @@ def a_rotated_image(
     return one
 
 
+def an_image_of_pixels(*boxes: tuple[float, ...], size: tuple[int, int] = (64, 80)) -> dict:
+    one = an_image(*boxes, size=size)
+    polygons = one["instances"].gt_masks
+    one["instances"].gt_masks = BitMasks.from_polygon_masks(polygons, *size)
+    return one
+
+
+IMAGE_FOR = {
+    "RotatedRCNN": a_rotated_image,
+    "PointRend": an_image_of_pixels,
+    "ImplicitPointRend": an_image_of_pixels,
+}
+
+
 @pytest.fixture(scope="session")
 def image_for() -> Callable[[str], Callable[..., dict]]:
     """What makes a system's input, with objects at the given XYXY boxes."""
-    return lambda system: a_rotated_image if system == "RotatedRCNN" else an_image
+    return lambda system: IMAGE_FOR.get(system, an_image)
 
 
 @pytest.fixture(scope="session")

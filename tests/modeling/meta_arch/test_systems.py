@@ -19,14 +19,19 @@ LOSSES = {
         *(f"loss_{kind}_stage{k}" for kind in ("cls", "box_reg") for k in range(3)),
         "loss_mask",
     },
+    "PointRend": {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask", "loss_mask_point"},
+    "ImplicitPointRend": {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask_point", "loss_l2"},
+    "PointRendSemSeg": {"loss_sem_seg", "loss_sem_seg_point"},
     "ProposalNetwork": RPN_LOSSES,
     "RetinaNet": {"loss_cls", "loss_box_reg"},
     "RotatedRCNN": {*RPN_LOSSES, "loss_cls", "loss_box_reg"},
     "SemanticSegmentor": {"loss_sem_seg"},
 }
-WITH_BOXES = [name for name, losses in LOSSES.items() if losses != {"loss_sem_seg"}]
+WITH_BOXES = [
+    name for name, losses in LOSSES.items() if "loss_rpn_cls" in losses or "loss_cls" in losses
+]
 SEMANTIC = [name for name, losses in LOSSES.items() if "loss_sem_seg" in losses]
-NEED_AN_OBJECT = re.compile("loss_(box_reg|mask|rpn_loc)")
+NEED_AN_OBJECT = re.compile("loss_(box_reg|mask|rpn_loc|l2)")
 
 
 @pytest.fixture(params=sorted(SYSTEMS), scope="module")
@@ -155,8 +160,9 @@ def test_training_without_targets_is_named(model):
 
 
 def test_official_names_decide_the_system():
-    def named(architecture: str, roi_heads: str) -> str:
+    def named(architecture: str, roi_heads: str, mask_head: str = "") -> str:
         keys = {"MODEL.META_ARCHITECTURE": architecture, "MODEL.ROI_HEADS.NAME": roi_heads}
+        keys["MODEL.ROI_MASK_HEAD.NAME"] = mask_head
         return system_name(keys)
 
     assert named("GeneralizedRCNN", "StandardROIHeads") == "MaskRCNN"
@@ -164,6 +170,8 @@ def test_official_names_decide_the_system():
     assert named("GeneralizedRCNN", "CascadeROIHeads") == "CascadeRCNN"
     assert named("MaskRCNN", "") == "MaskRCNN"
     assert named("RetinaNet", "Res5ROIHeads") == "RetinaNet"
+    assert named("GeneralizedRCNN", "PointRendROIHeads") == "PointRend"
+    assert named("GeneralizedRCNN", "StandardROIHeads", "PointRendMaskHead") == "PointRend"
     with pytest.raises(ConfigError, match=r"META_ARCHITECTURE 'Yolo' is unknown; known: Gen"):
         named("Yolo", "")
     with pytest.raises(ConfigError, match=r"ROI_HEADS.NAME 'X' is unknown; known: StandardROI"):
