@@ -7,6 +7,7 @@ make demo DATA=instances.json IMAGES=photos      on yours: COCO json, every 5th 
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from segdet.cli import run_command
@@ -43,19 +44,13 @@ def main(argv: list[str]) -> None:
         if not (DEMO_DATA / "annotations" / "instances_val.json").exists():
             print(f"making the demo data set in {DEMO_DATA}")
             make_demo_dataset(DEMO_DATA)
-        cfg.DATASETS.TRAIN = (coco_name(DEMO_DATA / "annotations/instances_train.json", "train"),)
-        cfg.DATASETS.TEST = (coco_name(DEMO_DATA / "annotations/instances_val.json", "val"),)
+        os.environ["SEGDET_DATASETS"] = str(DEMO_DATA.parent)  # where the config's names are
     cfg.merge_from_list(args.opts)
     default_setup(cfg, args)
     trainer = DefaultTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
     print(f"metrics, weights and pictures are in {cfg.OUTPUT_DIR}")
-
-
-def coco_name(json_file: Path, images: str) -> str:
-    """The DATASETS entry of a json file in `<folder>/annotations` with images in `<folder>`."""
-    return f"{json_file}:{json_file.parents[1] / images}"
 
 
 def use_own_data(cfg: CfgNode, json_file: Path, images: Path) -> None:

@@ -158,6 +158,7 @@ NEEDS: dict[str, dict[str, str | None]] = {
     "RotatedRCNN": _R_CNN,
     "ProposalNetwork": {"annotations": None},  # to which all classes are one
     "RetinaNet": {"annotations": "retinanet_classes"},
+    "CascadePanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
     "PanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
     "SemanticSegmentor": {"sem_seg": "sem_seg_classes"},
 }

@@ -19,6 +19,10 @@ from segdet.data.coco_classes import (
 )
 from segdet.data.readers.cityscapes import load_cityscapes_instances, load_cityscapes_semantic
 from segdet.data.readers.cityscapes_labels import THINGS, TRAINED
+from segdet.data.readers.cityscapes_panoptic import (
+    cityscapes_categories,
+    load_cityscapes_panoptic,
+)
 from segdet.data.readers.coco_json import CocoFile, read_coco_json
 from segdet.data.readers.lvis_json import read_lvis_json
 from segdet.data.readers.panoptic_json import (
@@ -174,26 +178,45 @@ class CityscapesFolder:
     """A split of Cityscapes, relative to `datasets_root()`."""
 
     split: str
-    task: str  # "instance" or "sem_seg"
+    task: str  # "instance", "sem_seg" or "panoptic_seg"
 
     def metadata(self) -> dict[str, Any]:
         """All that is known."""
-        known = {
-            **_places(
-                image_dir=f"cityscapes/leftImg8bit/{self.split}",
-                gt_dir=f"cityscapes/gtFine/{self.split}",
-            ),
-            "thing_classes": [label.name for label in THINGS],
-            "stuff_classes": [label.name for label in TRAINED],
-            "evaluator_type": f"cityscapes_{self.task}",
+        known: dict[str, Any] = _places(
+            image_dir=f"cityscapes/leftImg8bit/{self.split}",
+            gt_dir=f"cityscapes/gtFine/{self.split}",
+        )
+        known["evaluator_type"] = f"cityscapes_{self.task}"
+        if self.task != "instance":
+            known["ignore_label"] = 255
+        if self.task == "panoptic_seg":
+            return known | self._panoptic()
+        known["thing_classes"] = [label.name for label in THINGS]
+        known["stuff_classes"] = [label.name for label in TRAINED]
+        return known
+
+    def _panoptic(self) -> dict[str, Any]:
+        root = f"cityscapes/gtFine/cityscapes_panoptic_{self.split}"
+        places = {"panoptic_root": root, "panoptic_json": f"{root}.json"}
+        places["image_root"] = f"cityscapes/leftImg8bit/{self.split}"
+        return {
+            **_places(**places),
+            **standard_metadata(cityscapes_categories()),
+            "label_divisor": 1000,
         }
-        return known if self.task == "instance" else {**known, "ignore_label": 255}
 
     def read(self) -> CocoFile:
         """The records."""
-        load = load_cityscapes_instances if self.task == "instance" else load_cityscapes_semantic
-        places = self.metadata()
-        return CocoFile(records=load(places["image_dir"], places["gt_dir"]), metadata={})
+        known = self.metadata()
+        images, truth = known["image_dir"], known["gt_dir"]
+        if self.task == "instance":
+            records = load_cityscapes_instances(images, truth)
+        elif self.task == "sem_seg":
+            records = load_cityscapes_semantic(images, truth)
+        else:
+            places = known["panoptic_root"], known["panoptic_json"]
+            records = load_cityscapes_panoptic(images, *places)
+        return CocoFile(records=records, metadata={})
 
 
 def datasets_root() -> Path:
@@ -326,6 +349,10 @@ BUILTIN: dict[str, BuiltinFiles] = {
         f"cityscapes_fine_{task}_{split}": CityscapesFolder(split, kind)
         for task, kind in (("instance_seg", "instance"), ("sem_seg", "sem_seg"))
         for split in ("train", "val", "test")
+    },
+    **{
+        f"cityscapes_fine_panoptic_{split}": CityscapesFolder(split, "panoptic_seg")
+        for split in ("train", "val")
     },
 }
 _SPLITS = ("train", "val")

@@ -12,6 +12,9 @@ from segdet.data.segment_ids import read_segment_ids
 from segdet.errors import DataError
 
 IGNORE_LABEL = 255
+LABEL_KEYS = (  # of a record, that `read_sem_seg` looks at
+    *("sem_seg_file_name", "pan_seg_file_name", "segments_info", "height", "width"),
+)
 
 
 def has_sem_seg(record: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ import torch
 
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
 from segdet.data.image_io import read_labels
+from segdet.data.sem_seg import LABEL_KEYS, has_sem_seg, read_sem_seg
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation.coco_report import table
 from segdet.evaluation.evaluator import DatasetEvaluator
@@ -42,8 +43,9 @@ class SemSegEvaluator(DatasetEvaluator):
         """Look up where the ground truth is.
 
         Args:
-            dataset_name: its records have `file_name` and `sem_seg_file_name`, its metadata
-                `stuff_classes`, maybe `ignore_label` and `stuff_dataset_id_to_contiguous_id`.
+            dataset_name: its records have `file_name` and `sem_seg_file_name`, or segments to
+                make label maps of (`segdet.data.sem_seg`); its metadata has `stuff_classes`,
+                maybe `ignore_label` and `stuff_dataset_id_to_contiguous_id`.
             distributed: whether the processes have parts of the data set, to be summed on the
                 main process; otherwise each evaluates what it was given.
             output_dir: for `sem_seg_predictions.json` and `sem_seg_evaluation.pth`; None writes
@@ -58,12 +60,15 @@ class SemSegEvaluator(DatasetEvaluator):
         """
         records = DatasetCatalog.get(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
-        if any("sem_seg_file_name" not in record for record in records):
+        if not all(map(has_sem_seg, records)):
             raise DataError(
                 f"{dataset_name} has records without sem_seg_file_name: no ground truth for "
                 "semantic evaluation"
             )
-        self._truth_of = {record["file_name"]: record["sem_seg_file_name"] for record in records}
+        self._truth_of = {
+            record["file_name"]: {key: record[key] for key in LABEL_KEYS if key in record}
+            for record in records
+        }
         self._classes = metadata.get("stuff_classes")
         if self._classes is None:
             raise DataError(f"the metadata of {dataset_name} has no stuff_classes; set them")
@@ -117,15 +122,16 @@ class SemSegEvaluator(DatasetEvaluator):
         """(H, W) labels of an image, with K where nothing counts."""
         if file_name not in self._truth_of:
             raise DataError(f"{file_name} is not among the images of {self._name}")
-        file = self._truth_of[file_name]
-        labels = np.array(self._load(file), np.int64)
+        record = self._truth_of[file_name]
+        file = record.get("sem_seg_file_name")
+        labels = np.array(self._load(file) if file else read_sem_seg(record), np.int64)
         count = len(self._classes)
         is_ignored = labels == self._ignore
         wrong = labels[~is_ignored & ((labels < 0) | (labels >= count))]
         if len(wrong):
             raise DataError(
-                f"{file}: has label {wrong[0]}, which is neither one of the {count} stuff_classes "
-                f"of {self._name} nor its ignore_label {self._ignore}"
+                f"{file or file_name}: has label {wrong[0]}, which is neither one of the {count} "
+                f"stuff_classes of {self._name} nor its ignore_label {self._ignore}"
             )
         labels[is_ignored] = count
         return labels

@@ -10,7 +10,9 @@ from PIL import Image
 from segdet.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from segdet.data.demo import CATEGORIES, make_demo_dataset
 from segdet.data.demo_scene import STUFF, THINGS
+from segdet.data.image_io import read_labels
 from segdet.data.rle import decode_rle
+from segdet.data.sem_seg import read_sem_seg
 from segdet.structures import polygons_to_bitmask
 
 COUNTS = {"train": 10, "val": 2}
@@ -52,6 +54,32 @@ def test_built_in_names_read_it(demo: Path, monkeypatch: pytest.MonkeyPatch, cap
             assert len(mapper(record)["instances"]) == sum(
                 not a["iscrowd"] for a in record["annotations"]
             )
+
+
+def test_built_in_panoptic_and_semantic_names_read_it(demo: Path, monkeypatch, caplog):
+    monkeypatch.setenv("SEGDET_DATASETS", str(demo.parent))
+    for split, count in COUNTS.items():
+        annotations = demo / "annotations"
+        by_path = f"{annotations}/panoptic_{split}.json:{demo}/{split}"
+        records = DatasetCatalog.get(f"demo_panoptic_{split}")
+        segments = DatasetCatalog.get(by_path)
+        semantic = DatasetCatalog.get(f"demo_sem_seg_{split}")
+        assert len(records) == len(segments) == len(semantic) == count and caplog.records == []
+        assert MetadataCatalog.get(f"demo_panoptic_{split}").stuff_classes == ["things", *STUFF]
+        assert MetadataCatalog.get(by_path).thing_classes == list(THINGS)
+        assert MetadataCatalog.get(f"demo_sem_seg_{split}").stuff_classes == [*THINGS, *STUFF]
+        for record, other, labelled in zip(records, segments, semantic, strict=True):
+            stem = Path(record["file_name"]).stem
+            prepared = read_labels(annotations / f"stuff_{split}" / f"{stem}.png")
+            assert (read_sem_seg(record) == prepared).all()
+            assert (read_sem_seg(other) == prepared).all()
+            found = read_sem_seg(labelled)
+            assert ((found < len(THINGS)) == (prepared == 0)).all()
+            kinds = [
+                sorted((a["category_id"], a["iscrowd"]) for a in one["annotations"])
+                for one in (record, other)
+            ]
+            assert kinds[0] == kinds[1], "objects from the instance json and from segments"
 
 
 def test_has_every_kind_of_annotation(demo: Path):

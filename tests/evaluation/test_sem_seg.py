@@ -11,6 +11,7 @@ from PIL import Image
 
 from segdet.data import DatasetCatalog, MetadataCatalog
 from segdet.data.rle import decode_rle
+from segdet.data.sem_seg import read_sem_seg
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation import SemSegEvaluator
 from segdet.evaluation.label_maps import boundary_of
@@ -180,6 +181,18 @@ def test_ground_truth_may_be_loaded_otherwise(one_image):
         )["pACC"]
         == 75
     )
+
+
+def test_ground_truth_may_be_made_from_segments(shared_data, monkeypatch):
+    monkeypatch.setenv("SEGDET_DATASETS", str(shared_data))
+    name = "camvid_small_panoptic_val"
+    evaluator = SemSegEvaluator(name)
+    records = DatasetCatalog.get(name)[:2]
+    truth = [read_sem_seg(record) for record in records]
+    assert any((labels == 255).any() for labels in truth)
+    found = [np.where(labels == 255, 3, labels) for labels in truth]
+    evaluator.process(records, [{"sem_seg": as_scores(labels, 9)} for labels in found])
+    assert evaluator.evaluate()["sem_seg"]["pACC"] == 100
 
 
 def test_a_given_number_of_classes_must_be_right(one_image):

@@ -2,6 +2,7 @@
 
 from segdet.data.datasets.cityscapes import (
     load_cityscapes_instances,
+    load_cityscapes_panoptic,
     load_cityscapes_semantic,
 )
 from segdet.data.datasets.coco import (
@@ -26,6 +27,7 @@ __all__ = [
     "convert_to_coco_json",
     "get_lvis_instances_meta",
     "load_cityscapes_instances",
+    "load_cityscapes_panoptic",
     "load_cityscapes_semantic",
     "load_coco_json",
     "load_coco_panoptic_json",

@@ -16,7 +16,7 @@ from segdet.data.rle import encode_rle, tight_box
 from segdet.errors import DataError
 from segdet.structures import BoxMode
 
-_SUFFIX = "leftImg8bit.png"
+IMAGE_SUFFIX = "leftImg8bit.png"
 _FIRST_THING = min(label.id for label in BY_ID.values() if label.has_instances)
 _CLASS_OF_ID = {label.id: k for k, label in enumerate(THINGS)}
 
@@ -43,12 +43,12 @@ def cityscapes_files(
         DataError: there are no pictures.
     """
     files = []
-    for image in sorted(Path(image_dir).glob(f"*/*{_SUFFIX}")):
-        stem = f"{gt_dir}/{image.parent.name}/{image.name.removesuffix(_SUFFIX)}gtFine_"
+    for image in sorted(Path(image_dir).glob(f"*/*{IMAGE_SUFFIX}")):
+        stem = f"{gt_dir}/{image.parent.name}/{image.name.removesuffix(IMAGE_SUFFIX)}gtFine_"
         names = ("instanceIds.png", "labelIds.png", "polygons.json")
         files.append(CityscapesFiles(image, *(Path(stem + name) for name in names)))
     if not files:
-        raise DataError(f"{image_dir} has no CITY/*{_SUFFIX}; is it a split of Cityscapes?")
+        raise DataError(f"{image_dir} has no CITY/*{IMAGE_SUFFIX}; is it a split of Cityscapes?")
     return files
 
 
@@ -103,8 +103,8 @@ def load_cityscapes_semantic(
         labels = str(files.label_ids).replace("labelIds.png", "labelTrainIds.png")
         if not os.path.isfile(labels):
             raise DataError(
-                f"{labels} does not exist; make these files with cityscapesscripts' "
-                "csCreateTrainIdLabelImgs"
+                f"{labels} does not exist; make these files with tools/prepare_cityscapes.py, or "
+                "with cityscapesscripts' csCreateTrainIdLabelImgs"
             )
         height, width = image_size_of(files.image)
         size = {"height": height, "width": width}

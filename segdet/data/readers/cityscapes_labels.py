@@ -62,3 +62,10 @@ BY_NAME["license plate"] = Label("license plate", -1, 255, "vehicle", False, Tru
 
 THINGS = [label for label in LABELS if label.has_instances and not label.is_ignored]
 TRAINED = [label for label in LABELS if not label.is_ignored]  # by train_id
+
+COLORS = (  # RGB, by train_id
+    *((128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153)),
+    *((153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152)),
+    *((70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70)),
+    *((0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32)),
+)
