@@ -1,6 +1,8 @@
 """The GPU check without a GPU: what it says, reads and leaves out, and that it knows every op."""
 
 import json
+import math
+import sys
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_check import __main__ as gpu_check
+from benchmarks.gpu_check import agreement
 from benchmarks.gpu_check.agreement import Case, compare, make_cases
 from benchmarks.gpu_check.agreement import difference as difference_of
 
@@ -53,6 +56,24 @@ def test_a_stage_out_of_time_keeps_what_it_wrote(tmp_path):
     assert gpu_check.run_stage(stage(program), time.monotonic() + 2)["summary"] == "not begun"
 
 
+def test_out_of_time_it_ends_with_all_that_it_started():
+    """What still held the pipe would keep us reading from it."""
+    nested = "import time; print('begun', flush=True); time.sleep(60)"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {nested!r}])"
+    start = time.monotonic()
+    done = gpu_check.run_for(2, [sys.executable, "-c", program], {})
+    assert done == ("out of time", "begun\n")
+    assert time.monotonic() - start < 30
+
+
+def test_the_gpus_ops_are_built_or_the_stage_fails(tmp_path):
+    build = gpu_check.make_stages("cuda", False, tmp_path)[0]
+    assert build.environment == {"SEGDET_CUDA": "1"}
+    program = "import os; raise SystemExit(os.environ['SEGDET_CUDA'])"
+    found = gpu_check.run_stage(stage(program, environment=build.environment), math.inf)
+    assert (found["status"], found["printed"]) == ("failed", "1\n")
+
+
 def test_pytests_report_is_counted():
     root = ElementTree.fromstring(
         "<testsuites><testsuite><testcase name='a'/><testcase name='b'><skipped/></testcase>"
@@ -74,6 +95,20 @@ def test_stages_begin_with_programs_that_exist(tmp_path):
 
 def test_every_op_is_compared():
     assert set(make_cases()) == {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("name", make_cases())
+def test_every_op_agrees_with_itself(monkeypatch, name):
+    """In one type: a case that fails here tells nothing about a GPU."""
+    monkeypatch.setattr(agreement, "LIMITS", {torch.float32: agreement.LIMITS[torch.float32]})
+    rows = agreement.compare(name, make_cases()[name], "cpu")
+    assert rows and not [row for row in rows if not row["ok"]]
+
+
+def test_gradients_of_all_that_an_op_is_differentiable_in_are_compared():
+    points = make_cases()["point_sample"]
+    gradients = agreement.results(points, torch.float32, "cpu", torch.contiguous_format)[1]
+    assert [one.shape for one in gradients] == [(2, 16, 50, 68), (2, 500, 2)]
 
 
 def test_differences_are_relative_and_see_shapes_and_nan():

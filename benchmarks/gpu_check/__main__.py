@@ -17,10 +17,11 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -39,6 +40,7 @@ class Stage:
     command: list[str]
     needs: list[str]  # packages
     seconds: int  # limit
+    environment: dict[str, str] = field(default_factory=dict)  # beside this process's
     result: Path | None = None  # the file in which it leaves what it found
 
 
@@ -61,6 +63,8 @@ def make_stages(device: str, quick: bool, folder: Path) -> list[Stage]:
         command=["setup.py", "build_ext", "--inplace"],
         needs=["setuptools"],
         seconds=150,
+        # Without nvcc there would be nothing to compare.
+        environment={"SEGDET_CUDA": "1"} if device == "cuda" else {},
     )
     compared = folder / "agreement.json"
     agreement = Stage(
@@ -205,26 +209,37 @@ def run_stage(stage: Stage, end: float) -> dict[str, Any]:
         return {"status": "out of time", "seconds": 0, "summary": "not begun"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     start = time.monotonic()
-    try:
-        done = subprocess.run(
-            [sys.executable, *stage.command],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=limit,
-        )
-        status, printed = ("failed" if done.returncode else "ok"), done.stdout
-    except subprocess.TimeoutExpired as error:
-        printed = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else ""
-        status = "out of time"
+    status, printed = run_for(
+        limit, [sys.executable, *stage.command], {"PYTHONPATH": path, **stage.environment}
+    )
     found: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - start)}
     found["summary"], found["rows"] = read_result(stage.result) if stage.result else ("", [])
     if status != "ok":
         found["printed"] = printed[-TAIL:]
         print(found["printed"])
     return found
+
+
+def run_for(seconds: float, command: list[str], environment: dict[str, str]) -> tuple[str, str]:
+    """A status and what was printed. Out of time, all that the program has started ends with it."""
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=seconds)
+        except BaseException as error:  # Ctrl-C, too: it does not reach another session
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return "out of time", process.communicate()[0]
+    return ("failed" if process.returncode else "ok"), printed
 
 
 def is_there(package: str) -> bool:

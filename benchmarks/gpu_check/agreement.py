@@ -68,8 +68,7 @@ def make_cases() -> dict[str, Case]:
     add("ps_roi_align", lambda f, r: ops.ps_roi_align(f, r, 2, 0.25), maps, rest=(rois,))
     add("ps_roi_pool", lambda f, r: ops.ps_roi_pool(f, r, 2, 0.25), maps, rest=(rois,))
 
-    points = torch.rand(2, 500, 2)
-    add("point_sample", lambda f, p: ops.point_sample(f, p), maps, rest=(points,))
+    add("point_sample", lambda f, p: ops.point_sample(f, p), maps, torch.rand(2, 500, 2))
 
     def deform_conv(f: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, s: Tensor) -> Tensor:
         return ops.deform_conv2d(f, offset, weight, bias, padding=1, mask=s)
