@@ -155,7 +155,8 @@ class DetectionCheckpointer:
         """Path of the last checkpoint; "" when there is none.
 
         Raises:
-            CheckpointError: `last_checkpoint` is empty, or names a file that is not there.
+            CheckpointError: `last_checkpoint` is empty, or names a file that is not there or lies
+                outside of the folder.
         """
         tag = Path(self.save_dir) / LAST
         if not self.save_dir or not tag.is_file():
@@ -163,11 +164,15 @@ class DetectionCheckpointer:
         with tag.open("rb") as file:
             name = file.read(_LONGEST_NAME).decode(errors="replace").strip()
         path = tag.parent / name
+        found = ""
         if not name.isprintable() or not os.path.isfile(path):
             found = f"{name[:200]!r}: no such file" if name else "it is empty"
+        elif not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(tag.parent)):
+            found = f"{name[:200]!r} lies in another folder"  # another run's, or this one's moved
+        if found:
             raise CheckpointError(
-                f"{tag} must name the checkpoint to resume from, but {found}; write a checkpoint's "
-                "name into it, or delete it to begin from the weights"
+                f"{tag} must name the checkpoint to resume from, but {found}; write the name of a "
+                "checkpoint beside it into it, or delete it to begin from the weights"
             )
         return str(path)
 

@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import pytest
@@ -114,13 +115,33 @@ def test_a_lost_last_checkpoint_is_named(tmp_path, text, said):
         checkpointer.resume_or_load("", resume=True)
 
 
-def test_the_last_checkpoint_may_lie_in_another_folder(tmp_path):
+def test_the_last_checkpoint_may_lie_in_a_folder_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
     other = DetectionCheckpointer(nn.Linear(2, 3), tmp_path / "other")
     other.save("model")
     checkpointer = DetectionCheckpointer(nn.Linear(2, 3), tmp_path)
     for name in ("other/model.pth", other.get_checkpoint_file()):
         checkpointer.tag_last_checkpoint(name)
         assert checkpointer.get_checkpoint_file() == str(tmp_path / "other" / "model.pth")
+    relative = DetectionCheckpointer(nn.Linear(2, 3), tmp_path.name)
+    assert os.path.samefile(relative.get_checkpoint_file(), tmp_path / "other" / "model.pth")
+
+
+@pytest.mark.parametrize("name", ["../other/model.pth", "{folder}/other/model.pth"])
+def test_the_last_checkpoint_is_one_of_this_run(tmp_path, name):
+    DetectionCheckpointer(nn.Linear(2, 3), tmp_path / "other").save("model")
+    checkpointer = DetectionCheckpointer(nn.Linear(2, 3), tmp_path / "run")
+    checkpointer.save("model")
+    checkpointer.tag_last_checkpoint(name.format(folder=tmp_path))
+    with pytest.raises(CheckpointError, match=r"model\.pth' lies in another folder"):
+        checkpointer.resume_or_load("")
+
+
+def test_a_run_can_be_moved(tmp_path):
+    DetectionCheckpointer(nn.Linear(2, 3), tmp_path / "run").save("model", iteration=3)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    checkpointer = DetectionCheckpointer(nn.Linear(2, 3), tmp_path / "moved")
+    assert checkpointer.resume_or_load("") == {"iteration": 3}
 
 
 def test_a_checkpoint_can_be_saved_beside_the_last_one(tmp_path):
