@@ -18,6 +18,8 @@ from segdet.utils.sheets import save_prediction_sheet
 
 _log = logging.getLogger(__name__)
 
+_DRAWN = {"panoptic_seg", "instances", "sem_seg"}  # what a model returns that can be drawn
+
 
 def save_predictions(
     path: Path,
@@ -30,7 +32,7 @@ def save_predictions(
     """Draw what a model finds in the first images of a data set, beside the ground truth.
 
     Nothing is drawn where the data set is not in the catalog, its records have no `file_name`, or
-    the model finds no `instances`.
+    the model returns neither segments, instances nor label maps.
 
     Args:
         path: of the picture.
@@ -50,13 +52,15 @@ def save_predictions(
         return
     with inference_context(model), torch.no_grad():
         pairs = (
-            (records[inputs["file_name"]], outputs["instances"].to("cpu"))
+            (records[inputs["file_name"]], output)
             for batch in data_loader
-            for inputs, outputs in zip(batch, model(batch), strict=True)
-            if inputs.get("file_name") in records and "instances" in outputs
+            for inputs, output in zip(batch, model(batch), strict=True)
+            if inputs.get("file_name") in records and _DRAWN & output.keys()
         )
-        drawn = list(itertools.islice(pairs, count))
-    if drawn:
-        shown, found = zip(*drawn, strict=True)
-        save_prediction_sheet(path, shown, found, MetadataCatalog.get(dataset_name))
-        _log.info("Predictions beside ground truth: %s", path)
+        shown = itertools.islice(pairs, count)  # one by one: label maps' scores are large
+        first = next(shown, None)
+        if first is None:
+            return
+        pairs = itertools.chain([first], shown)
+        save_prediction_sheet(path, pairs, MetadataCatalog.get(dataset_name))
+    _log.info("Predictions beside ground truth: %s", path)

@@ -1,4 +1,4 @@
-"""Predict on pictures and videos: drawn copies, and what was found as COCO results json."""
+"""Predict on pictures and videos: drawn copies, and what was found in COCO's formats."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 from tqdm import tqdm
 
 from segdet.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from segdet.data.image_io import read_image
+from segdet.data.segment_ids import segments_of_labels, write_segment_ids
 from segdet.engine.defaults import DefaultPredictor
 from segdet.engine.setup import add_project_argument, load_config, make_output_folder
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation.rle import encode_masks
-from segdet.structures import Instances
 from segdet.utils.logger import setup_logger
 from segdet.utils.visualizer import ColorMode, Visualizer
 
 _log = logging.getLogger(__name__)
 
-Predictor = Callable[[np.ndarray], dict[str, Any]]  # (H, W, 3) uint8 BGR -> {"instances"}
+Predictor = Callable[[np.ndarray], dict[str, Any]]  # (H, W, 3) uint8 BGR -> model's results
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _DRAWN_SUFFIXES = {".jpeg", ".jpg", ".png"}  # pictures of other formats are drawn as PNG
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> None:
     )
     source.add_argument("--video", metavar="FILE", help="a video (needs OpenCV)")
     parser.add_argument(
-        "--output", required=True, metavar="DIR", help="gets the drawn copies and predictions.json"
+        "--output", required=True, metavar="DIR", help="gets the drawn copies and what was found"
     )
     parser.add_argument(
         "--confidence-threshold", type=float, default=0.5, help="objects below are left out"
@@ -108,7 +110,7 @@ def load_metadata(names: Sequence[str]) -> Metadata | None:
         _log.warning("DATASETS.TEST names no data set: classes are shown as numbers")
         return None
     metadata = MetadataCatalog.get(names[0])
-    if metadata.get("thing_classes") is None:
+    if metadata.get("thing_classes") is None and metadata.get("stuff_classes") is None:
         try:
             DatasetCatalog.get(names[0])
         except DataError as error:
@@ -123,10 +125,12 @@ def predict_images(
     metadata: Metadata | None = None,
     min_score: float = 0.5,
 ) -> None:
-    """Draw what is found in each image, and write `predictions.json`.
+    """Draw what is found in each image, and write it in COCO's formats.
 
-    The json is a COCO results list; each record also has its image's `file_name`. Images are
-    numbered from 1 in the given order (`image_id`), whether something is found in them or not.
+    `predictions.json` is a COCO results list of objects; each record also has its image's
+    `file_name`. Images are numbered from 1 in the given order (`image_id`), whether something is
+    found in them or not. Segments go to `panoptic.json` and PNG files in `panoptic`; label maps of
+    a model without segments to PNG files in `sem_seg`, as the model counts classes.
 
     Args:
         predictor: such as a `DefaultPredictor`.
@@ -140,10 +144,12 @@ def predict_images(
             be read (each is reported, the others are done).
     """
     copies = _places_for_copies(files, output_dir)
+    maps = _names_of_maps([copy.relative_to(output_dir) for copy in copies])
     rows: list[dict[str, Any]] = []
+    segmented: list[dict[str, Any]] = []
     unreadable = 0
-    for image_id, (file, copy) in enumerate(
-        zip(tqdm(files, disable=None), copies, strict=True), start=1
+    for image_id, (file, copy, name) in enumerate(
+        zip(tqdm(files, disable=None), copies, maps, strict=True), start=1
     ):
         try:
             image = read_image(file, "BGR")
@@ -153,10 +159,18 @@ def predict_images(
             continue
         found = _predict(predictor, image, min_score)
         rows += _to_coco(found, image_id, str(file), metadata)
+        if "panoptic_seg" in found:
+            segments = _write_segments(output_dir / "panoptic" / name, found, metadata)
+            row = {"image_id": image_id, "file_name": name.as_posix(), "segments_info": segments}
+            segmented.append(row)
+        elif "sem_seg" in found:
+            _write_labels(output_dir / "sem_seg" / name, found["sem_seg"])
         copy.parent.mkdir(parents=True, exist_ok=True)
-        drawn = Visualizer(image[:, :, ::-1], metadata).draw_instance_predictions(found)
+        drawn = Visualizer(image[:, :, ::-1], metadata).draw_predictions(found)
         drawn.save(copy)
-    _write_json(output_dir, rows)
+    _write_json(output_dir / "predictions.json", rows)
+    if segmented:
+        _write_json(output_dir / "panoptic.json", {"annotations": segmented})
     _log.info("%d objects in %d images, see %s", len(rows), len(files) - unreadable, output_dir)
     if unreadable:
         raise DataError(f"{unreadable} of {len(files)} images could not be read, see above")
@@ -169,7 +183,7 @@ def predict_video(
     metadata: Metadata | None = None,
     min_score: float = 0.5,
 ) -> None:
-    """Draw what is found in each frame, as an mp4 of the same name, and write the json.
+    """Draw what is found in each frame, as an mp4 of the same name, and write `predictions.json`.
 
     Args:
         predictor: such as a `DefaultPredictor`.
@@ -192,8 +206,8 @@ def predict_video(
             rows += _to_coco(found, number, str(file), metadata)
             # Colours by class: those by instance would jump from frame to frame.
             drawn = Visualizer(frame[:, :, ::-1], metadata, 1, ColorMode.SEGMENTATION)
-            write(drawn.draw_instance_predictions(found).get_image()[:, :, ::-1])
-    _write_json(output_dir, rows)
+            write(drawn.draw_predictions(found).get_image()[:, :, ::-1])
+    _write_json(output_dir / "predictions.json", rows)
     _log.info("%d objects, see %s", len(rows), copy)
 
 
@@ -212,17 +226,29 @@ def _places_for_copies(files: Sequence[Path], output_dir: Path) -> list[Path]:
     return copies
 
 
-def _predict(predictor: Predictor, image: np.ndarray, min_score: float) -> Instances:
-    found = predictor(image)["instances"].to("cpu")
-    return found[found.scores >= min_score]
+def _predict(predictor: Predictor, image: np.ndarray, min_score: float) -> dict[str, Any]:
+    """What is found; of instances those of a sufficient score."""
+    found = predictor(image)
+    if "instances" not in found:
+        return found
+    instances = found["instances"].to("cpu")
+    return {**found, "instances": instances[instances.scores >= min_score]}
+
+
+def _dataset_ids(metadata: Metadata | None, kind: str) -> dict[int, int]:
+    """The model's class -> id in the data set, as far as they are known; `kind` thing or stuff."""
+    facts = metadata.as_dict() if metadata is not None else {}
+    return {k: one for one, k in facts.get(f"{kind}_dataset_id_to_contiguous_id", {}).items()}
 
 
 def _to_coco(
-    found: Instances, image_id: int, file_name: str, metadata: Metadata | None
+    output: dict[str, Any], image_id: int, file_name: str, metadata: Metadata | None
 ) -> list[dict[str, Any]]:
+    if "instances" not in output:
+        return []
+    found = output["instances"]
     names = metadata.get("thing_classes", []) if metadata is not None else []
-    id_map = metadata.get("thing_dataset_id_to_contiguous_id", {}) if metadata is not None else {}
-    dataset_ids = {contiguous: dataset for dataset, contiguous in id_map.items()}
+    dataset_ids = _dataset_ids(metadata, "thing")
     masks = encode_masks(found.pred_masks) if found.has("pred_masks") else None
     rows = []
     objects = zip(
@@ -247,10 +273,47 @@ def _to_coco(
     return rows
 
 
-def _write_json(output_dir: Path, rows: list[dict[str, Any]]) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(rows, ensure_ascii=False)
-    (output_dir / "predictions.json").write_text(text, encoding="utf-8")
+def _names_of_maps(copies: Sequence[Path]) -> list[Path]:
+    """Of each picture a PNG of its name; with its suffix where two differ in that alone."""
+    names = [copy.with_suffix(".png") for copy in copies]
+    return [
+        name if names.count(name) == 1 else copy.with_name(f"{copy.name}.png")
+        for name, copy in zip(names, copies, strict=True)
+    ]
+
+
+def _write_segments(
+    file: Path, output: dict[str, Any], metadata: Metadata | None
+) -> list[dict[str, Any]]:
+    """Write the picture of ids, and give the `segments_info` of COCO's panoptic format."""
+    ids, segments = output["panoptic_seg"]
+    ids = torch.as_tensor(ids).cpu().numpy()
+    if segments is None:
+        if metadata is None:
+            raise DataError("DATASETS.TEST must name a data set: its label_divisor tells segments")
+        things = metadata.thing_dataset_id_to_contiguous_id.values()
+        ids, segments = segments_of_labels(ids, metadata.label_divisor, things)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_segment_ids(file, ids)
+    known = {kind: _dataset_ids(metadata, kind) for kind in ("thing", "stuff")}
+    rows = []
+    for segment in segments:
+        label = segment["category_id"]
+        category = known["thing" if segment["isthing"] else "stuff"].get(label, label)
+        rows.append({"id": int(segment["id"]), "category_id": category})
+    return rows
+
+
+def _write_labels(file: Path, scores: torch.Tensor) -> None:
+    """Write the map of the best classes, (H, W) of as few bytes as hold all classes."""
+    labels = scores.argmax(0).cpu().numpy().astype(np.min_scalar_type(len(scores) - 1))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(labels).save(file)
+
+
+def _write_json(file: Path, tree: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
 
 
 @contextmanager

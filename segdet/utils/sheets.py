@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from segdet.data.image_io import read_image
-from segdet.structures import Instances
 from segdet.utils.visualizer import ColorMode, Visualizer
 
 _GAP = 8  # pixels around tiles
@@ -21,8 +20,7 @@ _INK = "#e5e5ea"
 
 def save_prediction_sheet(
     path: str | Path,
-    records: Sequence[dict[str, Any]],
-    predictions: Sequence[Instances],
+    pairs: Iterable[tuple[dict[str, Any], Mapping[str, Any]]],
     metadata: Any = None,
     *,
     min_score: float = 0.5,
@@ -33,10 +31,10 @@ def save_prediction_sheet(
 
     Args:
         path: of the picture; its ending says the format. Missing folders are made.
-        records: of a data set, with `file_name` and `annotations`.
-        predictions: one per record, in the frame of its image.
+        pairs: records of a data set, with `file_name` and annotation, each with what a model
+            returned for it: `panoptic_seg`, `instances` or `sem_seg`, in the frame of its image.
         metadata: of the data set, for names and colours of classes.
-        min_score: predictions below are left out.
+        min_score: instances below are left out.
         tile_side: the longer side of each drawn image in pixels.
         pairs_per_row: images in one row of the sheet.
 
@@ -44,29 +42,47 @@ def save_prediction_sheet(
         DataError: an image cannot be read.
     """
     tiles = []
-    for record, found in zip(records, predictions, strict=True):
-        confident = found[found.scores >= min_score] if found.has("scores") else found
-        tiles += _draw_pair(record, confident, metadata, tile_side)
+    for record, output in pairs:
+        tiles += _draw_pair(record, output, metadata, tile_side, min_score)
     sheet = _arrange(tiles, columns=2 * pairs_per_row)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
 
 def _draw_pair(
-    record: dict[str, Any], found: Instances, metadata: Any, tile_side: int
+    record: dict[str, Any],
+    output: Mapping[str, Any],
+    metadata: Any,
+    tile_side: int,
+    min_score: float,
 ) -> list[tuple[str, Image.Image]]:
     image = read_image(record["file_name"], "RGB")
     scale = tile_side / max(image.shape[:2])
     mode = ColorMode.SEGMENTATION
     if len(getattr(metadata, "thing_classes", None) or []) == 1:  # tell objects apart instead
-        mode, metadata = ColorMode.IMAGE, SimpleNamespace(thing_classes=[""])
+        unnamed = {**vars(metadata), "thing_classes": [""]}
+        mode, metadata = ColorMode.IMAGE, SimpleNamespace(**unnamed)
     truth = Visualizer(image, metadata, scale, mode).draw_dataset_dict(record)
-    guess = Visualizer(image, metadata, scale, mode).draw_instance_predictions(found)
+    guess = Visualizer(image, metadata, scale, mode).draw_predictions(output, min_score)
     name = Path(record["file_name"]).name
+    annotated = record.get("segments_info", record.get("annotations"))
     return [
-        (f"{name}   ground truth: {len(record.get('annotations', []))}", truth.canvas),
-        (f"prediction: {len(found)}", guess.canvas),
+        (f"{name}   ground truth{_number(annotated)}", truth.canvas),
+        (f"prediction{_number(_shown(output, min_score))}", guess.canvas),
     ]
+
+
+def _number(objects: Sized | None) -> str:
+    return "" if objects is None else f": {len(objects)}"
+
+
+def _shown(output: Mapping[str, Any], min_score: float) -> Sized | None:
+    """The segments or objects that are drawn; None of a map of classes."""
+    if "panoptic_seg" in output:
+        return output["panoptic_seg"][1]
+    if "instances" in output:
+        return [score for score in output["instances"].scores.tolist() if score >= min_score]
+    return None
 
 
 def _arrange(tiles: list[tuple[str, Image.Image]], columns: int) -> Image.Image:

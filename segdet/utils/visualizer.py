@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, unique
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from segdet.data.rle import decode_rle
+from segdet.data.segment_ids import read_segment_ids, segments_of_labels
 from segdet.structures import Boxes, BoxMode, Instances, PolygonMasks, polygons_to_bitmask
 from segdet.utils.canvas import VisImage, frame
 from segdet.utils.colormap import as_rgb, distinct_color
@@ -80,8 +81,81 @@ class Visualizer:
             assigned_colors=self._palette(len(found), classes),
         )
 
+    def draw_predictions(self, output: Mapping[str, Any], min_score: float = 0.5) -> VisImage:
+        """Draw what a model returned for the image: segments, else instances, else classes.
+
+        Args:
+            output: with `panoptic_seg`, `instances` or `sem_seg` (scores, or a map of classes).
+            min_score: instances below are left out.
+        """
+        if "panoptic_seg" in output:
+            return self.draw_panoptic_seg(*output["panoptic_seg"])
+        if "instances" in output:
+            found = output["instances"]
+            confident = found[found.scores >= min_score] if found.has("scores") else found
+            return self.draw_instance_predictions(confident)
+        classes = output["sem_seg"]
+        return self.draw_sem_seg(classes.argmax(0) if classes.ndim == 3 else classes)
+
+    def draw_panoptic_seg(
+        self,
+        panoptic_seg: np.ndarray | torch.Tensor,
+        segments_info: Sequence[Mapping[str, Any]] | None,
+        area_threshold: int | None = None,
+        alpha: float = 0.7,
+    ) -> VisImage:
+        """Draw segments: stuff in the colours of its classes, things as instances.
+
+        Args:
+            panoptic_seg: (H, W) ids; what has none is left as it is.
+            segments_info: `id`, `isthing` and `category_id`, which indexes `thing_classes` or
+                `stuff_classes`, maybe `score`; or None, where the map says its segments, see
+                `segdet.data.segment_ids.segments_of_labels`.
+            area_threshold: pixels; smaller stuff is left out.
+            alpha: how opaque segments are.
+        """
+        ids = _as_array(panoptic_seg)
+        if segments_info is None:
+            things = self.metadata.thing_dataset_id_to_contiguous_id.values()
+            ids, segments_info = segments_of_labels(ids, self.metadata.label_divisor, things)
+        if self._instance_mode == ColorMode.IMAGE_BW:
+            self.output.fade_outside(self._as_mask(ids > 0))
+        stuff = [s for s in segments_info if not s["isthing"]]
+        names = getattr(self.metadata, "stuff_classes", None) or []
+        for segment in stuff:
+            label = segment["category_id"]
+            self.draw_binary_mask(
+                ids == segment["id"],
+                self._class_color("stuff", label),
+                text=_name(names, label),
+                alpha=alpha,
+                area_threshold=area_threshold or 0,
+            )
+        things = [s for s in segments_info if s["isthing"]]
+        classes = [s["category_id"] for s in things]
+        scores = [s["score"] for s in things] if all("score" in s for s in things) else None
+        return self.overlay_instances(
+            masks=[ids == s["id"] for s in things],
+            labels=[
+                self._label(classes, scores, i) + ("|crowd" if s.get("iscrowd") else "")
+                for i, s in enumerate(things)
+            ],
+            assigned_colors=self._palette(len(things), classes),
+            alpha=alpha,
+        )
+
+    draw_panoptic_seg_predictions = draw_panoptic_seg
+
     def draw_dataset_dict(self, dic: dict) -> VisImage:
-        """Draw the annotation of a data set's record, crowd regions marked as such."""
+        """Draw the annotation of a data set's record, crowd regions marked as such.
+
+        Segments where it has them; otherwise its map of classes, and its objects on top.
+        """
+        if "pan_seg_file_name" in dic and "segments_info" in dic:
+            ids = read_segment_ids(dic["pan_seg_file_name"])
+            return self.draw_panoptic_seg(ids, dic["segments_info"], alpha=0.5)
+        if has_sem_seg(dic):
+            self.draw_sem_seg(read_sem_seg(dic), alpha=0.5)
         annotations = dic.get("annotations") or []
         classes = [a["category_id"] for a in annotations]
         labels = [
@@ -334,7 +408,7 @@ class Visualizer:
         if classes is not None:
             names = getattr(self.metadata, "thing_classes", None) or []
             label = classes[index]
-            name = names[label] if 0 <= label < len(names) else str(label)
+            name = _name(names, label)
         if scores is not None:
             score = f"{scores[index]:.0%}"
         return f"{name} {score}".strip()
@@ -362,6 +436,10 @@ class Visualizer:
         if grey.size != self.output.size:
             grey = grey.resize(self.output.size, Image.Resampling.BILINEAR)
         return np.asarray(grey) >= 128
+
+
+def _name(names: Sequence[str], label: int) -> str:
+    return names[label] if 0 <= label < len(names) else str(label)
 
 
 def _as_array(value: Any) -> np.ndarray:

@@ -54,7 +54,7 @@ class FindsNothing(nn.Module):
     """Has other results than instances."""
 
     def forward(self, batch: list[dict]) -> list[dict]:
-        return [{"sem_seg": 0} for _ in batch]
+        return [{"proposals": 0} for _ in batch]
 
 
 def test_draws_nothing_where_there_is_nothing_to_draw(name, tmp_path):
