@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segdet.utils.colormap import RGB, text_color_on
 
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Box = Sequence[float] | np.ndarray  # x1, y1, x2, y2
 
 
@@ -32,6 +33,7 @@ class VisImage:
         side = math.sqrt(width * height)
         self.line_width = max(1, round(side / 350))
         self.font_size = max(11, round(side / 42))
+        self._margin = max(1, self.font_size // 6)  # of letters on their plate
         self._taken: list[tuple[int, int, int, int]] = []  # x1, y1, x2, y2 where labels stand
 
     def get_image(self) -> np.ndarray:
@@ -108,22 +110,53 @@ class VisImage:
         Where other labels leave no place around the box, nothing is written.
         """
         x1, y1, x2, y2 = (round(float(v)) for v in box)
-        share = max(x2 - x1, y2 - y1) / max(self.size)
-        font = ImageFont.load_default(max(9, self.font_size * min(1, 0.6 + 4 * share)))
-        pad = max(1, self.font_size // 6)
-        width = round(font.getlength(text)) + 2 * pad
-        height = round(font.getbbox("Åg")[3]) + pad  # from the highest to the lowest letter
+        font, width, height = self._plate(text, max(x2 - x1, y2 - y1))
         is_large = y2 - y1 > 2 * height
         for y in (y1 - height, y1, y2) if is_large else (y1 - height, y2, y1):
             for x in (x1, x2 - width):
                 x = max(0, min(x, self.size[0] - width))
                 if self._is_free(x, y, x + width, y + height):
-                    self._taken.append((x, y, x + width, y + height))
-                    plate = (x, y, x + width - 1, y + height - 1)
-                    draw = ImageDraw.Draw(self.canvas)
-                    draw.rounded_rectangle(plate, radius=pad, fill=color)
-                    draw.text((x + pad, y), text, fill=text_color_on(color), font=font)
+                    self._write_plate(text, (x, y, x + width, y + height), font, color)
                     return
+
+    def label_inside(self, text: str, mask: np.ndarray, color: RGB) -> None:
+        """Write on a plate that covers as much as it can of a mask (H, W) bool, near its middle.
+
+        Where other labels leave no place on the mask, nothing is written.
+        """
+        x1, y1, x2, y2 = frame(mask)
+        font, width, height = self._plate(text, max(x2 - x1, y2 - y1))
+        if mask.shape[0] < height or mask.shape[1] < width:
+            return
+        sums = np.pad(mask, ((1, 0), (1, 0))).cumsum(0, np.int32).cumsum(1)
+        upper, lower = sums[:-height], sums[height:]
+        inside = lower[:, width:] - lower[:, :-width] - upper[:, width:] + upper[:, :-width]
+        for left, top, right, bottom in self._taken:
+            inside[max(0, top - height + 1) : bottom, max(0, left - width + 1) : right] = 0
+        if not inside.any():
+            return
+        places = np.argwhere(inside == inside.max())  # (P, 2) y, x
+        middle = np.argwhere(mask).mean(0) - (height / 2, width / 2)
+        y, x = places[np.abs(places - middle).sum(1).argmin()].tolist()
+        self._write_plate(text, (x, y, x + width, y + height), font, color)
+
+    def _plate(self, text: str, side: float) -> tuple[Font, int, int]:
+        """Letters for an object whose longer side is given; width and height with a margin."""
+        share = side / max(self.size)
+        font = ImageFont.load_default(max(9, self.font_size * min(1, 0.6 + 4 * share)))
+        height = (
+            round(font.getbbox("Åg")[3]) + self._margin
+        )  # from the highest to the lowest letter
+        return font, round(font.getlength(text)) + 2 * self._margin, height
+
+    def _write_plate(
+        self, text: str, place: tuple[int, int, int, int], font: Font, color: RGB
+    ) -> None:
+        self._taken.append(place)
+        x1, y1, x2, y2 = place
+        draw = ImageDraw.Draw(self.canvas)
+        draw.rounded_rectangle((x1, y1, x2 - 1, y2 - 1), radius=self._margin, fill=color)
+        draw.text((x1 + self._margin, y1), text, fill=text_color_on(color), font=font)
 
     def _is_free(self, x1: int, y1: int, x2: int, y2: int) -> bool:
         return (

@@ -12,6 +12,7 @@ from PIL import Image
 
 from segdet.data.rle import decode_rle
 from segdet.data.segment_ids import read_segment_ids, segments_of_labels
+from segdet.data.sem_seg import has_sem_seg, read_sem_seg
 from segdet.structures import Boxes, BoxMode, Instances, PolygonMasks, polygons_to_bitmask
 from segdet.utils.canvas import VisImage, frame
 from segdet.utils.colormap import as_rgb, distinct_color
@@ -89,13 +90,13 @@ class Visualizer:
             min_score: instances below are left out.
         """
         if "panoptic_seg" in output:
-            return self.draw_panoptic_seg(*output["panoptic_seg"])
+            return self.draw_panoptic_seg(*output["panoptic_seg"], alpha=0.5)
         if "instances" in output:
             found = output["instances"]
             confident = found[found.scores >= min_score] if found.has("scores") else found
             return self.draw_instance_predictions(confident)
         classes = output["sem_seg"]
-        return self.draw_sem_seg(classes.argmax(0) if classes.ndim == 3 else classes)
+        return self.draw_sem_seg(classes.argmax(0) if classes.ndim == 3 else classes, alpha=0.5)
 
     def draw_panoptic_seg(
         self,
@@ -120,21 +121,16 @@ class Visualizer:
             ids, segments_info = segments_of_labels(ids, self.metadata.label_divisor, things)
         if self._instance_mode == ColorMode.IMAGE_BW:
             self.output.fade_outside(self._as_mask(ids > 0))
-        stuff = [s for s in segments_info if not s["isthing"]]
-        names = getattr(self.metadata, "stuff_classes", None) or []
-        for segment in stuff:
-            label = segment["category_id"]
-            self.draw_binary_mask(
-                ids == segment["id"],
-                self._class_color("stuff", label),
-                text=_name(names, label),
-                alpha=alpha,
-                area_threshold=area_threshold or 0,
-            )
+        stuff: dict[int, np.ndarray] = {}
+        for s in segments_info:
+            if not s["isthing"]:
+                before = stuff.get(s["category_id"], np.zeros(ids.shape, bool))
+                stuff[s["category_id"]] = before | (ids == s["id"])
         things = [s for s in segments_info if s["isthing"]]
         classes = [s["category_id"] for s in things]
         scores = [s["score"] for s in things] if all("score" in s for s in things) else None
-        return self.overlay_instances(
+        drawn = self._draw_stuff(stuff, area_threshold, alpha)
+        self.overlay_instances(
             masks=[ids == s["id"] for s in things],
             labels=[
                 self._label(classes, scores, i) + ("|crowd" if s.get("iscrowd") else "")
@@ -143,6 +139,7 @@ class Visualizer:
             assigned_colors=self._palette(len(things), classes),
             alpha=alpha,
         )
+        return self._name_stuff(drawn)
 
     draw_panoptic_seg_predictions = draw_panoptic_seg
 
@@ -154,9 +151,11 @@ class Visualizer:
         if "pan_seg_file_name" in dic and "segments_info" in dic:
             ids = read_segment_ids(dic["pan_seg_file_name"])
             return self.draw_panoptic_seg(ids, dic["segments_info"], alpha=0.5)
-        if has_sem_seg(dic):
-            self.draw_sem_seg(read_sem_seg(dic), alpha=0.5)
         annotations = dic.get("annotations") or []
+        masks = self._masks_of_classes(read_sem_seg(dic)) if has_sem_seg(dic) else {}
+        if annotations and self._stuff_name(0) == "things":
+            masks.pop(0, None)  # they are drawn as objects
+        stuff = self._draw_stuff(masks, None, alpha=0.5)
         classes = [a["category_id"] for a in annotations]
         labels = [
             self._label(classes, None, i) + ("|crowd" if a.get("iscrowd") else "")
@@ -165,13 +164,14 @@ class Visualizer:
         boxes = [
             BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations
         ]
-        return self.overlay_instances(
+        self.overlay_instances(
             boxes=np.array(boxes).reshape(-1, 4),
             masks=[a.get("segmentation", []) for a in annotations],
             keypoints=_annotated_keypoints(annotations),
             labels=labels,
             assigned_colors=self._palette(len(annotations), classes),
         )
+        return self._name_stuff(stuff)
 
     def overlay_instances(
         self,
@@ -303,19 +303,43 @@ class Visualizer:
         """Draw a map of classes.
 
         Args:
-            sem_seg: (H, W) integers that index `stuff_classes`; others are left as they are.
+            sem_seg: (H, W) integers that index `stuff_classes`; others are left as they are. Where
+                no names are known, all but the ignored label are drawn, by number.
             area_threshold: pixels; smaller classes are left out.
             alpha: how opaque the classes are.
         """
-        label_map = _as_array(sem_seg)
+        masks = self._masks_of_classes(_as_array(sem_seg))
+        return self._name_stuff(self._draw_stuff(masks, area_threshold, alpha))
+
+    def _masks_of_classes(self, label_map: np.ndarray) -> dict[int, np.ndarray]:
+        """(H, W) bool of each class that is to be drawn."""
         names = getattr(self.metadata, "stuff_classes", None) or []
-        areas = {k: int((label_map == k).sum()) for k in range(len(names))}
+        labels = range(len(names)) if names else np.unique(label_map).tolist()
+        ignored = getattr(self.metadata, "ignore_label", 255)
+        return {k: label_map == k for k in labels if k != ignored}
+
+    def _draw_stuff(
+        self, masks: Mapping[int, np.ndarray], area_threshold: int | None, alpha: float
+    ) -> dict[int, np.ndarray]:
+        """Draw (H, W) masks by class; gives those drawn, in the size of the picture."""
+        areas = {label: np.count_nonzero(mask) for label, mask in masks.items()}
+        drawn = {}
         for label in sorted(areas, key=lambda k: -areas[k]):
             if areas[label] >= max(1, area_threshold or 0):
-                color = self._class_color("stuff", label)
-                mask = label_map == label
-                self.draw_binary_mask(mask, color, text=names[label], alpha=alpha)
+                drawn[label] = self._as_mask(masks[label])
+                color = as_rgb(self._class_color("stuff", label))
+                self.output.blend(drawn[label], color, alpha, color)
+        return drawn
+
+    def _name_stuff(self, masks: Mapping[int, np.ndarray]) -> VisImage:
+        """Write the names of classes on their masks, once everything else is drawn."""
+        for label, mask in masks.items():
+            color = as_rgb(self._class_color("stuff", label))
+            self.output.label_inside(self._stuff_name(label), mask, color)
         return self.output
+
+    def _stuff_name(self, label: int) -> str:
+        return _name(getattr(self.metadata, "stuff_classes", None) or [], label)
 
     def draw_box(
         self, box_coord: Sequence[float], alpha: float = 1.0, edge_color: Color = "g"
@@ -379,8 +403,7 @@ class Visualizer:
             fill = as_rgb(distinct_color(0) if color is None else color)
             self.output.blend(mask, fill, alpha, fill if edge_color is None else as_rgb(edge_color))
             if text:
-                x1, y1, x2, y2 = frame(mask)
-                self.output.label(text, (x1, (y1 + y2) / 2, x2, y2), fill)
+                self.output.label_inside(text, mask, fill)
         return self.output
 
     def draw_polygon(
@@ -423,7 +446,8 @@ class Visualizer:
         colors = getattr(self.metadata, f"{kind}_colors", None) or []
         if 0 <= label < len(colors):
             return [value / 255 for value in colors[label]]
-        return distinct_color(label)
+        has_things = bool(getattr(self.metadata, "thing_classes", None))  # beside stuff
+        return distinct_color(-1 - label if kind == "stuff" and has_things else label)
 
     def _as_mask(self, mask: Any) -> np.ndarray:
         """A mask of any kind as (H, W) bool in the picture's size."""

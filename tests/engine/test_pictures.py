@@ -50,6 +50,23 @@ def test_draws_the_first_images_in_evaluation_mode(name, tmp_path):
     assert Image.open(all_three).height > Image.open(one).height
 
 
+class Labels(nn.Module):
+    """Every pixel is of the class 1."""
+
+    def forward(self, batch: list[dict]) -> list[dict]:
+        scores = torch.zeros(2, 30, 40)
+        scores[1] = 1
+        return [{"sem_seg": scores} for _ in batch]
+
+
+def test_label_maps_are_drawn_too(name, tmp_path):
+    MetadataCatalog.get(name).set(stuff_classes=["sky", "sea"], stuff_colors=[[0] * 3, [0, 0, 255]])
+    loader = [[record] for record in DatasetCatalog.get(name)]
+    save_predictions(tmp_path / "out.png", Labels(), loader, name, count=2)
+    drawn = (np.asarray(Image.open(tmp_path / "out.png")) == [0, 0, 255]).all(2)
+    assert drawn.any()
+
+
 class FindsNothing(nn.Module):
     """Has other results than instances."""
 

@@ -12,6 +12,7 @@ from segdet.cli import run_command
 from segdet.config import get_cfg
 from segdet.data.catalog import Metadata
 from segdet.data.rle import decode_rle
+from segdet.data.segment_ids import read_segment_ids
 from segdet.engine import predict
 from segdet.engine.predict import find_images, main, predict_images, predict_video
 from segdet.errors import DataError
@@ -113,6 +114,79 @@ def test_broken_images_are_told_and_the_others_done(pictures, tmp_path, shared_d
     assert "truncated_half.jpg" in caplog.text
     rows = json.loads((tmp_path / "out/predictions.json").read_text())
     assert [row["image_id"] for row in rows] == [1, 3]
+
+
+SCENE = Metadata().set(
+    thing_classes=["cat"],
+    thing_dataset_id_to_contiguous_id={17: 0},
+    stuff_classes=["things", "sky", "sea"],
+    stuff_dataset_id_to_contiguous_id={0: 0, 90: 1, 91: 2},
+    label_divisor=1000,
+)
+
+
+def find_segments(image: np.ndarray) -> dict:
+    """Bright pixels are a cat (id 300), the others the sea (id 2)."""
+    ids = torch.from_numpy(np.where(image.min(2) > 150, 300, 2))
+    segments = [
+        {"id": 300, "category_id": 0, "isthing": True, "score": 0.9, "instance_id": 0},
+        {"id": 2, "category_id": 2, "isthing": False, "area": 5},
+    ]
+    sem_seg = torch.zeros(3, *ids.shape)
+    return find_bright_parts(image) | {"panoptic_seg": (ids, segments), "sem_seg": sem_seg}
+
+
+def test_segments_are_written_in_the_official_format(pictures, tmp_path):
+    out = tmp_path / "out"
+    predict_images(find_segments, pictures, out, SCENE)
+    tree = json.loads((out / "panoptic.json").read_text())
+    names = [row["file_name"] for row in tree["annotations"]]
+    assert names == ["b.png", "a.png", "deeper/a.png", "c.bmp.png"]
+    segments = [{"id": 300, "category_id": 17}, {"id": 2, "category_id": 91}]
+    for number, row in enumerate(tree["annotations"], start=1):
+        assert row["image_id"] == number and row["segments_info"] == segments
+        ids = read_segment_ids(out / "panoptic" / row["file_name"])
+        assert (ids == 300).sum() == 600 and set(np.unique(ids)) == {2, 300}
+    assert len(json.loads((out / "predictions.json").read_text())) == 4  # objects, as ever
+    assert not (out / "sem_seg").exists()
+
+
+def test_segments_of_unknown_classes_keep_their_numbers(pictures, tmp_path):
+    predict_images(find_segments, pictures[:1], tmp_path / "out")
+    (row,) = json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]
+    assert [segment["category_id"] for segment in row["segments_info"]] == [0, 2]
+
+
+def test_maps_that_say_their_segments_need_metadata(pictures, tmp_path):
+    def find(image: np.ndarray) -> dict:
+        return {
+            "panoptic_seg": (torch.where(find_segments(image)["panoptic_seg"][0] > 2, 0, -1), None)
+        }
+
+    predict_images(find, pictures[:1], tmp_path / "out", SCENE)
+    (row,) = json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]
+    assert row["segments_info"] == [{"id": 1, "category_id": 17}]
+    with pytest.raises(DataError, match=r"DATASETS.TEST must name a data set: its label_divisor"):
+        predict_images(find, pictures[:1], tmp_path / "out")
+
+
+@pytest.mark.parametrize("classes, mode", [(3, "L"), (300, "I;16")])
+def test_label_maps_are_written_as_pictures(pictures, tmp_path, classes, mode):
+    def find(image: np.ndarray) -> dict:
+        labels = torch.from_numpy(image.min(2) > 150).long() * (classes - 1)
+        return {"sem_seg": torch.nn.functional.one_hot(labels, classes).permute(2, 0, 1)}
+
+    save_picture(tmp_path / "in/b.jpg")
+    files = [pictures[0], tmp_path / "in/b.jpg", pictures[2]]
+    predict_images(find, files, tmp_path / "out")
+    names = ["b.png.png", "b.jpg.png", "deeper/a.png"]  # two differ in their suffix alone
+    for name in names:
+        with Image.open(tmp_path / "out/sem_seg" / name) as picture:
+            assert picture.mode == mode
+            assert set(np.unique(np.asarray(picture))) == {0, classes - 1}
+    assert json.loads((tmp_path / "out/predictions.json").read_text()) == []
+    copy = np.asarray(Image.open(tmp_path / "out/b.png"))
+    assert copy[20, 35].tolist() != [255, 255, 255]  # drawn, by number
 
 
 def make_video(file: Path, frames: int = 3) -> Path:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from segdet.data.segment_ids import write_segment_ids
 from segdet.evaluation.rle import encode_masks
 from segdet.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from segdet.utils.colormap import as_rgb, distinct_color, text_color_on
@@ -172,6 +173,160 @@ def test_a_map_of_classes_is_drawn_by_its_colours():
     picture = Visualizer(GREY, metadata).draw_sem_seg(label_map, area_threshold=500).get_image()
     assert picture[0, 0].tolist() == [0, 0, 255]
     assert not changed(picture)[30:].any()
+
+
+def test_classes_without_names_are_drawn_by_number():
+    written = []
+    visualizer = Visualizer(GREY)
+    visualizer.output.label_inside = lambda text, mask, color: written.append(text)
+    label_map = np.full((60, 80), 255)
+    label_map[:10] = 3
+    picture = visualizer.draw_sem_seg(label_map, alpha=1).get_image()
+    assert written == ["3"] and changed(picture).sum() == 800
+
+
+SCENE = SimpleNamespace(
+    thing_classes=["cat", "dog"],
+    thing_colors=[(255, 0, 0), (0, 0, 255)],
+    stuff_classes=["things", "sky", "sea"],
+    stuff_colors=[(9, 9, 9), (0, 200, 200), (0, 0, 90)],
+    thing_dataset_id_to_contiguous_id={17: 0, 18: 1},
+    label_divisor=1000,
+)
+DOG, SKY = (
+    {"id": 300, "category_id": 1, "isthing": True},
+    {"id": 7, "category_id": 1, "isthing": False},
+)
+
+
+def scene_ids() -> torch.Tensor:
+    """The sky (id 7) above, a dog (id 300) in the middle."""
+    ids = torch.zeros(60, 80, dtype=torch.int32)
+    ids[:30] = 7
+    ids[20:40, 30:60] = 300
+    return ids
+
+
+def drawn_segments(segments, mode=ColorMode.SEGMENTATION, **options):
+    """The picture, and each text with its colour."""
+    written = []
+    visualizer = Visualizer(GREY, SCENE, 1, mode)
+    visualizer.output.label = lambda text, box, color: written.append((text, color))
+    visualizer.output.label_inside = lambda text, mask, color: written.append((text, color))
+    drawn = visualizer.draw_panoptic_seg_predictions(scene_ids(), segments, **options)
+    return drawn.get_image(), written
+
+
+def test_segments_have_the_colours_and_names_of_their_classes():
+    picture, written = drawn_segments([DOG, SKY], alpha=1)
+    assert written == [("dog", (0, 0, 255)), ("sky", (0, 200, 200))]
+    assert picture[0, 0].tolist() == [0, 200, 200] and picture[30, 45].tolist() == [0, 0, 255]
+    assert changed(picture).sum() == (scene_ids() > 0).sum()  # void stays as it is
+
+
+def test_segments_of_predictions_have_scores():
+    _, written = drawn_segments([DOG | {"score": 0.87}, SKY])
+    assert [text for text, _ in written] == ["dog 87%", "sky"]
+    _, written = drawn_segments([DOG | {"iscrowd": 1}])
+    assert [text for text, _ in written] == ["dog|crowd"]
+
+
+def test_small_stuff_can_be_left_out():
+    picture, written = drawn_segments([DOG, SKY], area_threshold=2200)
+    assert [text for text, _ in written] == ["dog"]
+    assert not changed(picture)[0].any()
+
+
+def test_two_segments_of_one_class_of_stuff_are_one():
+    ids = scene_ids()
+    ids[50:] = 8
+    drawing = Visualizer(GREY, SCENE).draw_panoptic_seg(ids, [DOG, SKY, SKY | {"id": 8}])
+    assert changed(drawing.get_image())[[0, 55]].all()
+
+
+def test_maps_may_say_their_segments_themselves():
+    labels = np.full((60, 80), -1)
+    labels[scene_ids() == 300] = 1001
+    labels[scene_ids() == 7] = 2000
+    drawn = Visualizer(GREY, SCENE, 1, ColorMode.SEGMENTATION).draw_panoptic_seg(
+        labels, None, alpha=1
+    )
+    assert drawn.get_image()[30, 45].tolist() == [0, 0, 255]
+    assert drawn.get_image()[0, 0].tolist() == [0, 0, 90]
+
+
+def test_black_and_white_keeps_colour_in_segments_only():
+    colourful = np.zeros((60, 80, 3), np.uint8)
+    colourful[..., 0] = 200
+    drawing = Visualizer(colourful, SCENE, 1, ColorMode.IMAGE_BW)
+    picture = drawing.draw_panoptic_seg(scene_ids(), [DOG, SKY]).get_image()
+    assert len(set(picture[55, 5].tolist())) == 1 < len(set(picture[25, 5].tolist()))
+
+
+def test_stuff_and_things_without_colours_are_told_apart():
+    metadata = SimpleNamespace(thing_classes=["cat"], stuff_classes=["sky"])
+    drawing = Visualizer(GREY, metadata, 1, ColorMode.SEGMENTATION)
+    segments = [DOG | {"category_id": 0}, SKY | {"category_id": 0}]
+    picture = drawing.draw_panoptic_seg(scene_ids(), segments, alpha=1).get_image()
+    assert picture[0, 0].tolist() != picture[30, 45].tolist()
+
+
+def test_annotated_segments_are_drawn(tmp_path):
+    write_segment_ids(tmp_path / "ids.png", scene_ids().numpy())
+    record = {"pan_seg_file_name": tmp_path / "ids.png", "segments_info": [DOG, SKY]}
+    drawn = Visualizer(GREY, SCENE).draw_dataset_dict(record)
+    whole = Visualizer(GREY, SCENE).draw_panoptic_seg(scene_ids(), [DOG, SKY], alpha=0.5)
+    np.testing.assert_array_equal(drawn.get_image(), whole.get_image())
+
+
+def test_annotated_objects_stand_on_their_map_of_classes(tmp_path):
+    labels = np.full((60, 80), 255, np.uint8)
+    labels[:30], labels[20:40, 30:60] = 1, 0
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    annotation = {"bbox": [30, 20, 30, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    annotation["segmentation"] = encode_masks(square_mask()[None])[0]
+    record = {"sem_seg_file_name": tmp_path / "labels.png", "annotations": [annotation]}
+    drawing = Visualizer(GREY, SCENE, 1, ColorMode.SEGMENTATION)
+    picture = drawing.draw_dataset_dict(record).get_image()
+    assert picture[10, 5].tolist() == pytest.approx([50, 150, 150], abs=1)
+    assert picture[39, 45].tolist() == [255, 0, 0]  # the object's edge
+    assert not changed(picture)[45:, :25].any()
+
+
+def test_what_a_model_returns_is_drawn():
+    instances = predictions(2)
+    instances.scores = torch.tensor([0.9, 0.2])
+    segments = {"panoptic_seg": (scene_ids(), [DOG]), "instances": instances}
+    written = []
+    for output in (segments, {"instances": instances, "sem_seg": None}):
+        visualizer = Visualizer(GREY, SCENE)
+        visualizer.output.label = lambda text, box, color: written.append(text)
+        visualizer.draw_predictions(output)
+    assert written == ["dog", "dog 90%"]
+    scores = torch.zeros(3, 60, 80)
+    scores[2] = 1
+    of_scores = Visualizer(GREY, SCENE).draw_predictions({"sem_seg": scores}).get_image()
+    of_labels = Visualizer(GREY, SCENE).draw_predictions({"sem_seg": scores.argmax(0)}).get_image()
+    np.testing.assert_array_equal(of_scores, of_labels)
+    assert changed(of_scores).all()
+
+
+def test_names_of_stuff_lie_on_their_masks():
+    output = VisImage(np.zeros((200, 300, 3), np.uint8))
+    mask = np.zeros((200, 300), bool)
+    mask[20:180, 10:60] = True
+    mask[120:180, 10:290] = True
+    for _ in range(3):
+        output.label_inside("sky", mask, (0, 0, 255))
+    for i, (x1, y1, x2, y2) in enumerate(output._taken):
+        assert mask[y1:y2, x1:x2].all()
+        assert all(
+            x2 <= u1 or u2 <= x1 or y2 <= v1 or v2 <= y1 for u1, v1, u2, v2 in output._taken[:i]
+        )
+    assert len(output._taken) == 3
+    tiny = VisImage(np.zeros((5, 5, 3), np.uint8))
+    tiny.label_inside("sky", np.ones((5, 5), bool), (0, 0, 255))  # no room: nothing is written
+    assert tiny._taken == []
 
 
 def test_single_shapes():
