@@ -1,8 +1,8 @@
 """Plug-ins: a project is a Python package that hands in tables of its own (docs/add_a_system.md).
 
-What it may hand in are attributes of the package: `SYSTEMS`, `OFFICIAL_NAMES`, tables of parts
-(`BACKBONES`, `MASK_HEADS`), `LR_SCHEDULES`, and `SECTIONS` for keys outside of MODEL. Importing a
-project does nothing; the functions here add its tables to ours.
+What it may hand in are attributes of the package: `SYSTEMS` and `OFFICIAL_NAMES`, tables of parts
+(`BACKBONES`, `MASK_HEADS`, `SEM_SEG_HEADS`), `LR_SCHEDULES`, and `SECTIONS` for keys outside of
+MODEL. Importing a project does nothing; the functions here add its tables to ours.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from segdet.errors import ConfigError
 from segdet.modeling.backbones import BACKBONES
 from segdet.modeling.mask_head import MASK_HEADS
 from segdet.modeling.meta_arch import OFFICIAL_NAMES, SYSTEMS
+from segdet.modeling.sem_seg_head import SEM_SEG_HEADS
 from segdet.solver.build import LR_SCHEDULES
 
 GROUP = "segdet.projects"  # entry points of installed projects: NAME = the package
@@ -29,6 +30,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "SYSTEMS": SYSTEMS,
     "BACKBONES": BACKBONES,
     "MASK_HEADS": MASK_HEADS,
+    "SEM_SEG_HEADS": SEM_SEG_HEADS,
     "LR_SCHEDULES": LR_SCHEDULES,
 }
 HANDED_IN = (*TABLES, "OFFICIAL_NAMES", "SECTIONS")

@@ -3,11 +3,15 @@
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from segdet.projects import load_project, unload_project
+
+PROJECTS = Path(__file__).resolve().parents[2] / "projects"
 PARITY_DIR = Path(
     os.environ.get("SEGDET_PARITY_DIR", Path(__file__).resolve().parents[3] / "shared" / "parity")
 )
@@ -22,6 +26,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 None, id="no-golden-data", marks=pytest.mark.skip(f"no cases in {PARITY_DIR}")
             )
             metafunc.parametrize(name, cases or [missing], scope="module")
+
+
+@pytest.fixture(scope="module")
+def projects() -> Iterator[None]:
+    """The repository's plug-ins, whose systems have cases too."""
+    folders = [file.parent for file in sorted(PROJECTS.glob("*/__init__.py"))]
+    for folder in folders:
+        load_project(folder)
+    yield
+    for folder in folders:
+        unload_project(folder)
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,9 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=["float32", "float64"])
-def case(request: pytest.FixtureRequest, model_case: str, model_fixture: ModuleType) -> Case:
+def case(
+    request: pytest.FixtureRequest, model_case: str, model_fixture: ModuleType, projects: None
+) -> Case:
     fixture = model_fixture.Fixture("models", model_case)
     reason = why_not_built(fixture.meta["resolved_config"])
     if reason:
@@ -316,6 +318,9 @@ def test_losses_and_gradients(case: Case) -> None:
     model.zero_grad()
     losses = model(case.train_inputs())
     losses.total().backward()
+    for name, buffer in model.named_buffers():
+        if (key := f"buffer_after_train_forward/{name}") in case.meta["samples"]:
+            case.check_sample(key, buffer)
     assert set(losses) == set(train["losses"])
     for name, expected in train["losses"].items():
         bar = bars.mask_loss if "mask" in name else bars.loss
