@@ -58,12 +58,12 @@ def load_project(folder: str | os.PathLike[str]) -> ModuleType:
     if not file.is_file():
         raise ConfigError(f"project {folder}: must be the folder of a package, has no __init__.py")
     name = file.parent.name
-    if name in sys.modules:
+    if name in sys.modules and _file_of(sys.modules[name]) != file:
         raise ConfigError(
             f"project {folder}: Python has a module {name} already; rename the folder"
         )
     try:
-        project = _import(name, file)
+        project = sys.modules[name] if name in sys.modules else _import(name, file)
         add_project(project)
     except BaseException:
         _forget(name)
@@ -111,7 +111,7 @@ def add_project(project: ModuleType) -> None:
         ConfigError: it hands in nothing, a name is taken, a row of OFFICIAL_NAMES leads nowhere,
             or a key of the config would have two defaults.
     """
-    file = Path(str(project.__file__)).resolve()
+    file = _file_of(project)
     if file in _ADDED:
         return
     handed_in = {name: getattr(project, name) for name in HANDED_IN if hasattr(project, name)}
@@ -132,6 +132,10 @@ def _import(name: str, file: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _file_of(module: ModuleType) -> Path:
+    return Path(str(getattr(module, "__file__", None))).resolve()
 
 
 def _forget(package: str) -> None:

@@ -1,3 +1,4 @@
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,8 +80,9 @@ def toy(tmp_path: Path) -> Iterator[Path]:
     folder = write_project(tmp_path, "toy_project", INIT)
     (folder / "parts.py").write_text(PARTS)
     yield folder
-    if "toy_project" in sys.modules:
+    if "Toy" in SYSTEMS:
         unload_project(folder)
+    sys.modules.pop("toy_project", None)
 
 
 def tables() -> list:
@@ -160,6 +162,14 @@ def test_a_folder_must_be_a_package_with_a_name_of_its_own(tmp_path, toy):
         load_project(twin)
     with pytest.raises(ConfigError, match="elsewhere/toy_project: is not loaded"):
         unload_project(twin)
+
+
+def test_a_project_that_is_imported_already_is_the_one_that_is_added(toy, monkeypatch):
+    monkeypatch.syspath_prepend(toy.parent)
+    imported = importlib.import_module("toy_project")
+    assert "Toy" not in SYSTEMS
+    assert load_project(toy) is imported
+    assert SYSTEMS["Toy"] is imported.ToyConfig
 
 
 def test_a_fault_in_a_project_keeps_its_traceback(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from segdet.config.reader import read_as
 from segdet.errors import ConfigError
 from segdet.modeling.backbones import BackboneSections, ResNet, ResNetConfig
 from segdet.modeling.backbones.resnet import BLOCKS_PER_STAGE, Stem, conv_with_norm
@@ -75,12 +76,5 @@ class DeepLabStem(Stem):
 
 def build_resnet_deeplab_backbone(sections: BackboneSections, input_channels: int) -> ResNet:
     """The trunk that MODEL.RESNETS describes."""
-    if not isinstance(sections.resnets, DeepLabResNetConfig):
-        raise ConfigError(
-            "build_resnet_deeplab_backbone needs MODEL.RESNETS with DeepLab's keys, which "
-            f"{type(sections).__name__} does not read; use DeepLab's heads, or a section whose "
-            "`resnets` is a DeepLabResNetConfig"
-        )
-    return sections.resnets.build(
-        freeze_at=sections.backbone.freeze_at, input_channels=input_channels
-    )
+    resnets = read_as(DeepLabResNetConfig, sections.resnets, at="MODEL.RESNETS")
+    return resnets.build(freeze_at=sections.backbone.freeze_at, input_channels=input_channels)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.reader import read_as
 from segdet.errors import ConfigError
 from segdet.layers import ShapeSpec, normal_fill
 from segdet.modeling.backbones.backbone import known, select_maps
@@ -217,7 +218,7 @@ LOSSES = {"cross_entropy": sem_seg_loss, "hard_pixel_mining": hard_pixel_loss}
 
 def build_v3_head(section: SemSegHeadConfig, shapes: Mapping[str, ShapeSpec]) -> DeepLabV3Head:
     """DeepLabV3Head, as MODEL.SEM_SEG_HEAD describes it."""
-    section = _with_own_keys(section)
+    section = read_as(DeepLabHeadConfig, section, at="MODEL.SEM_SEG_HEAD")
     maps = section.shapes_of_maps(shapes)
     if len(maps) != 1:
         raise ConfigError(
@@ -231,7 +232,7 @@ def build_v3_plus_head(
     section: SemSegHeadConfig, shapes: Mapping[str, ShapeSpec]
 ) -> DeepLabV3PlusHead:
     """DeepLabV3PlusHead, as MODEL.SEM_SEG_HEAD describes it."""
-    section = _with_own_keys(section)
+    section = read_as(DeepLabHeadConfig, section, at="MODEL.SEM_SEG_HEAD")
     maps = section.shapes_of_maps(shapes)
     *finer, coarsest = maps
     if set(section.project_features) != set(finer) or len(section.project_channels) != len(finer):
@@ -256,15 +257,6 @@ def build_v3_plus_head(
         decoder = {name: stage, **decoder}
         channels = section.convs_dim
     return DeepLabV3PlusHead(decoder, channels=channels, **section.settings())
-
-
-def _with_own_keys(section: SemSegHeadConfig) -> DeepLabHeadConfig:
-    if isinstance(section, DeepLabHeadConfig):
-        return section
-    raise ConfigError(
-        f"SEM_SEG_HEAD.NAME {section.name!r} needs DeepLab's keys, which this system does not "
-        "read; use MODEL.META_ARCHITECTURE SemanticSegmentor"
-    )
 
 
 def _classifier(in_channels: int, num_classes: int) -> nn.Conv2d:

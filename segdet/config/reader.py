@@ -80,6 +80,20 @@ def tree_of(section: Any) -> CfgNode:
     return getattr(section, _TREE)
 
 
+def read_as(kind: type[Section], section: Any, at: str) -> Section:
+    """A section with the further keys of a plug-in, whatever system it stands in.
+
+    Args:
+        kind: the plug-in's subclass of the section's class.
+        section: is returned if it is of this kind; otherwise its keys are read again.
+        at: where they stand in the tree, as "MODEL.RESNETS".
+
+    Raises:
+        ConfigError: a value that `kind` refuses, or a section made by hand.
+    """
+    return section if isinstance(section, kind) else read_section(kind, tree_of(section), at)
+
+
 def _read_value(cfg: CfgNode, path: str, hint: Any) -> Any:
     value: Any = cfg
     for name in path.split("."):
