@@ -149,6 +149,7 @@ def name_of(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts)
 
 
+PROJECTS = sorted((ROOT / "projects").glob("*/__init__.py"))
 MODULES = {name_of(file): file for file in sorted((ROOT / "segdet").rglob("*.py"))}
 
 
@@ -217,6 +218,22 @@ def test_functions_import_only_optional_packages():
     ]
     # get_cfg stands above the modules that import this package.
     assert wrong == ["segdet.config.__init__ imports segdet.config.defaults in a function"]
+
+
+def test_the_package_knows_no_project():
+    names = {"projects", *(file.parent.name for file in PROJECTS)}
+    assert [m for m in MODULES for name, _ in imports_of(m) if name.split(".")[0] in names] == []
+
+
+@pytest.mark.parametrize("file", PROJECTS, ids=lambda file: file.parent.name)
+def test_a_project_has_its_readme_configs_and_tests(file):
+    folder = file.parent
+    assert (folder / "README.md").is_file()
+    assert list(folder.glob("configs/**/*.yaml")) and list(folder.glob("tests/test_*.py"))
+    others = {"projects", "tests", *(one.parent.name for one in PROJECTS if one != file)}
+    for module in folder.glob("*.py"):
+        for name, inside in imports(ast.parse(module.read_text()), folder.name):
+            assert name.split(".")[0] not in others and not inside, f"{module.name}: {name}"
 
 
 def test_torchvision_is_only_a_fallback_of_ops():

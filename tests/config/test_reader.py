@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from segdet.config.node import CfgNode
-from segdet.config.reader import defaults_of, read_section
+from segdet.config.reader import defaults_of, read_as, read_section
 from segdet.errors import ConfigError
 
 
@@ -102,3 +102,13 @@ def test_a_refused_value_names_section_and_source(cfg):
         match=r"^MODEL.ROI_HEAD: NUM_CONV must be >= 0, is -1 \(NUM_CONV set by command line\)$",
     ):
         read_section(ModelConfig, cfg, at="MODEL")
+
+
+def test_a_plug_ins_section_is_read_where_ours_stands(cfg):
+    cfg.MODEL.ROI_HEAD.BORDER = 3.0
+    ours = read_section(ModelConfig, cfg, at="MODEL").roi_head
+    theirs = read_as(EdgeHeadConfig, ours, at="MODEL.ROI_HEAD")
+    assert theirs == EdgeHeadConfig(num_conv=2, border=3.0)
+    assert read_as(EdgeHeadConfig, theirs, at="MODEL.ROI_HEAD") is theirs
+    with pytest.raises(ConfigError, match="HeadConfig was not read from a config"):
+        read_as(EdgeHeadConfig, HeadConfig(), at="MODEL.ROI_HEAD")

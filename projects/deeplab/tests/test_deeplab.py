@@ -1,11 +1,15 @@
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 from segdet.config import get_cfg
+from segdet.engine import predict, train
+from segdet.errors import DataError
 from segdet.modeling import build_model
 from segdet.modeling.meta_arch import system_name
 
@@ -56,6 +60,16 @@ def test_the_names_of_a_saved_model_are_the_originals(name):
     for part in ("convs.0.norm.bias", "convs.3.weight", "convs.4.1.bias", "project.weight"):
         assert f"sem_seg_head.{aspp}.{part}" in names
     assert names[-2:] == ["sem_seg_head.predictor.weight", "sem_seg_head.predictor.bias"]
+
+
+def test_the_commands_of_the_readme_are_understood(monkeypatch, capsys):
+    monkeypatch.chdir(FOLDER.parents[1])
+    (block,) = re.findall(r"```sh\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    training, predicting = block.replace("\\\n", " ").splitlines()
+    train.main(["--print-config", *shlex.split(training)[1:]])
+    assert "NAME: DeepLabV3PlusHead" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"street.jpg: there is no such file"):
+        predict.main(shlex.split(predicting)[1:])
 
 
 def test_the_official_config_resolves_as_in_the_original():

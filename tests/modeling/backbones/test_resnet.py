@@ -158,6 +158,16 @@ def test_make_stage_of_either_block():
     assert [block.stride for block in wide] == [2, 1, 1]
     assert [block.shortcut is not None for block in wide] == [True, False, False]
     assert wide(basic(torch.randn(1, 8, 9, 7))).shape == (1, 16, 5, 4)
+    grid = make_stage(
+        BottleneckBlock,
+        2,
+        in_channels=8,
+        out_channels=8,
+        stride=1,
+        dilation_per_block=[2, 4],
+        **settings,
+    )
+    assert [block.conv2.dilation for block in grid] == [(2, 2), (4, 4)]
 
 
 def test_stages_may_come_from_elsewhere():
