@@ -43,22 +43,6 @@ COMMON: dict[str, Any] = {
     },
 }
 
-# Keys of detectron2's parts that are not built yet, so that its files load. A part that arrives
-# takes its keys out of here and into its section.
-NOT_BUILT_YET: dict[str, Any] = {
-    "MODEL": {
-        "PANOPTIC_FPN": {
-            "INSTANCE_LOSS_WEIGHT": 1.0,
-            "COMBINE": {
-                "ENABLED": True,
-                "OVERLAP_THRESH": 0.5,
-                "STUFF_AREA_LIMIT": 4096,
-                "INSTANCES_CONFIDENCE_THRESH": 0.5,
-            },
-        },
-    },
-}
-
 # Sections hold tuples; detectron2 has lists here, which users' scripts extend and compare.
 LISTS = {
     "MODEL.PIXEL_MEAN",
@@ -89,7 +73,7 @@ LISTS = {
 def get_cfg() -> CfgNode:
     """The default config, with detectron2's keys and values, and those of loaded projects."""
     own = trees_of(SYSTEMS.values(), [*SECTIONS.items(), *PROJECT_SECTIONS])
-    return gather([CfgNode(COMMON), *own, CfgNode(NOT_BUILT_YET)])
+    return gather([CfgNode(COMMON), *own])
 
 
 def trees_of(

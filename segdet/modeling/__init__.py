@@ -16,7 +16,13 @@ from segdet.modeling.from_config import (
     build_roi_heads,
     build_sem_seg_head,
 )
-from segdet.modeling.meta_arch import SYSTEMS, ProposalNetwork, RetinaNet, SemanticSegmentor
+from segdet.modeling.meta_arch import (
+    SYSTEMS,
+    PanopticFPN,
+    ProposalNetwork,
+    RetinaNet,
+    SemanticSegmentor,
+)
 from segdet.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from segdet.modeling.registries import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -50,6 +56,7 @@ __all__ = [
     "DatasetMapperTTA",
     "GeneralizedRCNN",
     "GeneralizedRCNNWithTTA",
+    "PanopticFPN",
     "ProposalNetwork",
     "Res5ROIHeads",
     "ResNet",

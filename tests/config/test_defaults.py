@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from segdet.config import CfgNode, get_cfg
-from segdet.config.defaults import COMMON, NOT_BUILT_YET, SECTIONS, gather
+from segdet.config.defaults import COMMON, SECTIONS, gather
 from segdet.config.reader import defaults_of, read_section
 from segdet.errors import ConfigError
 from segdet.modeling.meta_arch import SYSTEMS
@@ -189,10 +189,10 @@ def test_the_defaults_read_back_as_each_section(at):
     assert read_section(SECTIONS[at], get_cfg(), at=at) == SECTIONS[at]()
 
 
-def test_no_key_is_both_owned_and_listed_as_not_built():
+def test_common_keys_belong_to_no_section():
     owned = [defaults_of(section) for section in SYSTEMS.values()]
     owned_keys = {f"MODEL.{path}" for tree in owned for path in flat(tree)}
-    assert not owned_keys & (flat(CfgNode(NOT_BUILT_YET)).keys() | flat(CfgNode(COMMON)).keys())
+    assert not owned_keys & flat(CfgNode(COMMON)).keys()
 
 
 def test_two_sections_that_disagree_are_refused():

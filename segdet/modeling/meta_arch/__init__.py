@@ -8,6 +8,11 @@ from segdet.modeling.meta_arch.cascade_rcnn import CascadeRCNNConfig
 from segdet.modeling.meta_arch.implicit_pointrend import ImplicitPointRendConfig
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from segdet.modeling.meta_arch.mask_rcnn_c4 import MaskRCNNC4Config
+from segdet.modeling.meta_arch.panoptic_fpn import (
+    CascadePanopticFPNConfig,
+    PanopticFPN,
+    PanopticFPNConfig,
+)
 from segdet.modeling.meta_arch.pointrend import PointRendConfig
 from segdet.modeling.meta_arch.pointrend_semantic import PointRendSemSegConfig
 from segdet.modeling.meta_arch.proposal_network import ProposalNetwork, ProposalNetworkConfig
@@ -22,11 +27,14 @@ from segdet.modeling.system import SystemConfig
 __all__ = [
     "OFFICIAL_NAMES",
     "SYSTEMS",
+    "CascadePanopticFPNConfig",
     "CascadeRCNNConfig",
     "ImplicitPointRendConfig",
     "MaskRCNN",
     "MaskRCNNC4Config",
     "MaskRCNNConfig",
+    "PanopticFPN",
+    "PanopticFPNConfig",
     "PointRendConfig",
     "PointRendSemSegConfig",
     "ProposalNetwork",
@@ -43,10 +51,12 @@ META, ROI_HEADS = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
 MASK_HEAD, SEM_SEG_HEAD = "MODEL.ROI_MASK_HEAD.NAME", "MODEL.SEM_SEG_HEAD.NAME"
 
 SYSTEMS: dict[str, type[SystemConfig]] = {
+    "CascadePanopticFPN": CascadePanopticFPNConfig,
     "CascadeRCNN": CascadeRCNNConfig,
     "ImplicitPointRend": ImplicitPointRendConfig,
     "MaskRCNN": MaskRCNNConfig,
     "MaskRCNNC4": MaskRCNNC4Config,
+    "PanopticFPN": PanopticFPNConfig,
     "PointRend": PointRendConfig,
     "PointRendSemSeg": PointRendSemSegConfig,
     "ProposalNetwork": ProposalNetworkConfig,
@@ -74,9 +84,14 @@ OFFICIAL_NAMES: list[tuple[dict[str, str], str]] = [
         },
         "ImplicitPointRend",
     ),
-    ({META: "SemanticSegmentor", SEM_SEG_HEAD: "PointRendSemSegHead"}, "PointRendSemSeg"),
     # PointRend's first release said so, with MODEL.ROI_MASK_HEAD.NAME CoarseMaskHead.
     ({META: "GeneralizedRCNN", ROI_HEADS: "PointRendROIHeads"}, "PointRend"),
+    ({META: "PanopticFPN", ROI_HEADS: "StandardROIHeads"}, "PanopticFPN"),
+    ({META: "PanopticFPN", ROI_HEADS: "CascadeROIHeads"}, "CascadePanopticFPN"),
+    ({META: "ProposalNetwork"}, "ProposalNetwork"),
+    ({META: "RetinaNet"}, "RetinaNet"),
+    ({META: "SemanticSegmentor"}, "SemanticSegmentor"),
+    ({META: "SemanticSegmentor", SEM_SEG_HEAD: "PointRendSemSegHead"}, "PointRendSemSeg"),
 ]
 
 
@@ -97,9 +112,9 @@ def system_name(keys: Mapping[str, Any]) -> str:
     if fitting:
         return max(fitting)[1]
     name = keys[META]
-    if name in SYSTEMS:
-        return name
     same = [row for row, _ in OFFICIAL_NAMES if row[META] == name]
+    if not same and name in SYSTEMS:
+        return name
     if not same:
         known = list(dict.fromkeys([row[META] for row, _ in OFFICIAL_NAMES] + list(SYSTEMS)))
         raise ConfigError(f"{META} {name!r} is unknown; known: {', '.join(known)}")

@@ -48,7 +48,7 @@ class MaskRCNNConfig(ProposalNetworkConfig):
                 "DATASETS.PROPOSAL_FILES_TRAIN and _TEST"
             )
 
-    def build(self) -> MaskRCNN:
+    def build(self) -> System:
         """The model with random weights."""
         backbone = self.build_backbone()
         return MaskRCNN(

@@ -8,15 +8,16 @@ from segdet.errors import ConfigError
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_kind import ROTATED
-from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from segdet.modeling.meta_arch.mask_rcnn import MaskRCNNConfig
 from segdet.modeling.roi_heads import StandardROIHeads
+from segdet.modeling.system import System
 
 
 @dataclass(frozen=True, kw_only=True)
 class RotatedRCNNConfig(MaskRCNNConfig):
     """MODEL, as the rotated variant reads it; targets and detections have `RotatedBoxes`."""
 
-    def build(self) -> MaskRCNN:
+    def build(self) -> System:
         """The model with random weights."""
         self._check()
         return super().build()

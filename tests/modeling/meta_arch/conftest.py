@@ -68,6 +68,13 @@ TINY = {
         *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
         *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
     ],
+    "PanopticFPN": [*PYRAMID, *HEADS, "MODEL.META_ARCHITECTURE", "PanopticFPN"],
+    "CascadePanopticFPN": [
+        *PYRAMID,
+        *HEADS,
+        *("MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+    ],
     "PointRend": [
         *POINTREND,
         *("MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead"),

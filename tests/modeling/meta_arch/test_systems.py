@@ -11,15 +11,19 @@ from segdet.modeling.meta_arch import system_name
 from segdet.structures import Instances
 
 RPN_LOSSES = {"loss_rpn_cls", "loss_rpn_loc"}
+MASK_RCNN_LOSSES = {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask"}
+CASCADE_LOSSES = {
+    *RPN_LOSSES,
+    *(f"loss_{kind}_stage{k}" for kind in ("cls", "box_reg") for k in range(3)),
+    "loss_mask",
+}
 LOSSES = {
-    "MaskRCNN": {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask"},
-    "MaskRCNNC4": {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask"},
-    "CascadeRCNN": {
-        *RPN_LOSSES,
-        *(f"loss_{kind}_stage{k}" for kind in ("cls", "box_reg") for k in range(3)),
-        "loss_mask",
-    },
-    "PointRend": {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask", "loss_mask_point"},
+    "MaskRCNN": MASK_RCNN_LOSSES,
+    "MaskRCNNC4": MASK_RCNN_LOSSES,
+    "CascadeRCNN": CASCADE_LOSSES,
+    "PanopticFPN": {*MASK_RCNN_LOSSES, "loss_sem_seg"},
+    "CascadePanopticFPN": {*CASCADE_LOSSES, "loss_sem_seg"},
+    "PointRend": {*MASK_RCNN_LOSSES, "loss_mask_point"},
     "ImplicitPointRend": {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask_point", "loss_l2"},
     "PointRendSemSeg": {"loss_sem_seg", "loss_sem_seg_point"},
     "ProposalNetwork": RPN_LOSSES,
@@ -172,7 +176,12 @@ def test_official_names_decide_the_system():
     assert named("RetinaNet", "Res5ROIHeads") == "RetinaNet"
     assert named("GeneralizedRCNN", "PointRendROIHeads") == "PointRend"
     assert named("GeneralizedRCNN", "StandardROIHeads", "PointRendMaskHead") == "PointRend"
+    assert named("SemanticSegmentor", "Res5ROIHeads") == "SemanticSegmentor"
+    assert named("PanopticFPN", "StandardROIHeads") == "PanopticFPN"
+    assert named("PanopticFPN", "CascadeROIHeads") == "CascadePanopticFPN"
     with pytest.raises(ConfigError, match=r"META_ARCHITECTURE 'Yolo' is unknown; known: Gen"):
         named("Yolo", "")
     with pytest.raises(ConfigError, match=r"ROI_HEADS.NAME 'X' is unknown; known: StandardROI"):
         named("GeneralizedRCNN", "X")
+    with pytest.raises(ConfigError, match=r"ROI_HEADS.NAME 'X' is unknown; known: StandardROI"):
+        named("PanopticFPN", "X")
