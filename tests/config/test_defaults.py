@@ -203,7 +203,9 @@ def test_two_sections_that_disagree_are_refused():
         gather([one, other])
 
 
-@pytest.mark.parametrize("case", ["mask_rcnn_r50_fpn", "mask_rcnn_r50_c4"])
+@pytest.mark.parametrize(
+    "case", ["mask_rcnn_r50_fpn", "mask_rcnn_r50_c4", "panoptic_fpn_r50", "semantic_fpn_r50"]
+)
 def test_an_official_file_resolves_as_in_the_original(parity_dir: Path, case: str):
     meta = json.loads((parity_dir / "models" / f"{case}.json").read_text())
     cfg = get_cfg()
