@@ -41,13 +41,14 @@ def make_balloons(folder: Path, count: int) -> None:
     (folder / "via_region_data.json").write_text(json.dumps(annotations))
 
 
-def test_the_tour_trains_predicts_draws_and_evaluates(tmp_path):
-    make_balloons(tmp_path / "balloon" / "train", 4)
-    make_balloons(tmp_path / "balloon" / "val", 2)
+def run_tour(script: Path, folder: Path) -> None:
+    """Run a script of the tour in a folder, and look at what it says and leaves."""
+    make_balloons(folder / "balloon" / "train", 4)
+    make_balloons(folder / "balloon" / "val", 2)
     opts = ["" if word == '""' else word for word in SMALL.split()]
     run = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "getting_started.py"), "--data", "balloon", *opts],
-        cwd=tmp_path,
+        [sys.executable, str(script), "--data", "balloon", *opts],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -55,8 +56,12 @@ def test_the_tour_trains_predicts_draws_and_evaluates(tmp_path):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "'segm'" in run.stdout and "'bbox'" in run.stdout
-    output = tmp_path / "output"
+    output = folder / "output"
     assert {"model_final.pth", "metrics.json", "val_0.png", "val_1.png"} <= {
         p.name for p in output.iterdir()
     }
     assert len(list(output.glob("train_*.png"))) == 3
+
+
+def test_the_tour_trains_predicts_draws_and_evaluates(tmp_path):
+    run_tour(ROOT / "docs" / "getting_started.py", tmp_path)

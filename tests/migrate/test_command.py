@@ -3,11 +3,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from segdet.config import get_cfg
 from segdet.errors import ConfigError
 from segdet.migrate import main
 from segdet.migrate.configs import config_problems
+from segdet.modeling import build_model
+from tests.test_getting_started import run_tour
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "#!/usr/bin/env python\r\nfrom detectron2.config import get_cfg  # the tree\r\n"
@@ -73,6 +76,20 @@ def test_official_configs_need_nothing(tmp_path, capsys):
         get_cfg().merge_from_file(file)
 
 
+@pytest.mark.slow
+def test_every_official_config_builds_afterwards(tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    main([str(tmp_path / "configs"), "--write"])
+    files = [file for file in (tmp_path / "configs").rglob("*.yaml") if "Base-" not in file.name]
+    assert len(files) > 60
+    for file in files:
+        cfg = get_cfg()
+        cfg.merge_from_file(file)
+        cfg.MODEL.DEVICE = "meta"
+        with torch.device("meta"):
+            assert len(build_model(cfg).state_dict()) > 50, file
+
+
 @pytest.mark.parametrize(
     "text, problem",
     [
@@ -91,11 +108,21 @@ def test_configs(tmp_path, text, problem):
     assert (found == []) if problem is None else (len(found) == 1 and problem in found[0])
 
 
-def test_the_tour_in_detectron2s_spelling_becomes_the_one_that_runs(tmp_path, capsys):
-    """tests/test_getting_started.py runs it."""
+def migrated_tour(folder: Path) -> Path:
     tour = (ROOT / "docs" / "getting_started.py").read_text()
-    script = tmp_path / "tour.py"
+    script = folder / "tour.py"
     script.write_text(tour.replace("segdet", "detectron2"))
     main([str(script), "--write"])
+    return script
+
+
+def test_the_tour_in_detectron2s_spelling_becomes_ours(tmp_path, capsys):
+    text = migrated_tour(tmp_path).read_text()
     assert capsys.readouterr().out.endswith("1 files: 8 renamed, 0 to look at\n")
-    assert script.read_text().replace("is to detectron2 is", "is to segdet is") == tour
+    tour = (ROOT / "docs" / "getting_started.py").read_text()
+    assert text.replace("is to detectron2 is", "is to segdet is") == tour
+
+
+@pytest.mark.slow
+def test_the_tour_in_detectron2s_spelling_runs_afterwards(tmp_path):
+    run_tour(migrated_tour(tmp_path), tmp_path)
