@@ -20,17 +20,22 @@ from segdet.config import get_cfg
 from segdet.model_zoo import get_config_file
 from segdet.modeling import build_model
 
-R50_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+MODELS = {
+    "fpn": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "c4": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
+    "keypoints": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+}
 THIN = [
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.FPN.OUT_CHANNELS", 8),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+    *("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (8,) * 8),
 ]
 
 
-def r50_fpn_cfg(*opts):
+def official_cfg(model, *opts):
     cfg = get_cfg()
-    cfg.merge_from_file(get_config_file(R50_FPN))
+    cfg.merge_from_file(get_config_file(MODELS[model]))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, *opts])
     return cfg
 
@@ -48,16 +53,21 @@ def size(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def cfg(size):
-    return r50_fpn_cfg(*(THIN if size == "thin" else ()))
+@pytest.fixture(scope="module", params=MODELS)
+def model_name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def official(size, cfg, recipe, shared_configs) -> dict[str, np.ndarray]:
+def cfg(model_name, size):
+    return official_cfg(model_name, *(THIN if size == "thin" else ()))
+
+
+@pytest.fixture(scope="module")
+def official(model_name, size, cfg, recipe, shared_configs) -> dict[str, np.ndarray]:
     """Seeded values under the official names, in the shapes of the official parameter table."""
     table = json.loads(gzip.decompress((shared_configs / "detectron2.json.gz").read_bytes()))
-    shapes = dict(table[R50_FPN]["state_dict"])
+    shapes = dict(table[MODELS[model_name]]["state_dict"])
     if size == "thin":
         ours = {name: list(value.shape) for name, value in build_model(cfg).state_dict().items()}
         assert ours.keys() == shapes.keys()
@@ -77,12 +87,14 @@ def outputs(model) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         found = model.eval()([{"image": pixels.byte()}])[0]["instances"]
     assert len(found) > 0
-    return {
-        "boxes": found.pred_boxes.tensor,
-        "scores": found.scores,
-        "classes": found.pred_classes,
-        "masks": found.pred_masks,
-    }
+    return {**found.get_fields(), "pred_boxes": found.pred_boxes.tensor}
+
+
+def is_of_backbone(name: str) -> bool:
+    """C4's last stage works on regions."""
+    return name.startswith(
+        ("backbone.bottom_up.", "backbone.res", "backbone.stem", "roi_heads.res5.")
+    )
 
 
 def background_first(name: str, value: np.ndarray) -> np.ndarray:
@@ -99,9 +111,9 @@ def caffe2_name(name: str) -> str:
     """The other way round than the package's table, and written for these models alone."""
     stage = {"2": "2_2", "3": "3_3", "4": "4_5", "5": "5_2"}
     rules = (
-        (r"^backbone\.bottom_up\.stem\.conv1\.norm", "res_conv1_bn"),
-        (r"^backbone\.bottom_up\.stem\.conv1", "conv1"),
-        (r"^backbone\.bottom_up\.res(\d)\.(\d+)\.", r"res\1_\2_"),
+        (r"^backbone\.(bottom_up\.)?stem\.conv1\.norm", "res_conv1_bn"),
+        (r"^backbone\.(bottom_up\.)?stem\.conv1", "conv1"),
+        (r"^(?:backbone\.(?:bottom_up\.)?|roi_heads\.)res(\d)\.(\d+)\.", r"res\1_\2_"),
         ("shortcut", "branch1"),
         (r"(?<=\d)_conv1", "_branch2a"),
         (r"(?<=\d)_conv2", "_branch2b"),
@@ -119,6 +131,8 @@ def caffe2_name(name: str) -> str:
         (r"^roi_heads\.mask_head\.mask_fcn", "_[mask]_fcn"),
         (r"^roi_heads\.mask_head\.deconv", "conv5_mask"),
         (r"^roi_heads\.mask_head\.predictor", "mask_fcn_logits"),
+        (r"^roi_heads\.keypoint_head\.score_lowres", "kps_score_lowres"),
+        (r"^roi_heads\.keypoint_head\.", ""),
         (r"_bn\.weight$", "_bn_s"),
         (r"_bn\.bias$", "_bn_b"),
         (r"\.weight$", "_w"),
@@ -131,14 +145,16 @@ def caffe2_name(name: str) -> str:
 
 
 def torchvision_name(name: str) -> str:
-    name = name.removeprefix("backbone.bottom_up.").removeprefix("stem.")
+    name = re.sub(r"^(backbone\.(bottom_up\.)?|roi_heads\.)(stem\.)?", "", name)
     name = re.sub(r"^res(\d)", lambda m: f"layer{int(m[1]) - 1}", name)
     name = re.sub(r"conv(\d)\.norm", r"bn\1", name)
     return name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
 
 
 def benchmark_name(name: str) -> str:
-    if name.startswith("backbone.bottom_up."):
+    if name.startswith("roi_heads.res5."):
+        return f"module.roi_heads.box.feature_extractor.head.{torchvision_name(name)}"
+    if is_of_backbone(name):
         stem = ".stem" if ".stem." in name else ""
         return f"module.backbone.body{stem}.{torchvision_name(name)}"
     rules = (
@@ -153,10 +169,21 @@ def benchmark_name(name: str) -> str:
         (r"mask_head\.mask_fcn", "mask.feature_extractor.mask_fcn"),
         (r"mask_head\.deconv", "mask.predictor.conv5_mask"),
         (r"mask_head\.predictor", "mask.predictor.mask_fcn_logits"),
+        (r"keypoint_head\.score", "keypoint.predictor.kps_score"),
+        (r"keypoint_head", "keypoint.feature_extractor"),
     )
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return f"module.{name}"
+
+
+def anchors_by_ratio(name: str, value: np.ndarray) -> np.ndarray:
+    """maskrcnn-benchmark's order of the 15 anchors that a cell of C4 has; here they are by size."""
+    per_anchor = {"objectness_logits": 1, "anchor_deltas": 4}.get(name.split(".")[-2], 0)
+    if len(value) != 15 * per_anchor:
+        return value
+    by_size = value.reshape(5, 3, per_anchor, *value.shape[1:])
+    return by_size.swapaxes(0, 1).reshape(value.shape)
 
 
 def as_tensors(arrays):
@@ -174,7 +201,12 @@ def caffe2(path, official):
 
 
 def maskrcnn_benchmark(path, official):
-    weights = {benchmark_name(n): background_first(n, v) for n, v in official.items()}
+    weights = {
+        benchmark_name(n): background_first(n, anchors_by_ratio(n, v)) for n, v in official.items()
+    }
+    # C4's mask branch shares the box branch's stage, and files hold it twice.
+    shared = {n.replace(".box.", ".mask."): v for n, v in weights.items() if ".head.layer4." in n}
+    weights |= shared
     anchors = {f"module.rpn.anchor_generator.cell_anchors.{i}": np.ones((3, 4)) for i in range(5)}
     content = {"model": as_tensors(weights | anchors), "optimizer": {}, "iteration": 90000}
     torch.save(content, path, _use_new_zipfile_serialization=False)
@@ -209,14 +241,15 @@ def test_a_whole_detector(tmp_path, cfg, official, expected, file):
 @pytest.mark.parametrize("name", ["caffe2", "torchvision", "timm", "detectron2"])
 def test_a_backbone(tmp_path, cfg, official, expected, name):
     """The rest of the detector stays as it was."""
-    backbone = {n: v for n, v in official.items() if n.startswith("backbone.bottom_up.")}
+    backbone = {n: v for n, v in official.items() if is_of_backbone(n)}
     classifier = {"fc.weight": np.ones((9, 4), np.float32), "fc.bias": np.ones(9, np.float32)}
     path = tmp_path / "R-50.pkl"
     if name == "caffe2":
         unused = {"fc1000_w": classifier["fc.weight"], "fc1000_b": classifier["fc.bias"]}
         write_pickle(path, {caffe2_name(n): v for n, v in backbone.items()} | unused)
     elif name == "detectron2":  # tools/convert-torchvision-to-d2.py
-        model = {n.removeprefix("backbone.bottom_up."): v for n, v in backbone.items()}
+        prefix = re.compile(r"^(backbone\.(bottom_up\.)?|roi_heads\.)")
+        model = {prefix.sub("", n): v for n, v in backbone.items()}
         content = {"model": model, "__author__": "torchvision", "matching_heuristics": True}
         write_pickle(path, content)
         unused = {}
@@ -238,7 +271,7 @@ def test_a_backbone(tmp_path, cfg, official, expected, name):
     checkpointer.load(path)
     assert sorted(checkpointer.report.loaded) == sorted(backbone)
     assert checkpointer.report.unexpected == list(unused)
-    assert not any(n.startswith("backbone.bottom_up.") for n in checkpointer.report.missing)
+    assert not backbone.keys() & set(checkpointer.report.missing)
     torch.testing.assert_close(outputs(model), expected, rtol=0, atol=0)
 
 
