@@ -1,6 +1,7 @@
 """Files that try to run code: refused by file and name."""
 
 import pickle
+import re
 
 import pytest
 import torch
@@ -224,22 +225,23 @@ def test_the_gadgets_are_what_they_seem(tmp_path, trap):
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("place", ["model", "optimizer"])
+@pytest.mark.parametrize("place", ["model", "optimizer", "trainer"])
 def test_no_path_to_a_model_runs_a_payload(tmp_path, trap, container, place):
     model = nn.Linear(2, 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     checkpointer = DetectionCheckpointer(model, tmp_path, optimizer=optimizer)
     path = tmp_path / container
-    write(path, gadgets(*trap)["os.system"][0], place=place)
     (tmp_path / "last_checkpoint").write_text(container)
-    for load in (
-        lambda: checkpointer.load(path),
-        lambda: checkpointer.load(path, checkpointables=[]),
-        lambda: checkpointer.resume_or_load("", resume=True),
-        lambda: checkpointer.resume_or_load(path, resume=False),
-    ):
-        with pytest.raises(CheckpointError, match=r"os\.system"):
-            load()
+    for body, named in gadgets(*trap).values():
+        write(path, body, place=place)
+        for load in (
+            lambda: checkpointer.load(path),
+            lambda: checkpointer.load(path, checkpointables=[]),
+            lambda: checkpointer.resume_or_load("", resume=True),
+            lambda: checkpointer.resume_or_load(path, resume=False),
+        ):
+            with pytest.raises(CheckpointError, match=re.escape(named)):
+                load()
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -250,10 +252,11 @@ def test_resuming_a_run_executes_nothing(tmp_path, trap, container):
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16, 8
     cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
     trainer = DefaultTrainer(cfg)
-    write(tmp_path / container, gadgets(*trap)["os.system"][0], place="trainer")
     (tmp_path / "last_checkpoint").write_text(container)
-    with pytest.raises(CheckpointError, match=r"os\.system"):
-        trainer.resume_or_load(resume=True)
+    for body, named in gadgets(*trap).values():
+        write(tmp_path / container, body, place="trainer")
+        with pytest.raises(CheckpointError, match=re.escape(named)):
+            trainer.resume_or_load(resume=True)
 
 
 @pytest.mark.parametrize(
