@@ -26,7 +26,7 @@ from segdet.data import (
 )
 from segdet.data import transforms as T
 from segdet.engine import hooks
-from segdet.engine.pictures import save_predictions
+from segdet.engine.pictures import TrainingPictures, save_predictions
 from segdet.engine.setup import (
     create_ddp_model,
     default_argument_parser,
@@ -245,6 +245,7 @@ class DefaultTrainer(TrainerBase):
             self._precise_bn() if self.cfg.TEST.PRECISE_BN.ENABLED else None,
             hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
+            self._training_pictures() if is_main and self.cfg.VIS_PERIOD > 0 else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
         ]
 
@@ -261,6 +262,11 @@ class DefaultTrainer(TrainerBase):
         return hooks.PreciseBN(
             section.EVAL_PERIOD, self.model, build_loader, section.PRECISE_BN.NUM_ITER
         )
+
+    def _training_pictures(self) -> TrainingPictures:
+        names = self.cfg.DATASETS.TRAIN
+        metadata = MetadataCatalog.get(names[0]) if names else None
+        return TrainingPictures(self.cfg.VIS_PERIOD, self.cfg.INPUT.FORMAT, metadata)
 
     def build_writers(self) -> list[EventWriter]:
         """Console, metrics.json and TensorBoard, in OUTPUT_DIR."""

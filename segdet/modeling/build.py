@@ -26,8 +26,6 @@ def build_model(cfg: CfgNode) -> System:
     Raises:
         ConfigError: an unknown name or an unusable value.
     """
-    if cfg.VIS_PERIOD > 0:
-        _log.warning("VIS_PERIOD is %d but has no effect yet", cfg.VIS_PERIOD)
     name = system_name({path: value for path, value, _ in cfg.leaves()})
     device = usable_device(cfg)
     model = read_section(SYSTEMS[name], cfg, at="MODEL").build()

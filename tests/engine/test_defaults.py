@@ -299,6 +299,13 @@ def test_evaluator_by_metadata(cfg):
     assert isinstance(evaluator, CityscapesInstanceEvaluator)
 
 
+@pytest.mark.parametrize("period, drawn", [(0, 0), (3, 1)])
+def test_vis_period_draws_training_images(cfg, period, drawn):
+    cfg.VIS_PERIOD = period
+    order = [type(hook).__name__ for hook in Plain(cfg)._hooks]
+    assert order.count("TrainingPictures") == drawn and order[-1] == "PeriodicWriter"
+
+
 class NormNet(Net):
     """With a batch norm whose statistics its evaluation gives."""
 

@@ -5,8 +5,17 @@ from PIL import Image
 from torch import nn
 
 from segdet.data import DatasetCatalog, MetadataCatalog
-from segdet.engine.pictures import save_predictions
-from segdet.structures import Boxes, BoxMode, Instances
+from segdet.engine import SimpleTrainer
+from segdet.engine.pictures import TrainingPictures, save_predictions
+from segdet.structures import (
+    Boxes,
+    BoxMode,
+    Instances,
+    Keypoints,
+    PolygonMasks,
+    RotatedBoxes,
+    Targets,
+)
 
 
 class Finds(nn.Module):
@@ -91,3 +100,64 @@ def test_records_without_a_file_are_passed_over(name, tmp_path):
     assert not path.exists()
     save_predictions(path, Finds(), [records], name)
     assert path.exists()
+
+
+class Learns(nn.Linear):
+    """In training a loss, else two objects, in the frame of the image or of the size asked for."""
+
+    kind = Boxes
+
+    def forward(self, batch):
+        if self.training:
+            return {"loss": self.weight.sum()}
+        assert not torch.is_grad_enabled()
+        height = batch[0].get("height", 30)
+        row = [10.0, 10, 30, 20] if self.kind is Boxes else [20.0, 15, 20, 10, 0]
+        found = Instances((height, 40), pred_boxes=self.kind(torch.tensor([row, row])))
+        found.scores, found.pred_classes = torch.tensor([0.9, 0.8]), torch.tensor([0, 1])
+        return [{"instances": found} for _ in batch]
+
+
+def pictures_of(model, inputs, iterations=4, period=2, **options):
+    trainer = SimpleTrainer(model, [[inputs]], torch.optim.SGD(model.parameters(), 0.1))
+    trainer.register_hooks([TrainingPictures(period, "BGR", **options)])
+    trainer.train(0, iterations)
+    assert model.training and not model._forward_pre_hooks
+    return trainer.storage.take_images()
+
+
+def inputs(**fields):
+    image = torch.zeros(3, 30, 40, dtype=torch.uint8)
+    image[0] = 200  # blue
+    targets = Targets((30, 40), gt_boxes=Boxes(torch.tensor([[4.0, 4, 20, 25]])))
+    targets.gt_classes = torch.tensor([1])
+    for name, value in fields.items():
+        targets.set(name, value)
+    return {"image": image, "height": 300, "instances": targets}
+
+
+def test_training_inputs_are_drawn_beside_what_is_found():
+    drawn = pictures_of(Learns(1, 1), inputs())
+    assert [iteration for _, _, iteration in drawn] == [1, 3]
+    picture = drawn[0][1].numpy()
+    assert picture.shape == (3, 30, 80) and picture.dtype == np.uint8
+    changed = (picture != np.array([0, 0, 200])[:, None, None]).any(0)
+    assert changed[4:25, 4].all() and not changed[:, 25:40].any()  # the truth, on the left alone
+    assert changed[10:20, 50].all() and not changed[4:25, 44].any()
+
+
+def test_masks_keypoints_and_rotated_boxes_are_drawn():
+    plain = pictures_of(Learns(1, 1), inputs(), 2)[0][1]
+    triangle = PolygonMasks([[np.array([5.0, 5, 19, 5, 19, 24])]])
+    assert (pictures_of(Learns(1, 1), inputs(gt_masks=triangle), 2)[0][1] != plain).any()
+    points = Keypoints(torch.tensor([[[12.0, 28, 2]]]))
+    assert (pictures_of(Learns(1, 1), inputs(gt_keypoints=points), 2)[0][1] != plain).any()
+    model = Learns(1, 1)
+    model.kind = RotatedBoxes
+    turned = inputs(gt_boxes=RotatedBoxes(torch.tensor([[12.0, 14.5, 16, 21, 0]])))
+    assert torch.equal(pictures_of(model, turned, 2)[0][1], plain)
+
+
+def test_the_best_are_drawn_up_to_a_number():
+    few = pictures_of(Learns(1, 1), inputs(), 2, max_objects=0)[0][1].numpy()
+    assert (few[:, :, 40:] == np.array([0, 0, 200])[:, None, None]).all()

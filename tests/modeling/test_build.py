@@ -23,13 +23,6 @@ def cfg():
     return cfg
 
 
-def test_a_key_without_effect_warns(cfg, caplog):
-    cfg.VIS_PERIOD = 100
-    with caplog.at_level(logging.WARNING, logger="segdet"):
-        build_model(cfg)
-    assert "VIS_PERIOD is 100 but has no effect yet" in caplog.text
-
-
 @pytest.mark.parametrize("device", ["foo", "cuda:99", "cpu,cuda", ""])
 def test_a_device_that_is_not_there_is_refused(cfg, device):
     cfg.MODEL.DEVICE = device
