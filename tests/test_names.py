@@ -19,8 +19,9 @@ NAMES = {
         get_detection_dataset_dicts
     """,
     "segdet.data.datasets": """
-        convert_to_coco_json load_coco_json load_lvis_json load_voc_instances
-        register_coco_instances register_lvis_instances register_pascal_voc
+        convert_to_coco_json load_coco_json load_lvis_json load_sem_seg load_voc_instances
+        register_coco_instances register_coco_panoptic register_coco_panoptic_separated
+        register_lvis_instances register_pascal_voc
     """,
     "segdet.data.datasets.coco": "convert_to_coco_json load_coco_json",
     "segdet.data.detection_utils": """
@@ -49,9 +50,10 @@ NAMES = {
     """,
     "segdet.engine.train_loop": "AMPTrainer HookBase SimpleTrainer TrainerBase",
     "segdet.evaluation": """
-        COCOEvaluator CityscapesInstanceEvaluator CityscapesSemSegEvaluator DatasetEvaluator
-        DatasetEvaluators LVISEvaluator PascalVOCDetectionEvaluator RotatedCOCOEvaluator
-        inference_context inference_on_dataset print_csv_format verify_results
+        COCOEvaluator COCOPanopticEvaluator CityscapesInstanceEvaluator
+        CityscapesSemSegEvaluator DatasetEvaluator DatasetEvaluators LVISEvaluator
+        PascalVOCDetectionEvaluator RotatedCOCOEvaluator SemSegEvaluator inference_context
+        inference_on_dataset print_csv_format verify_results
     """,
     "segdet.layers": """
         Conv2d ConvTranspose2d DeformConv FrozenBatchNorm2d Linear ModulatedDeformConv
@@ -65,8 +67,9 @@ NAMES = {
         GeneralizedRCNN GeneralizedRCNNWithTTA META_ARCH_REGISTRY PROPOSAL_GENERATOR_REGISTRY
         ProposalNetwork ROI_BOX_HEAD_REGISTRY ROI_HEADS_REGISTRY ROI_KEYPOINT_HEAD_REGISTRY
         ROI_MASK_HEAD_REGISTRY RPN_HEAD_REGISTRY Res5ROIHeads ResNet RetinaNet ShapeSpec
-        StandardROIHeads build_anchor_generator build_backbone build_box_head build_keypoint_head
-        build_mask_head build_model build_proposal_generator build_roi_heads detector_postprocess
+        SEM_SEG_HEADS_REGISTRY StandardROIHeads build_anchor_generator build_backbone
+        build_box_head build_keypoint_head build_mask_head build_model build_proposal_generator
+        build_roi_heads build_sem_seg_head detector_postprocess sem_seg_postprocess
     """,
     "segdet.solver": "build_lr_scheduler build_optimizer get_default_optimizer_params",
     "segdet.structures": """
@@ -137,7 +140,7 @@ MEMBERS = {
     """,
     "segdet.utils.visualizer.Visualizer": """
         draw_binary_mask draw_box draw_circle draw_dataset_dict draw_instance_predictions draw_line
-        draw_polygon draw_sem_seg draw_text overlay_instances
+        draw_panoptic_seg draw_polygon draw_sem_seg draw_text overlay_instances
     """,
 }
 
