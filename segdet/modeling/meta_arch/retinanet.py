@@ -20,6 +20,12 @@ from segdet.modeling.matching import Matcher
 from segdet.modeling.system import System, SystemConfig
 from segdet.structures import Boxes, Detections, ImageList, Targets, box_iou
 
+# MODEL.RETINANET.NORM -> what each level has one of; its statistics are wrong for the others.
+BATCH_NORMS: dict[str, type[nn.BatchNorm2d | nn.SyncBatchNorm]] = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetinaNetHeadConfig:
@@ -47,11 +53,9 @@ class RetinaNetHeadConfig:
             raise ConfigError(f"NUM_CLASSES must be >= 1, is {self.num_classes}")
         if not 0 < self.prior_prob < 1:
             raise ConfigError(f"PRIOR_PROB must be between 0 and 1, is {self.prior_prob}")
-        if self.norm not in ("", "GN"):
-            raise ConfigError(
-                f"NORM must be '' or GN, is {self.norm!r}: the levels share one head, and batch "
-                "statistics of one are wrong for the others"
-            )
+        if self.norm not in ("", "GN", *BATCH_NORMS):
+            known = ", ".join(["''", "GN", *BATCH_NORMS])
+            raise ConfigError(f"NORM must be one of {known}, is {self.norm!r}")
 
     def build(self, in_channels: int, num_anchors: int) -> RetinaNetHead:
         """The head for maps of `in_channels` channels."""
@@ -59,6 +63,7 @@ class RetinaNetHeadConfig:
             in_channels,
             num_anchors,
             num_classes=self.num_classes,
+            num_levels=len(self.in_features),
             num_convs=self.num_convs,
             prior_prob=self.prior_prob,
             norm=self.norm,
@@ -180,9 +185,10 @@ class RetinaNetHead(nn.Module):
         in_channels: of every feature map.
         num_anchors: a cell.
         num_classes: K.
+        num_levels: feature maps of an image.
         num_convs: 3x3 convolutions of either branch before its last layer.
         prior_prob: the score of everything before training (section 4.1, "Initialization").
-        norm: of those convolutions, "" or "GN".
+        norm: of those convolutions, "", "GN" or one of `BATCH_NORMS`.
     """
 
     def __init__(
@@ -191,14 +197,15 @@ class RetinaNetHead(nn.Module):
         num_anchors: int,
         *,
         num_classes: int,
+        num_levels: int,
         num_convs: int = 4,
         prior_prob: float = 0.01,
         norm: str = "",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.cls_subnet = _subnet(in_channels, num_convs, norm)
-        self.bbox_subnet = _subnet(in_channels, num_convs, norm)
+        self.cls_subnet = Subnet(in_channels, num_levels, num_convs, norm)
+        self.bbox_subnet = Subnet(in_channels, num_levels, num_convs, norm)
         self.cls_score = nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1)
         for layer in self.modules():
@@ -209,18 +216,60 @@ class RetinaNetHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level, logits (B, A * K, H, W) and deltas (B, A * 4, H, W)."""
-        logits = [self.cls_score(self.cls_subnet(x)) for x in features]
-        return logits, [self.bbox_pred(self.bbox_subnet(x)) for x in features]
+        levels = list(enumerate(features))
+        logits = [self.cls_score(self.cls_subnet(x, level)) for level, x in levels]
+        return logits, [self.bbox_pred(self.bbox_subnet(x, level)) for level, x in levels]
 
 
-def _subnet(channels: int, num_convs: int, norm: str) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(num_convs):
-        layers.append(nn.Conv2d(channels, channels, 3, padding=1))
-        if norm:
-            layers.append(get_norm(norm, channels) or nn.Identity())
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+class Subnet(nn.ModuleList):
+    """One branch of the head: convolutions that keep the number of channels.
+
+    Args:
+        channels: of its input and output.
+        num_levels: feature maps of an image.
+        num_convs: 3x3 convolutions.
+        norm: after each of them, as in `RetinaNetHead`.
+    """
+
+    def __init__(self, channels: int, num_levels: int, num_convs: int, norm: str) -> None:
+        layers: list[nn.Module] = []
+        for _ in range(num_convs):
+            layers.append(nn.Conv2d(channels, channels, 3, padding=1))
+            if norm in BATCH_NORMS:
+                layers.append(LevelNorm(BATCH_NORMS[norm], num_levels, channels))
+            elif norm:
+                layers.append(get_norm(norm, channels) or nn.Identity())
+            layers.append(nn.ReLU())
+        super().__init__(layers)
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """(B, C, H, W) of the level with that index, to the same shape."""
+        for layer in self:
+            x = layer(x, level) if isinstance(layer, LevelNorm) else layer(x)
+        return x
+
+
+class LevelNorm(nn.ModuleList):
+    """Batch statistics of each level by themselves, then the scale and shift that all share.
+
+    Source: detectron2's `CycleBatchNormList`, whose parameters' names it has.
+
+    Args:
+        norm: takes the statistics of one level.
+        num_levels: of them.
+        channels: C.
+    """
+
+    def __init__(
+        self, norm: type[nn.BatchNorm2d | nn.SyncBatchNorm], num_levels: int, channels: int
+    ) -> None:
+        super().__init__(norm(channels, affine=False) for _ in range(num_levels))
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """(B, C, H, W) of the level with that index, to the same shape."""
+        return torch.addcmul(self.bias[:, None, None], self[level](x), self.weight[:, None, None])
 
 
 class RetinaNetLoss:

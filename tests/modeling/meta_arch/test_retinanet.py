@@ -7,7 +7,12 @@ from segdet.errors import ConfigError
 from segdet.layers import sigmoid_focal_loss
 from segdet.modeling import build_model
 from segdet.modeling.box_coder import Box2BoxTransform
-from segdet.modeling.meta_arch.retinanet import DenseSelector, RetinaNetHeadConfig
+from segdet.modeling.meta_arch.retinanet import (
+    BATCH_NORMS,
+    DenseSelector,
+    LevelNorm,
+    RetinaNetHeadConfig,
+)
 from segdet.structures import Boxes, Targets
 
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 20], [0, 0, 10, 22], [40, 40, 50, 50]])
@@ -94,10 +99,33 @@ def test_group_norm_in_the_head(tiny_cfg, image):
     assert torch.isfinite(model([image((5, 5, 40, 50)), image()]).total())
 
 
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_batch_norm_in_the_head_is_of_one_level(tiny_cfg, image, norm):
+    cfg = tiny_cfg("RetinaNet")
+    cfg.MODEL.RETINANET.NUM_CONVS, cfg.MODEL.RETINANET.NORM = 1, norm
+    model = build_model(cfg)
+    assert all(type(one) is BATCH_NORMS[norm] for one in model.head.cls_subnet[1])
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    of_levels = {f"1.{level}.{name}" for level in range(5) for name in statistics}
+    expected = {"0.weight", "0.bias", "1.weight", "1.bias"} | of_levels
+    assert set(model.head.cls_subnet.state_dict()) == expected
+    assert set(model.head.bbox_subnet.state_dict()) == expected
+    assert torch.isfinite(model([image((5, 5, 40, 50)), image()]).total())
+
+
+def test_levels_share_the_scale_but_not_the_statistics():
+    norm = LevelNorm(torch.nn.BatchNorm2d, 2, 1)
+    norm.weight.data.fill_(3), norm.bias.data.fill_(5)
+    for level, mean in enumerate((10.0, -10.0)):
+        out = norm(torch.tensor([mean - 1, mean + 1]).reshape(2, 1, 1, 1), level)
+        torch.testing.assert_close(out.flatten(), torch.tensor([2.0, 8.0]), atol=1e-4, rtol=0)
+        assert norm[level].running_mean.item() == pytest.approx(mean / 10)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"norm": "BN"}, "NORM must be '' or GN, is 'BN'"),
+        ({"norm": "FrozenBN"}, "NORM must be one of '', GN, BN, SyncBN, is 'FrozenBN'"),
         ({"prior_prob": 0.0}, "PRIOR_PROB must be between 0 and 1, is 0.0"),
         ({"num_classes": 0}, "NUM_CLASSES must be >= 1"),
         ({"bbox_reg_loss_type": "l3"}, "BBOX_REG_LOSS_TYPE 'l3' is unknown"),
