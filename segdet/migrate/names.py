@@ -20,6 +20,7 @@ MOVED = {
     "detectron2.modeling.box_regression": "segdet.modeling.box_coder",
     "detectron2.modeling.matcher": "segdet.modeling.matching",
     "detectron2.modeling.proposal_generator": "segdet.modeling.rpn",
+    "detectron2.projects.point_rend.point_features": "segdet.modeling.point_features",
     "detectron2.data.dataset_mapper": "segdet.data.mapper",
     "detectron2.data.datasets.register_coco": "segdet.data.datasets",
     "detectron2.config.config": "segdet.config",

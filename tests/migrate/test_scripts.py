@@ -30,6 +30,8 @@ def notes(text: str) -> list[str]:
          "from segdet.config import get_cfg, CfgNode as CN  # both"),
         ("from detectron2.data import (\n    MetadataCatalog,  # facts\n    DatasetCatalog,\n)\n",
          "from segdet.data import (\n    MetadataCatalog,  # facts\n    DatasetCatalog,\n)\n"),
+        ("from detectron2.projects.point_rend.point_features import point_sample as sample",
+         "from segdet.modeling.point_features import point_sample as sample"),
         ("try:\n\tfrom  detectron2.structures  import  Boxes\nexcept ImportError: pass",
          "try:\n\tfrom  segdet.structures  import  Boxes\nexcept ImportError: pass"),
         ("x = 'ä'; from detectron2.structures import Boxes; y = 1",

@@ -132,8 +132,10 @@ class ImplicitPointHead(nn.Module):
 
     def encode(self, point_coords: Tensor) -> Tensor:
         """(R, P, 2) -> (R, 256, P): sines, then cosines, of random projections."""
-        matrix = self.positional_encoding_gaussian_matrix.to(point_coords.dtype)
-        angles = 2 * math.pi * ((2 * point_coords - 1) @ matrix)  # (R, P, 128)
+        frequencies = self.positional_encoding_gaussian_matrix
+        x, y = (2 * point_coords - 1)[..., None].unbind(2)  # (R, P, 1) each
+        # A matrix product would be taken in half under autocast, too coarse for places.
+        angles = 2 * math.pi * (x * frequencies[0] + y * frequencies[1])  # (R, P, 128)
         return torch.cat((angles.sin(), angles.cos()), dim=2).transpose(1, 2)
 
     def _split(self, params: Tensor) -> tuple[list[Tensor], list[Tensor]]:

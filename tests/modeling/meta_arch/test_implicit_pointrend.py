@@ -64,6 +64,13 @@ def test_each_region_has_its_own_perceptron(settings):
             assert len(left) == 0
 
 
+def test_places_are_encoded_in_full_precision_under_autocast():
+    head, points = a_head(), torch.rand(1, 50, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head.encode(points)
+    torch.testing.assert_close(found, head.encode(points))
+
+
 def test_frequencies_are_no_parameter_but_saved():
     head = a_head()
     assert not list(head.parameters())
