@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from .conftest import PanopticFolder
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
@@ -26,3 +28,24 @@ def test_make_demo_data_and_visualize_it(tmp_path: Path, monkeypatch, capsys, so
     if source == "dataloader":
         assert min(Image.open(output / "0000.jpg").size) == 100
     assert str(output) in capsys.readouterr().out
+
+
+def test_prepare_panoptic(panoptic_folder: PanopticFolder, tmp_path: Path, capsys):
+    json_file, _, pngs = panoptic_folder.write()
+    argv = [str(json_file), str(pngs), str(tmp_path / "stuff"), "--workers", "1"]
+    runpy.run_path(str(TOOLS / "prepare_panoptic.py"))["main"](argv)
+    assert len(list((tmp_path / "stuff").iterdir())) == 2
+    assert "2 label maps in" in capsys.readouterr().out
+
+
+def test_prepare_cityscapes(shared_data: Path, tmp_path: Path, capsys):
+    source = shared_data / "cityscapes_layout" / "gtFine" / "val"
+    photos = shared_data / "cityscapes_layout" / "leftImg8bit" / "val"
+    for file in source.rglob("*.png"):
+        copy = tmp_path / "val" / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    argv = [str(photos), str(tmp_path / "val"), "--workers", "1"]
+    runpy.run_path(str(TOOLS / "prepare_cityscapes.py"))["main"](argv)
+    assert (tmp_path / "cityscapes_panoptic_val.json").is_file()
+    assert "files of 2 photos" in capsys.readouterr().out
