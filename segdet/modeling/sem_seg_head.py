@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import ConfigError
+from segdet.errors import ConfigError, DataError
 from segdet.layers import Losses, ShapeSpec, c2_msra_fill, conv3x3_relu
 from segdet.modeling.backbones.backbone import known, select_maps
 
@@ -87,7 +87,8 @@ class SemSegHead(nn.Module, ABC):
         """Refuse a label map (H, W) that `losses` cannot use.
 
         Raises:
-            ValueError: it is not of the image's size, or has a label of no class.
+            ValueError: it is not of the image's size.
+            DataError: it has a label of no class.
         """
         if tuple(labels.shape) != tuple(image_size):
             raise ValueError(
@@ -96,7 +97,7 @@ class SemSegHead(nn.Module, ABC):
         is_unknown = (labels < 0) | (labels >= self.num_classes)
         unknown = labels[is_unknown & (labels != self.ignore_value)]
         if len(unknown):
-            raise ValueError(
+            raise DataError(
                 f"`sem_seg` has labels {unknown.unique().tolist()}; they must be below "
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES, {self.num_classes}, or IGNORE_VALUE, "
                 f"{self.ignore_value}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segdet.errors import ConfigError
+from segdet.errors import ConfigError, DataError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone, BackboneSections
 from segdet.modeling.postprocessing import detector_postprocess, requested_size
@@ -119,14 +119,16 @@ class System(nn.Module, ABC):
         """The label maps (B, H, W) int64, padded as the images are, with `head.ignore_value`.
 
         Raises:
-            ValueError: an image has none, or one that does not fit it or the head.
+            ValueError: an image has none, or one of another size.
+            DataError: an image has labels that are no classes of the head.
         """
         _refuse_without("sem_seg", batched_inputs)
         for i, x in enumerate(batched_inputs):
             try:
                 head.check_labels(x["sem_seg"], x["image"].shape[-2:])
-            except ValueError as error:
-                raise ValueError(f"image {x.get('image_id', i)}: {error}") from None
+            except (ValueError, DataError) as error:
+                name = x.get("file_name", x.get("image_id", i))
+                raise type(error)(f"image {name}: {error}") from None
         maps = [x["sem_seg"].to(self.device, torch.int64) for x in batched_inputs]
         return self._pad(maps, head.ignore_value).tensor
 

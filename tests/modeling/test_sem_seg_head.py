@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from segdet.config import get_cfg
-from segdet.errors import ConfigError
+from segdet.errors import ConfigError, DataError
 from segdet.layers import ShapeSpec
 from segdet.modeling import build_sem_seg_head
 from segdet.modeling.sem_seg_head import SemSegFPNHead, SemSegHeadConfig, sem_seg_loss
@@ -123,7 +123,7 @@ def test_label_maps_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"of shape \(2, 3\), the image of \(3, 2\)"):
         head.check_labels(labels, (3, 2))
     labels[0, 0], labels[0, 1] = 53, -1
-    with pytest.raises(ValueError, match=r"labels \[-1, 53\]; they .*NUM_CLASSES, 3, or IGNORE"):
+    with pytest.raises(DataError, match=r"labels \[-1, 53\]; they .*NUM_CLASSES, 3, or IGNORE"):
         head.check_labels(labels, (2, 3))
 
 

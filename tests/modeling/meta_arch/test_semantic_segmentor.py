@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segdet.errors import DataError
 from segdet.modeling import SemanticSegmentor, build_model
 
 
@@ -35,7 +36,7 @@ def test_results_are_the_heads_logits_without_padding_at_the_asked_size(model, i
 def test_a_label_map_that_does_not_fit_is_named(model, image):
     one = image(size=(64, 64))
     one["image_id"], one["sem_seg"] = "a.jpg", one["sem_seg"] + 1
-    with pytest.raises(ValueError, match=r"image a.jpg: `sem_seg` has labels \[5, 256\]; they"):
+    with pytest.raises(DataError, match=r"image a.jpg: `sem_seg` has labels \[5, 256\]; they"):
         model.train()([one])
 
 
