@@ -99,7 +99,13 @@ LAYERS = {
         "segdet.checkpoint",  # whose reader of pickles runs nothing: for files of proposals
         "segdet.utils",
     ],
-    "segdet.utils.visualizer": ["segdet.structures", "segdet.data", "segdet.utils"],
+    "segdet.utils.generic_mask": ["segdet.structures", "segdet.data"],
+    "segdet.utils.visualizer": [
+        "segdet.structures",
+        "segdet.data",
+        "segdet.utils",
+        "segdet.utils.generic_mask",
+    ],
     "segdet.utils.sheets": ["segdet.structures", "segdet.data", "segdet.utils.visualizer"],
     "segdet.evaluation": [
         "segdet.errors",

@@ -93,7 +93,7 @@ NAMES = {
         create_small_table log_every_n log_every_n_seconds log_first_n setup_logger
     """,
     "segdet.utils.registry": "Registry locate",
-    "segdet.utils.visualizer": "ColorMode VisImage Visualizer",
+    "segdet.utils.visualizer": "ColorMode GenericMask VisImage Visualizer",
 }
 
 # Class -> what scripts call or read of it.
@@ -140,7 +140,7 @@ MEMBERS = {
     """,
     "segdet.utils.visualizer.Visualizer": """
         draw_binary_mask draw_box draw_circle draw_dataset_dict draw_instance_predictions draw_line
-        draw_panoptic_seg draw_polygon draw_sem_seg draw_text overlay_instances
+        draw_panoptic_seg draw_polygon draw_sem_seg draw_soft_mask draw_text overlay_instances
     """,
 }
 

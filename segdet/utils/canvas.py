@@ -60,6 +60,11 @@ class VisImage:
         self.canvas.paste(color, place, Image.fromarray(_opacity(window, alpha)))
         self.canvas.paste(edge_color, place, Image.fromarray(_opacity(contour, 1)))
 
+    def tint(self, opacity: np.ndarray, color: RGB) -> None:
+        """Lay a colour over the picture, by (H, W) opacities in [0, 1], scaled to its size."""
+        grey = Image.fromarray((np.clip(opacity, 0, 1) * 255).round().astype(np.uint8))
+        self.canvas.paste(color, mask=grey.resize(self.size, Image.Resampling.BILINEAR))
+
     def fade_outside(self, mask: np.ndarray) -> None:
         """Make the picture grey where a mask (H, W) bool is not."""
         grey = self.canvas.convert("L").convert("RGB")

@@ -13,11 +13,12 @@ from PIL import Image
 from segdet.data.rle import decode_rle
 from segdet.data.segment_ids import read_segment_ids, segments_of_labels
 from segdet.data.sem_seg import has_sem_seg, read_sem_seg
-from segdet.structures import Boxes, BoxMode, Instances, PolygonMasks, polygons_to_bitmask
+from segdet.structures import Boxes, BoxMode, Instances, polygons_to_bitmask
 from segdet.utils.canvas import VisImage, frame
 from segdet.utils.colormap import as_rgb, distinct_color
+from segdet.utils.generic_mask import GenericMask, as_array, each_mask
 
-__all__ = ["ColorMode", "VisImage", "Visualizer"]
+__all__ = ["ColorMode", "GenericMask", "VisImage", "Visualizer"]
 
 _KEYPOINT_SCORE = 0.05  # points below are not drawn; detectron2's number
 
@@ -68,7 +69,7 @@ class Visualizer:
         found = predictions.to("cpu")
         classes = found.pred_classes.tolist() if found.has("pred_classes") else None
         scores = found.scores.tolist() if found.has("scores") else None
-        masks = _each(found.pred_masks) if found.has("pred_masks") else None
+        masks = each_mask(found.pred_masks) if found.has("pred_masks") else None
         if self._instance_mode == ColorMode.IMAGE_BW:
             inside = np.zeros(self.output.size[::-1], dtype=bool)
             for mask in masks or ():
@@ -115,7 +116,7 @@ class Visualizer:
             area_threshold: pixels; smaller stuff is left out.
             alpha: how opaque segments are.
         """
-        ids = _as_array(panoptic_seg)
+        ids = as_array(panoptic_seg)
         if segments_info is None:
             things = self.metadata.thing_dataset_id_to_contiguous_id.values()
             ids, segments_info = segments_of_labels(ids, self.metadata.label_divisor, things)
@@ -196,9 +197,9 @@ class Visualizer:
         Raises:
             ValueError: they differ in number.
         """
-        corners = None if boxes is None else _as_array(boxes).reshape(-1, 4) * self.output.scale
-        pixels = None if masks is None else [self._as_mask(mask) for mask in _each(masks)]
-        poses = None if keypoints is None else _as_array(keypoints)
+        corners = None if boxes is None else as_array(boxes).reshape(-1, 4) * self.output.scale
+        pixels = None if masks is None else [self._as_mask(mask) for mask in each_mask(masks)]
+        poses = None if keypoints is None else as_array(keypoints)
         everything = (corners, pixels, poses, labels, assigned_colors)
         given = [len(x) for x in everything if x is not None]
         if len(set(given)) > 1:
@@ -228,7 +229,7 @@ class Visualizer:
         Args:
             keypoints: (P, 3) x, y and score (or visibility); points below 0.05 are not drawn.
         """
-        points = _as_array(keypoints)
+        points = as_array(keypoints)
         names = getattr(self.metadata, "keypoint_names", None) or [
             str(i) for i in range(len(points))
         ]
@@ -308,7 +309,7 @@ class Visualizer:
             area_threshold: pixels; smaller classes are left out.
             alpha: how opaque the classes are.
         """
-        masks = self._masks_of_classes(_as_array(sem_seg))
+        masks = self._masks_of_classes(as_array(sem_seg))
         return self._name_stuff(self._draw_stuff(masks, area_threshold, alpha))
 
     def _masks_of_classes(self, label_map: np.ndarray) -> dict[int, np.ndarray]:
@@ -406,6 +407,29 @@ class Visualizer:
                 self.output.label_inside(text, mask, fill)
         return self.output
 
+    def draw_soft_mask(
+        self,
+        soft_mask: np.ndarray | torch.Tensor,
+        color: Color | None = None,
+        *,
+        text: str | None = None,
+        alpha: float = 0.5,
+    ) -> VisImage:
+        """Draw a mask that is more or less opaque.
+
+        Args:
+            soft_mask: (H, W) in [0, 1].
+            color: None takes the palette's first.
+            text: written on the middle of where it is above 0.5.
+            alpha: how opaque a 1 is.
+        """
+        fill = as_rgb(distinct_color(0) if color is None else color)
+        weights = np.asarray(as_array(soft_mask), np.float32)
+        self.output.tint(weights * alpha, fill)
+        if text:
+            self.output.label_inside(text, self._as_mask(weights > 0.5), fill)
+        return self.output
+
     def draw_polygon(
         self,
         segment: np.ndarray,
@@ -455,7 +479,7 @@ class Visualizer:
         if isinstance(mask, list):  # polygons
             parts = [np.asarray(part, dtype=np.float64) * self.output.scale for part in mask]
             return polygons_to_bitmask(parts, height, width)
-        pixels = decode_rle(mask) if isinstance(mask, dict) else _as_array(mask)
+        pixels = decode_rle(mask) if isinstance(mask, dict) else as_array(mask)
         grey = Image.fromarray(pixels.astype(bool).astype(np.uint8) * 255)
         if grey.size != self.output.size:
             grey = grey.resize(self.output.size, Image.Resampling.BILINEAR)
@@ -466,12 +490,6 @@ def _name(names: Sequence[str], label: int) -> str:
     return names[label] if 0 <= label < len(names) else str(label)
 
 
-def _as_array(value: Any) -> np.ndarray:
-    """A tensor, Boxes or anything that numpy takes, as an array."""
-    value = getattr(value, "tensor", value)
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-
-
 def _annotated_keypoints(annotations: list[dict[str, Any]]) -> np.ndarray | None:
     """(N, P, 3) of a record's annotations; None where none has keypoints."""
     points = [np.reshape(a["keypoints"], (-1, 3)) for a in annotations if "keypoints" in a]
@@ -479,8 +497,3 @@ def _annotated_keypoints(annotations: list[dict[str, Any]]) -> np.ndarray | None
         return None
     absent = np.zeros_like(points[0])
     return np.stack([np.reshape(a.get("keypoints", absent), (-1, 3)) for a in annotations])
-
-
-def _each(masks: Any) -> list[Any]:
-    """One mask after the other, of whatever holds them."""
-    return masks.polygons if isinstance(masks, PolygonMasks) else list(masks)
