@@ -41,6 +41,8 @@ def id2rgb(id_map: np.ndarray) -> np.ndarray:
         (..., 3) uint8 RGB.
     """
     ids = np.asarray(id_map)
+    if ids.dtype.kind not in "iu":
+        raise DataError(f"segment ids must be integers, are {ids.dtype}")
     if ids.size and not 0 <= ids.min() <= ids.max() < ID_LIMIT:
         raise DataError(
             f"segment ids must be in [0, {ID_LIMIT}), as three bytes hold them; they are in "

@@ -20,11 +20,13 @@ from segdet import solver
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.config import CfgNode
 from segdet.data import (
+    DatasetCatalog,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
 )
 from segdet.data import transforms as T
+from segdet.data.sem_seg import has_sem_seg
 from segdet.engine import hooks
 from segdet.engine.pictures import TrainingPictures, save_predictions
 from segdet.engine.setup import (
@@ -39,9 +41,12 @@ from segdet.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
     COCOEvaluator,
+    COCOPanopticEvaluator,
     DatasetEvaluator,
+    DatasetEvaluators,
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
     inference_on_dataset,
     print_csv_format,
     verify_results,
@@ -407,13 +412,33 @@ def _coco_evaluator(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:
     return COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
 
 
+def _panoptic_evaluator(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluators:
+    """Of segments, and of label maps and objects where the ground truth has them."""
+    records = DatasetCatalog.get(name)
+    evaluators: list[DatasetEvaluator] = []
+    if records and all(map(has_sem_seg, records)):
+        evaluators.append(SemSegEvaluator(name, output_dir=folder))
+    has_objects = any("annotations" in record for record in records)
+    if has_objects or MetadataCatalog.get(name).get("json_file") is not None:
+        evaluators.append(_coco_evaluator(cfg, name, folder))
+    return DatasetEvaluators([*evaluators, COCOPanopticEvaluator(name, folder)])
+
+
+def _cityscapes_panoptic_evaluator(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluators:
+    of_objects, of_classes = CityscapesInstanceEvaluator(name), CityscapesSemSegEvaluator(name)
+    return DatasetEvaluators([of_objects, of_classes, COCOPanopticEvaluator(name, folder)])
+
+
 # evaluator_type of a data set's metadata -> its evaluator.
 EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "coco": _coco_evaluator,
+    "sem_seg": lambda _, name, folder: SemSegEvaluator(name, output_dir=folder),
+    "coco_panoptic_seg": _panoptic_evaluator,
     "lvis": lambda _, name, folder: LVISEvaluator(name, output_dir=folder),
     "pascal_voc": lambda _, name, folder: PascalVOCDetectionEvaluator(name),
     "cityscapes_instance": lambda _, name, folder: CityscapesInstanceEvaluator(name),
     "cityscapes_sem_seg": lambda _, name, folder: CityscapesSemSegEvaluator(name),
+    "cityscapes_panoptic_seg": _cityscapes_panoptic_evaluator,
 }
 
 

@@ -31,7 +31,7 @@ from segdet.evaluation.coco_metrics import (
     coco_metrics,
 )
 from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
-from segdet.evaluation.coco_report import REPORTED, TASKS, checked_tasks, report
+from segdet.evaluation.coco_report import KNOWN_TASKS, REPORTED, checked_tasks, report
 from segdet.evaluation.evaluator import DatasetEvaluator
 from segdet.evaluation.rle import encode_masks
 from segdet.structures import Boxes, BoxMode, Instances, RotatedBoxes
@@ -60,7 +60,7 @@ class COCOEvaluator(DatasetEvaluator):
 
     results_file = "coco_instances_results.json"
     max_dets_default = MAX_DETECTIONS
-    known_tasks = TASKS
+    known_tasks: Sequence[str] = KNOWN_TASKS
     rotated = False  # whether boxes have angles
 
     def __init__(
@@ -80,8 +80,8 @@ class COCOEvaluator(DatasetEvaluator):
         Args:
             dataset_name: its metadata's `json_file` is the ground truth; a data set without one
                 is converted to COCO json.
-            tasks: of "bbox", "segm", "keypoints"; None (or a config, as old scripts pass) takes
-                what the outputs hold.
+            tasks: of "bbox", "segm", "keypoints", "boundary"; None (or a config, as old scripts
+                pass) takes what the outputs hold of the first three.
             distributed: whether the processes have parts of the data set, to be gathered on the
                 main process; otherwise each evaluates what it was given.
             output_dir: for `coco_instances_results.json`, `instances_predictions.pth` and the
@@ -202,7 +202,7 @@ class COCOEvaluator(DatasetEvaluator):
     def _tasks_of(self, found: list[_Found], truth: GroundTruth) -> Sequence[str]:
         if self._tasks:
             return self._tasks
-        has = {"segm": any(one.masks is not None for one in found)}
+        has = {"segm": any(one.masks is not None for one in found), "boundary": False}
         has["keypoints"] = any(one.keypoints is not None for one in found)
         if has["keypoints"] and truth.keypoints.shape[1] == 0:
             logger.warning("%s has no keypoints: those predicted are not evaluated", truth.source)
@@ -232,12 +232,13 @@ class COCOEvaluator(DatasetEvaluator):
             return list(range(len(truth.category_ids)))
         try:
             by_class = {k: truth.category_index[category] for category, k in id_map.items()}
-            return [by_class[k] for k in range(len(by_class))]
         except KeyError as error:
             raise DataError(
-                f"thing_dataset_id_to_contiguous_id of {self._metadata.name} does not map the "
-                f"categories of {truth.source} to 0, 1, 2, ...: {error} is missing"
+                f"thing_dataset_id_to_contiguous_id of {self._metadata.name} has the category "
+                f"{error}, which {truth.source} lacks"
             ) from None
+        # Where stuff is numbered together with things, these have gaps.
+        return [by_class.get(k, -1) for k in range(max(by_class, default=-1) + 1)]
 
 
 def _compact(image_id: Hashable, instances: Instances, rotated: bool) -> _Found:
@@ -284,6 +285,12 @@ def _join(found: list[_Found], truth: GroundTruth, category_of_class: list[int])
             f"{len(category_of_class)} categories; the model's NUM_CLASSES (of "
             "MODEL.ROI_HEADS, or MODEL.RETINANET) must agree with it"
         )
+    category = np.array(category_of_class, np.int64)[classes]
+    if (category < 0).any():
+        raise DataError(
+            f"the model predicts class {classes[category < 0][0]} as an object, which "
+            f"thing_dataset_id_to_contiguous_id does not name for {truth.source}"
+        )
     masks = None
     if any(one.masks is not None for one in found):
         masks = [mask for one in found for mask in one.masks or []]
@@ -293,7 +300,7 @@ def _join(found: list[_Found], truth: GroundTruth, category_of_class: list[int])
         keypoints = np.concatenate(poses or [truth.keypoints[:0]])
     return Predictions(
         image=np.repeat(np.array(images, np.int64), [len(one.scores) for one in found]),
-        category=np.array(category_of_class, np.int64)[classes],
+        category=category,
         scores=np.concatenate([np.zeros(0), *(one.scores for one in found)]),
         boxes=np.concatenate([truth.boxes[:0], *(one.boxes for one in found)]),
         masks=masks,

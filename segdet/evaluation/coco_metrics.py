@@ -21,6 +21,7 @@ import pycocotools.mask as mask_api
 
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation.coco_records import GroundTruth, Predictions
+from segdet.evaluation.rle import edge_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ OKS_SIGMAS = (
 
 
 Truth = TypeVar("Truth", bound=GroundTruth)
-Overlap = Callable[[list[list[float]], list[list[float]]], np.ndarray]  # D, G boxes to (D, G)
+Overlap = Callable[[list[dict], list[dict]], np.ndarray]  # records of D finds, G objects to (D, G)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,10 @@ def coco_metrics(
 
     Args:
         ground_truth: the annotations.
-        predictions: with `boxes` for "bbox", `masks` for "segm", `keypoints` for "keypoints".
-        kind: one of these three.
+        predictions: with `boxes` for "bbox", `masks` for "segm" and "boundary", `keypoints` for
+            "keypoints".
+        kind: one of these four; "boundary" is "segm" by `boundary_overlap`, always with
+            pycocotools.
         max_detections: the best per image and category that count ("AR100" is at this number);
             of keypoints always 20.
         sigmas: of keypoints, one a point.
@@ -79,12 +82,15 @@ def coco_metrics(
         "bbox": predictions.boxes,
         "segm": predictions.masks,
         "keypoints": predictions.keypoints,
+        "boundary": predictions.masks,
     }
     if kind not in given:
         raise ValueError(f"kind must be one of {', '.join(given)}, is {kind!r}")
     if given[kind] is None:
         raise ValueError(f"the predictions have nothing to evaluate for {kind}")
     limits = [1, min(10, max_detections), max_detections]
+    if kind == "boundary":
+        kind, backend = "segm", functools.partial(pycocotools_curves, overlap=boundary_overlap)
     if kind == "segm":
         ground_truth = with_a_mask_for_all(ground_truth)
     if kind == "keypoints":
@@ -254,7 +260,7 @@ def pycocotools_curves(
     *,
     overlap: Overlap | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall as `BACKENDS` give them; `overlap` stands in for the IoU of boxes."""
+    """Precision and recall as `BACKENDS` give them; `overlap` stands in for the IoU."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -285,7 +291,22 @@ def _overlaps(evaluation: Any, overlap: Overlap, image: int, category: int) -> n
     if not truth and not found:
         return []
     best = sorted(found, key=lambda row: -row["score"])[: evaluation.params.maxDets[-1]]
-    return overlap([row["bbox"] for row in best], [row["bbox"] for row in truth])
+    return overlap(best, truth)
+
+
+def boundary_overlap(found: list[dict], truth: list[dict]) -> np.ndarray:
+    """(D, G) the lesser of the IoU of masks and the IoU of their edges.
+
+    Source: Boundary AP (Cheng et al. 2021, arXiv:2103.16562), section 5.
+
+    Args:
+        found: D records with `segmentation`, a compressed RLE.
+        truth: G such records, with `iscrowd`.
+    """
+    crowd: Any = [row["iscrowd"] for row in truth]
+    masks = [[row["segmentation"] for row in rows] for rows in (found, truth)]
+    edges = [[edge_of(mask) for mask in side] for side in masks]
+    return np.minimum(mask_api.iou(*masks, crowd), mask_api.iou(*edges, crowd))
 
 
 def _datasets(truth: GroundTruth, found: Predictions, kind: str) -> tuple[dict, dict]:

@@ -12,12 +12,16 @@ from segdet.evaluation.coco_records import GroundTruth
 
 logger = logging.getLogger(__name__)
 
-TASKS = ("bbox", "segm", "keypoints")
+TASKS = ("bbox", "segm", "keypoints")  # what is evaluated unasked, where outputs hold it
+KNOWN_TASKS = (*TASKS, "boundary")
 _OF_BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-REPORTED = {"bbox": _OF_BOXES, "segm": _OF_BOXES, "keypoints": ("AP", "AP50", "AP75", "APm", "APl")}
+REPORTED = {
+    **dict.fromkeys(("bbox", "segm", "boundary"), _OF_BOXES),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+}
 
 
-def checked_tasks(tasks: Sequence[str], known: Sequence[str] = TASKS) -> tuple[str, ...]:
+def checked_tasks(tasks: Sequence[str], known: Sequence[str] = KNOWN_TASKS) -> tuple[str, ...]:
     """Refuse tasks that are not evaluated here.
 
     Raises:

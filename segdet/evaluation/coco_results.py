@@ -39,7 +39,8 @@ def evaluate_results(
     Args:
         gt_json: the annotations.
         results_json: the list of results.
-        tasks: of "bbox", "segm", "keypoints"; None takes what the results hold.
+        tasks: of "bbox", "segm", "keypoints", "boundary"; None takes what the results hold of the
+            first three.
         max_dets_per_image: best detections that count per image and class.
         kpt_oks_sigmas: of keypoints, one a point; empty takes COCO's.
         backend: "hotcoco" or "pycocotools"; None takes hotcoco where it is installed.
@@ -53,6 +54,7 @@ def evaluate_results(
     truth = read_ground_truth(gt_json)
     predictions = read_predictions(results_json, truth)
     held = {"bbox": predictions.boxes is not None, "segm": predictions.masks is not None}
+    held["boundary"] = held["segm"]
     held["keypoints"] = predictions.keypoints is not None
     results = {}
     for task in TASKS if tasks is None else checked_tasks(tasks):

@@ -51,21 +51,25 @@ def count_pairs(rows: np.ndarray, columns: np.ndarray, count: int) -> np.ndarray
     return np.bincount(pairs.ravel(), minlength=count**2).reshape(count, count)
 
 
-def boundary_of(labels: np.ndarray) -> np.ndarray:
-    """What an erosion takes from a map: the inner edges of masks, 2% of the diagonal wide.
+def boundary_width(height: int, width: int) -> int:
+    """Pixels that edges are wide in an image: 2% of its diagonal."""
+    return max(1, round(BOUNDARY_WIDTH * float(np.hypot(height, width))))
+
+
+def boundary_of(labels: np.ndarray, reach: int) -> np.ndarray:
+    """What an erosion takes from a map: the inner edges of masks.
 
     Source: Boundary IoU's reference code, and detectron2's use of it on maps of labels. In these,
     where labels meet, the higher one loses its difference to the lower.
 
     Args:
         labels: (H, W) uint8, of one mask (0 and 1) or several labels.
+        reach: pixels that edges are wide, see `boundary_width`.
 
     Returns:
         (H, W) uint8: 0 inside, else `labels` minus the lowest label within reach; beyond the image
         all is 0.
     """
-    height, width = labels.shape
-    reach = max(1, round(BOUNDARY_WIDTH * float(np.hypot(height, width))))
     lowest = np.pad(labels, 1)
     for axis in (0, 1):
         lowest = _lowest_within(lowest, reach, axis)

@@ -120,6 +120,7 @@ def _summarize(precision: np.ndarray, frequency: list[str]) -> dict[str, float]:
 class LVISEvaluator(COCOEvaluator):
     """AP of boxes and masks as LVIS defines it, over all, rare, common and frequent classes."""
 
+    known_tasks = ("bbox", "segm")
     results_file = "lvis_instances_results.json"
     max_dets_default = MAX_DETECTIONS
 
@@ -146,8 +147,6 @@ class LVISEvaluator(COCOEvaluator):
             ConfigError: unknown tasks.
             DataError: a broken ground truth.
         """
-        if not isinstance(tasks, Mapping) and "keypoints" in (tasks or ()):
-            raise ConfigError("LVIS has no keypoints; its tasks are bbox, segm")
         super().__init__(
             dataset_name, tasks, distributed, output_dir, max_dets_per_image=max_dets_per_image
         )

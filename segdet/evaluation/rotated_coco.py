@@ -15,11 +15,13 @@ from segdet.structures import RotatedBoxes
 from segdet.structures.rotated_boxes import pairwise_iou
 
 
-def rotated_overlap(found: list[list[float]], truth: list[list[float]]) -> np.ndarray:
-    """(D, G) IoU of D and G boxes XYWHA."""
+def rotated_overlap(found: list[dict], truth: list[dict]) -> np.ndarray:
+    """(D, G) IoU of the `bbox` of D and G records, XYWHA."""
     of_found, of_truth = (
-        RotatedBoxes(torch.tensor(boxes, dtype=torch.float64).reshape(-1, 5))
-        for boxes in (found, truth)
+        RotatedBoxes(
+            torch.tensor([row["bbox"] for row in rows], dtype=torch.float64).reshape(-1, 5)
+        )
+        for rows in (found, truth)
     )
     return pairwise_iou(of_found, of_truth).numpy()
 

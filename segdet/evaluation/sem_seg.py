@@ -17,7 +17,13 @@ from segdet.data.sem_seg import LABEL_KEYS, has_sem_seg, read_sem_seg
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation.coco_report import table
 from segdet.evaluation.evaluator import DatasetEvaluator
-from segdet.evaluation.label_maps import best_labels, boundary_of, count_pairs, mean_of_known
+from segdet.evaluation.label_maps import (
+    best_labels,
+    boundary_of,
+    boundary_width,
+    count_pairs,
+    mean_of_known,
+)
 from segdet.evaluation.rle import encode_masks
 from segdet.evaluation.row_file import RowFile
 from segdet.utils import comm
@@ -113,7 +119,8 @@ class SemSegEvaluator(DatasetEvaluator):
                 )
             self._pixels += count_pairs(found, truth, count + 1)
             if self._has_edges:
-                edges = boundary_of(found.astype(np.uint8)), boundary_of(truth.astype(np.uint8))
+                reach = boundary_width(*truth.shape)
+                edges = [boundary_of(one.astype(np.uint8), reach) for one in (found, truth)]
                 self._edges += count_pairs(edges[0], edges[1], count + 1)
             if self._output_dir is not None:
                 self._keep(file_name, found)

@@ -27,6 +27,8 @@ def test_ids_are_written_and_read_back(tmp_path):
 def test_ids_beyond_three_bytes_are_refused(ids):
     with pytest.raises(DataError, match=r"segment ids must be in \[0, 16777216\), .* they are in"):
         id2rgb(np.array(ids))
+    with pytest.raises(DataError, match="segment ids must be integers, are float64"):
+        id2rgb(np.zeros(3))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P"])

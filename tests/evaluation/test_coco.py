@@ -196,11 +196,28 @@ def test_without_masks_only_boxes_are_evaluated():
     assert list(results) == ["bbox"] and results["bbox"]["AP50"] == pytest.approx(100)
 
 
-@pytest.mark.parametrize("tasks", [("segm",), "segm", ["segm"]])
+@pytest.mark.parametrize("tasks", [("segm",), "segm", ["segm"], ["boundary"]])
 def test_tasks_can_be_chosen(tasks):
     register_by_hand()
-    evaluator = fill(COCOEvaluator(NAME, tasks), IMAGES, [square(), square()])
-    assert list(evaluator.evaluate()) == ["segm"]
+    results = fill(COCOEvaluator(NAME, tasks), IMAGES, [square(), square()]).evaluate()
+    (task,) = results
+    assert task in tasks and results[task]["AP"] == pytest.approx(100)
+
+
+def test_classes_of_things_may_have_gaps_where_stuff_is(tmp_path):
+    register_by_hand()
+    COCOEvaluator(NAME, output_dir=tmp_path)
+    json_file = tmp_path / f"{NAME}_coco_format.json"
+    ids = [row["id"] for row in json.loads(json_file.read_text())["categories"]]
+    places = dict(zip(ids, (2, 11), strict=True))
+    facts = {"json_file": str(json_file), "thing_dataset_id_to_contiguous_id": places}
+    MetadataCatalog.get(NAME).set(**facts)
+    results = fill(COCOEvaluator(NAME), IMAGES, [square(11), square(11)]).evaluate()
+    assert results["bbox"]["AP-dog"] == pytest.approx(100)
+    with pytest.raises(
+        DataError, match="the model predicts class 5 as an object, which thing_data"
+    ):
+        fill(COCOEvaluator(NAME), IMAGES, [square(11), square(5)]).evaluate()
 
 
 def test_old_scripts_may_pass_their_config():
@@ -211,7 +228,7 @@ def test_old_scripts_may_pass_their_config():
 
 def test_unknown_tasks_are_refused():
     register_by_hand()
-    with pytest.raises(ConfigError, match="knows the tasks bbox, segm, keypoints; got"):
+    with pytest.raises(ConfigError, match="knows the tasks bbox, segm, keypoints, boundary; got"):
         COCOEvaluator(NAME, ("bbox", "masks"))
 
 

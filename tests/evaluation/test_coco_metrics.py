@@ -158,9 +158,42 @@ def test_pycocotools_stands_in_where_hotcoco_is_missing(monkeypatch):
 
 def test_what_cannot_be_evaluated_is_refused():
     truth, found = random_set(0)
-    with pytest.raises(ValueError, match="must be one of bbox, segm, keypoints, is 'x'"):
+    with pytest.raises(ValueError, match="must be one of bbox, segm, keypoints, boundary, is 'x'"):
         coco_metrics(truth, found, "x")
     with pytest.raises(ValueError, match="nothing to evaluate for keypoints"):
         coco_metrics(truth, found, "keypoints")
     with pytest.raises(ValueError, match="nothing to evaluate for segm"):
         coco_metrics(truth, replace(found, masks=None), "segm")
+
+
+def square(y: int) -> np.ndarray:
+    """(H, W) bool: 40 x 40 pixels below y."""
+    mask = np.zeros(SIZE, bool)
+    mask[y : y + 40, 10:50] = True
+    return mask
+
+
+def test_boundary_ap_counts_the_overlap_of_edges():
+    box = np.array([[10.0, 10, 40, 40]])
+    masks = [encode_masks(torch.from_numpy(square(y))[None]) for y in (10, 13)]
+    truth = replace(truth_of([0], [0], box), masks=masks[0])
+    found = replace(found_of([0], [0], [0.9], box), masks=masks[1])
+    assert coco_metrics(truth, found, "segm").stats["AP"] == pytest.approx(0.8)  # IoU 37 / 43
+    edges = [square(10), square(13)]
+    for y, edge in zip((10, 13), edges, strict=True):
+        edge[y + 6 : y + 34, 16:44] = False  # 6 pixels are 2% of SIZE's diagonal
+    iou = (edges[0] & edges[1]).sum() / (edges[0] | edges[1]).sum()
+    expected = np.mean(np.linspace(0.5, 0.95, 10) <= iou)
+    assert 0 < expected < 0.8
+    assert coco_metrics(truth, found, "boundary").stats["AP"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_boundary_ap_is_at_most_that_of_masks(seed):
+    truth, found = random_set(seed)
+    boundary = coco_metrics(truth, found, "boundary").stats
+    segm = coco_metrics(truth, found, "segm").stats
+    assert all(boundary[name] <= segm[name] + 1e-12 for name in segm)
+    same = found_of(truth.image, truth.category, np.ones(len(truth)), truth.boxes)
+    perfect = coco_metrics(truth, same, "boundary").stats["AP"]
+    assert perfect == coco_metrics(truth, same, "segm").stats["AP"]

@@ -6,6 +6,7 @@ from segdet.errors import DataError
 from segdet.evaluation.label_maps import (
     best_labels,
     boundary_of,
+    boundary_width,
     count_pairs,
     mean_of_known,
 )
@@ -32,14 +33,15 @@ def test_the_edge_of_a_mask_is_two_percent_of_the_diagonal_wide():
     mask = np.zeros((60, 80), np.uint8)
     mask[10:30, 20:60] = 1
     expected = mask.copy()
-    expected[12:28, 22:58] = 0  # 0.02 * 100 = 2
-    np.testing.assert_array_equal(boundary_of(mask), expected)
+    expected[12:28, 22:58] = 0
+    assert boundary_width(60, 80) == 2 and boundary_width(3, 4) == 1
+    np.testing.assert_array_equal(boundary_of(mask, boundary_width(60, 80)), expected)
 
 
 def test_the_border_of_the_image_is_an_edge():
     expected = np.ones((4, 5), np.uint8)
     expected[1:3, 1:4] = 0
-    np.testing.assert_array_equal(boundary_of(np.ones((4, 5), np.uint8)), expected)
+    np.testing.assert_array_equal(boundary_of(np.ones((4, 5), np.uint8), 1), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (97, 64), (240, 320)])
@@ -48,10 +50,10 @@ def test_edges_are_those_of_opencv(shape):
     rng = np.random.default_rng(0)
     labels = np.kron(rng.integers(0, 256, (9, 9)), np.ones((27, 36)))[: shape[0], : shape[1]]
     labels = np.resize(labels, shape).astype(np.uint8)
-    reach = max(1, round(0.02 * np.hypot(*shape)))
+    reach = boundary_width(*shape)
     padded = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=reach)[1:-1, 1:-1]
-    np.testing.assert_array_equal(boundary_of(labels), labels - eroded)
+    np.testing.assert_array_equal(boundary_of(labels, reach), labels - eroded)
 
 
 def test_means_pass_over_nan():

@@ -191,8 +191,9 @@ def test_evaluator(registered):
 
 
 def test_refusals(registered, monkeypatch):
-    with pytest.raises(ConfigError, match="no keypoints"):
-        LVISEvaluator("some_lvis", ["keypoints"])
+    for task in ("keypoints", "boundary"):
+        with pytest.raises(ConfigError, match=f"knows the tasks bbox, segm; got .'{task}'"):
+            LVISEvaluator("some_lvis", [task])
     with pytest.raises(DataError, match="unregistered has no json_file"):
         LVISEvaluator("unregistered")
     monkeypatch.setattr("segdet.evaluation.lvis.find_spec", lambda name: None)

@@ -138,8 +138,8 @@ def test_edges_are_compared_as_label_maps(tmp_path):
     Image.fromarray(truth).save(tmp_path / "a.png")
     register({"a.jpg": str(tmp_path / "a.png")}, "abcd")
     results = evaluate(found, count=4)
-    truth_edge = boundary_of(np.where(truth == 255, 4, truth).astype(np.uint8))
-    found_edge = boundary_of(found)
+    truth_edge = boundary_of(np.where(truth == 255, 4, truth).astype(np.uint8), reach=4)
+    found_edge = boundary_of(found, reach=4)  # 2% of 200
     for k, name in enumerate("abcd"):
         inside = (truth_edge != 4) & (found_edge != 4)
         a, b = (truth_edge == k) & inside, (found_edge == k) & inside
