@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,13 @@ from segdet import solver
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.config import CfgNode
 from segdet.data import (
-    DatasetCatalog,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
 )
 from segdet.data import transforms as T
-from segdet.data.sem_seg import has_sem_seg
 from segdet.engine import hooks
+from segdet.engine.evaluators import EVALUATORS
 from segdet.engine.pictures import TrainingPictures, save_predictions
 from segdet.engine.setup import (
     create_ddp_model,
@@ -38,15 +37,7 @@ from segdet.engine.setup import (
 from segdet.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from segdet.errors import ConfigError, DataError, SegdetError
 from segdet.evaluation import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
-    COCOEvaluator,
-    COCOPanopticEvaluator,
     DatasetEvaluator,
-    DatasetEvaluators,
-    LVISEvaluator,
-    PascalVOCDetectionEvaluator,
-    SemSegEvaluator,
     inference_on_dataset,
     print_csv_format,
     verify_results,
@@ -406,40 +397,6 @@ class DefaultTrainer(TrainerBase):
             cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
         _log.info("Scaled the recipe of %d processes to %d: %s", reference, num_workers, section)
         return cfg
-
-
-def _coco_evaluator(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:
-    return COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
-
-
-def _panoptic_evaluator(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluators:
-    """Of segments, and of label maps and objects where the ground truth has them."""
-    records = DatasetCatalog.get(name)
-    evaluators: list[DatasetEvaluator] = []
-    if records and all(map(has_sem_seg, records)):
-        evaluators.append(SemSegEvaluator(name, output_dir=folder))
-    has_objects = any("annotations" in record for record in records)
-    if has_objects or MetadataCatalog.get(name).get("json_file") is not None:
-        evaluators.append(_coco_evaluator(cfg, name, folder))
-    return DatasetEvaluators([*evaluators, COCOPanopticEvaluator(name, folder)])
-
-
-def _cityscapes_panoptic_evaluator(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluators:
-    of_objects, of_classes = CityscapesInstanceEvaluator(name), CityscapesSemSegEvaluator(name)
-    return DatasetEvaluators([of_objects, of_classes, COCOPanopticEvaluator(name, folder)])
-
-
-# evaluator_type of a data set's metadata -> its evaluator.
-EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
-    "coco": _coco_evaluator,
-    "sem_seg": lambda _, name, folder: SemSegEvaluator(name, output_dir=folder),
-    "coco_panoptic_seg": _panoptic_evaluator,
-    "lvis": lambda _, name, folder: LVISEvaluator(name, output_dir=folder),
-    "pascal_voc": lambda _, name, folder: PascalVOCDetectionEvaluator(name),
-    "cityscapes_instance": lambda _, name, folder: CityscapesInstanceEvaluator(name),
-    "cityscapes_sem_seg": lambda _, name, folder: CityscapesSemSegEvaluator(name),
-    "cityscapes_panoptic_seg": _cityscapes_panoptic_evaluator,
-}
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

@@ -12,15 +12,13 @@ from torch import nn
 
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.config import CfgNode, get_cfg
-from segdet.data import DatasetCatalog, MetadataCatalog
+from segdet.data import MetadataCatalog
 from segdet.engine import DefaultPredictor, DefaultTrainer, defaults, hooks
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation import (
     CityscapesInstanceEvaluator,
     DatasetEvaluator,
-    inference_on_dataset,
 )
-from segdet.structures import Boxes, Instances
 
 
 class Net(nn.Module):
@@ -311,32 +309,6 @@ def test_vis_period_draws_training_images(cfg, period, drawn):
     cfg.VIS_PERIOD = period
     order = [type(hook).__name__ for hook in Plain(cfg)._hooks]
     assert order.count("TrainingPictures") == drawn and order[-1] == "PeriodicWriter"
-
-
-@pytest.mark.parametrize(
-    "name, tasks",
-    [
-        ("camvid_small_panoptic_val", ["bbox", "segm", "panoptic_seg", "sem_seg"]),
-        ("camvid_small_sem_seg_val", ["sem_seg"]),
-    ],
-)
-def test_panoptic_and_semantic_data_have_all_their_evaluators(
-    cfg, shared_data, monkeypatch, name, tasks
-):
-    monkeypatch.setenv("SEGDET_DATASETS", str(shared_data))
-    monkeypatch.setattr(MetadataCatalog, "_metadata", {})
-    evaluator = DefaultTrainer.build_evaluator(cfg, name)
-    records = DatasetCatalog.get(name)
-    size = 360, 480
-    found = Instances(size, pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
-    found.pred_classes, found.pred_masks = torch.zeros(0).long(), torch.zeros(0, *size)
-    output = {"sem_seg": torch.zeros(9, *size), "instances": found}
-    output["panoptic_seg"] = torch.zeros(size, dtype=torch.int32), []
-    results = inference_on_dataset(lambda batch: [output], [[one] for one in records], evaluator)
-    assert sorted(results) == sorted(tasks)
-    folder = Path(cfg.OUTPUT_DIR) / "inference"
-    assert (folder / "sem_seg_predictions.json").is_file()
-    assert len(list(folder.glob("panoptic/*.png"))) == (21 if len(tasks) > 1 else 0)
 
 
 class NormNet(Net):

@@ -214,9 +214,7 @@ def test_classes_of_things_may_have_gaps_where_stuff_is(tmp_path):
     MetadataCatalog.get(NAME).set(**facts)
     results = fill(COCOEvaluator(NAME), IMAGES, [square(11), square(11)]).evaluate()
     assert results["bbox"]["AP-dog"] == pytest.approx(100)
-    with pytest.raises(
-        DataError, match="the model predicts class 5 as an object, which"
-    ):
+    with pytest.raises(DataError, match="the model predicts class 5 as an object, which"):
         fill(COCOEvaluator(NAME), IMAGES, [square(11), square(5)]).evaluate()
 
 
