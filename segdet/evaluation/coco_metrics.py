@@ -304,9 +304,10 @@ def boundary_overlap(found: list[dict], truth: list[dict]) -> np.ndarray:
         truth: G such records, with `iscrowd`.
     """
     crowd: Any = [row["iscrowd"] for row in truth]
-    masks = [[row["segmentation"] for row in rows] for rows in (found, truth)]
-    edges = [[edge_of(mask) for mask in side] for side in masks]
-    return np.minimum(mask_api.iou(*masks, crowd), mask_api.iou(*edges, crowd))
+    masks: Any = [[row["segmentation"] for row in rows] for rows in (found, truth)]
+    edges: Any = [[edge_of(mask) for mask in side] for side in masks]
+    of_masks, of_edges = (mask_api.iou(side[0], side[1], crowd) for side in (masks, edges))
+    return np.minimum(of_masks, of_edges)
 
 
 def _datasets(truth: GroundTruth, found: Predictions, kind: str) -> tuple[dict, dict]:

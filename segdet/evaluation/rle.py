@@ -31,7 +31,7 @@ def encode_masks(masks: Tensor) -> list[dict]:
     return [compress(one.tolist(), pixels.shape[1], pixels.shape[2]) for one in runs]
 
 
-def edge_of(rle: dict) -> dict[str, Any]:
+def edge_of(rle: Any) -> dict[str, Any]:
     """The inner edge of a mask, 2% of the image's diagonal wide.
 
     Source: Boundary IoU (Cheng et al. 2021, arXiv:2103.16562), section 4.
