@@ -51,8 +51,8 @@ class TermFinder {
     double values[6];
     std::copy_n(roi, 6, values);
     const auto region =
-        make_region<double>(values, in_.spatial_scale, in_.sampling_ratio, in_.pooled_height,
-                            in_.pooled_width, in_.height, in_.width);
+        make_region<double>(values, kFarthest<T>, in_.spatial_scale, in_.sampling_ratio,
+                            in_.pooled_height, in_.pooled_width, in_.height, in_.width);
     for (int64_t py = 0; py < in_.pooled_height; ++py) {
       for (int64_t px = 0; px < in_.pooled_width; ++px) {
         add_bin(region, py, px);
@@ -68,8 +68,8 @@ class TermFinder {
 
  private:
   void add_bin(const Region<double>& region, int64_t py, int64_t px) {
-    const SampleRange rows = samples_within_reach(region.y, py, region.reach);
-    const SampleRange columns = samples_within_reach(region.x, px, region.reach);
+    const SampleRange rows = samples_beside(region.map_y, region.y, py);
+    const SampleRange columns = samples_beside(region.map_x, region.x, px);
     for (int64_t iy = rows.begin; iy < rows.end; ++iy) {
       for (int64_t ix = columns.begin; ix < columns.end; ++ix) {
         Tap<double> y, x;

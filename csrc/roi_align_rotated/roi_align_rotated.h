@@ -9,12 +9,17 @@
 
 namespace segdet::roi_align_rotated {
 
-// In cells of the feature map. Axes y and x are the region's own.
+template <class T>
+struct Span {
+  T low, high;
+};
+
+// In cells of the feature map. Axes y and x are the region's own, from its centre.
 template <class T>
 struct Region {
   Axis<T> y, x;
   T centre_y, centre_x, sine, cosine;
-  T reach;  // no sample farther from (0, 0) along an axis than this can lie on the map
+  Span<T> map_y, map_x;  // the part of either axis beside which the map lies
 };
 
 template <class T>
@@ -23,39 +28,48 @@ SEGDET_HOST_DEVICE Axis<T> centred_axis(T extent, int64_t bins, int64_t sampling
   return {-extent / T(2), bin, sampling_ratio > 0 ? T(sampling_ratio) : adaptive};
 }
 
-// roi: image, centre x, centre y, width, height in pixels, degrees counter-clockwise. A region that
-// is not finite, or farther out than any map, has no samples.
+// From the least to the largest y * along_y + x * along_x in the rectangle of ys and xs.
 template <class T>
-SEGDET_HOST_DEVICE Region<T> make_region(const T* roi, T spatial_scale, int64_t sampling_ratio,
-                                         int64_t pooled_height, int64_t pooled_width,
-                                         int64_t height, int64_t width) {
+SEGDET_HOST_DEVICE Span<T> shadow(const Span<T>& ys, const Span<T>& xs, T along_y, T along_x) {
+  return {fmin(ys.low * along_y, ys.high * along_y) + fmin(xs.low * along_x, xs.high * along_x),
+          fmax(ys.low * along_y, ys.high * along_y) + fmax(xs.low * along_x, xs.high * along_x)};
+}
+
+// roi: image, centre x, centre y, width, height in pixels, degrees counter-clockwise. A region that
+// is not finite, or has a number beyond `farthest`, has no samples.
+template <class T>
+SEGDET_HOST_DEVICE Region<T> make_region(const T* roi, T farthest, T spatial_scale,
+                                         int64_t sampling_ratio, int64_t pooled_height,
+                                         int64_t pooled_width, int64_t height, int64_t width) {
   const T x = roi[1] * spatial_scale - T(0.5), y = roi[2] * spatial_scale - T(0.5);
   const T w = roi[3] * spatial_scale, h = roi[4] * spatial_scale;
-  const T limit = kFarthest<T>;
-  if (!(fabs(x) < limit && fabs(y) < limit && fabs(w) < limit && fabs(h) < limit &&
-        fabs(roi[5]) < limit))
-    return {{0, 0, 0}, {0, 0, 0}, 0, 0, 0, 1, 0};
+  if (!(fabs(x) < farthest && fabs(y) < farthest && fabs(w) < farthest && fabs(h) < farthest &&
+        fabs(roi[5]) < farthest))
+    return {{0, 0, 0}, {0, 0, 0}, 0, 0, 0, 1, {0, 0}, {0, 0}};
   const T angle = roi[5] * T(3.14159265358979323846 / 180);
-  const T to_farthest_row = fmax(fabs(y + T(1)), fabs(y - T(height)));
-  const T to_farthest_column = fmax(fabs(x + T(1)), fabs(x - T(width)));
+  const T sine = sin(angle), cosine = cos(angle);
+  // Samples on the map lie in [-1, size]; one cell more against rounding.
+  const Span<T> rows{T(-2) - y, T(height + 1) - y}, columns{T(-2) - x, T(width + 1) - x};
   return {centred_axis(h, pooled_height, sampling_ratio),
           centred_axis(w, pooled_width, sampling_ratio),
           y,
           x,
-          sin(angle),
-          cos(angle),
-          to_farthest_row + to_farthest_column};
+          sine,
+          cosine,
+          shadow(rows, columns, cosine, sine),
+          shadow(rows, columns, -sine, cosine)};
 }
 
-// The samples of a bin within `reach` of 0: [begin, end). Bounds the work for regions much larger
-// than the map.
+// The samples of a bin beside the map: [begin, end). Bounds the work for regions that are much
+// larger than the map, wherever their centre lies.
 template <class T>
-SEGDET_HOST_DEVICE SampleRange samples_within_reach(const Axis<T>& axis, int64_t bin, T reach) {
+SEGDET_HOST_DEVICE SampleRange samples_beside(const Span<T>& map, const Axis<T>& axis,
+                                              int64_t bin) {
   T begin = T(0), end = axis.samples;
   if (axis.bin > T(0)) {
     const T first = axis.start + T(bin) * axis.bin, per_cell = axis.samples / axis.bin;
-    begin = fmax(begin, floor((-reach - first) * per_cell) - T(1));  // one more against rounding
-    end = fmin(end, ceil((reach - first) * per_cell) + T(1));
+    begin = fmax(begin, floor((map.low - first) * per_cell) - T(1));  // one more against rounding
+    end = fmin(end, ceil((map.high - first) * per_cell) + T(1));
   }
   return begin < end ? SampleRange{int64_t(begin), int64_t(end)} : SampleRange{0, 0};
 }

@@ -36,10 +36,10 @@ __device__ bool visit_cells(const BinIndex& bin, const T* rois, const Pooling& i
   const T* roi = rois + 6 * bin.region;
   if (!(roi[0] >= T(0) && roi[0] < T(in.batch))) return false;
   const int64_t image = int64_t(roi[0]);
-  const auto region = make_region<T>(roi, T(in.spatial_scale), in.sampling_ratio, in.pooled_height,
-                                     in.pooled_width, in.height, in.width);
-  const SampleRange rows = samples_within_reach(region.y, bin.y, region.reach);
-  const SampleRange columns = samples_within_reach(region.x, bin.x, region.reach);
+  const auto region = make_region<T>(roi, kFarthest<T>, T(in.spatial_scale), in.sampling_ratio,
+                                     in.pooled_height, in.pooled_width, in.height, in.width);
+  const SampleRange rows = samples_beside(region.map_y, region.y, bin.y);
+  const SampleRange columns = samples_beside(region.map_x, region.x, bin.x);
   const T share = T(1) / sample_count(region);
   for (int64_t iy = rows.begin; iy < rows.end; ++iy) {
     for (int64_t ix = columns.begin; ix < columns.end; ++ix) {

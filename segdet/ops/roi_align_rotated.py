@@ -28,7 +28,8 @@ def roi_align_rotated(
 
     A region's centre lies at `pixel * spatial_scale - 0.5` in cells, cell centres being whole
     numbers. A sample beyond [-1, size] is zero and still counts in the average. A region that is
-    not finite, or (with `sampling_ratio` 0) without a positive extent, gives zeros.
+    not finite or has a number beyond 2^22 (float64: 2^48) cells or degrees, or (with
+    `sampling_ratio` 0) without a positive extent, gives zeros.
 
     Args:
         input: (B, C, H, W) floating point, H and W at least 1. float64 is computed in float64,
@@ -72,17 +73,16 @@ def _plain(
     """One region of features (C, H, W), in plain PyTorch: (C, h, w)."""
     (h, w), (channels, height, width) = output_size, features.shape
     cx, cy, extent_x, extent_y = (value * spatial_scale for value in box[:4])
-    if not all(abs(value) < 2**22 for value in (cx, cy, extent_x, extent_y, box[4])):
+    farthest = 2**48 if features.dtype == torch.float64 else 2**22  # as the compiled op's
+    if not all(abs(value) < farthest for value in (cx, cy, extent_x, extent_y, box[4])):
         return features.new_zeros(channels, h, w)
-    rows = sampling_ratio if sampling_ratio > 0 else max(math.ceil(extent_y / h), 0)
-    columns = sampling_ratio if sampling_ratio > 0 else max(math.ceil(extent_x / w), 0)
-    if rows * columns == 0:
-        return features.new_zeros(channels, h, w)
-    v = (torch.arange(h * rows, dtype=torch.float64)[:, None] + 0.5) / (h * rows) - 0.5
-    u = (torch.arange(w * columns, dtype=torch.float64) + 0.5) / (w * columns) - 0.5
+    cy, cx = cy - 0.5, cx - 0.5
     sine, cosine = math.sin(math.radians(box[4])), math.cos(math.radians(box[4]))
-    y = v * extent_y * cosine - u * extent_x * sine + cy - 0.5  # (h * rows, w * columns)
-    x = v * extent_y * sine + u * extent_x * cosine + cx - 0.5
+    corners = [(y - cy, x - cx) for y in (-1, height) for x in (-1, width)]
+    v, rows = _samples(extent_y, h, sampling_ratio, [y * cosine + x * sine for y, x in corners])
+    u, columns = _samples(extent_x, w, sampling_ratio, [x * cosine - y * sine for y, x in corners])
+    y = v[:, None] * cosine - u * sine + cy  # (samples on v, samples on u)
+    x = v[:, None] * sine + u * cosine + cx
     within = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
     samples = features.new_zeros(channels, *y.shape)
@@ -90,4 +90,31 @@ def _plain(
         for cell_x, share_x in ((x.long(), 1 - x.frac()), (x.ceil().long(), x.frac())):
             weight = (within * share_y * share_x).to(features)
             samples = samples + features[:, cell_y, cell_x] * weight
-    return samples.unflatten(2, (w, columns)).unflatten(1, (h, rows)).mean((2, 4))
+    with torch.autocast(features.device.type, enabled=False):
+        return rows.to(features) @ samples @ columns.to(features).T
+
+
+def _samples(
+    extent: float, bins: int, sampling_ratio: int, corners: list[float]
+) -> tuple[Tensor, Tensor]:
+    """The samples on one axis of a region that can lie on the map.
+
+    Args:
+        extent: of the region, in cells.
+        bins: into which it is cut.
+        sampling_ratio: samples per bin; 0 or less: as many as it has cells.
+        corners: of the map, on this axis from the region's centre.
+
+    Returns:
+        (S,) float64 positions from the centre, and (bins, S) what each bin takes of each.
+    """
+    per_bin = sampling_ratio if sampling_ratio > 0 else max(math.ceil(extent / bins), 0)
+    first, last = 0, bins * per_bin
+    if extent > 0:
+        per_cell = last / extent
+        first = max(first, math.floor((min(corners) + extent / 2) * per_cell) - 1)
+        last = min(last, math.ceil((max(corners) + extent / 2) * per_cell) + 1)
+    index = torch.arange(first, max(first, last))
+    position = ((index.double() + 0.5) / max(bins * per_bin, 1) - 0.5) * extent
+    taken = index // max(per_bin, 1) == torch.arange(bins)[:, None]
+    return position, taken.double() / max(per_bin, 1)

@@ -125,11 +125,20 @@ def test_region_without_extent_is_zero_where_adaptive(implementation, device):
     assert roi_align_rotated(maps, rois[:1], 3, sampling_ratio=2).eq(1).all()
 
 
-def test_region_much_larger_than_the_map_costs_no_more_than_the_map(compiled):
-    maps = torch.ones(1, 1, 4, 4, device=compiled)
-    rois = torch.tensor([[0.0, 1.7, 2.1, 1e6, 1e6, 33]], device=compiled)
+@pytest.mark.parametrize("centre", [(1.7, 2.1), (3e5, -2e5)])
+def test_region_much_larger_than_the_map_costs_no_more_than_the_map(implementation, device, centre):
+    maps = torch.ones(1, 1, 4, 4, device=device)
+    rois = torch.tensor([[0.0, *centre, 1e6, 1e6, 33]], device=device)
     out = roi_align_rotated(maps, rois, 1)  # 1e12 samples, about 25 of which meet the map
     torch.testing.assert_close(out.item(), 25 / 1e12, rtol=0.3, atol=0)
+
+
+@pytest.mark.parametrize("dtype, farthest", [(torch.float32, 2.0**22), (torch.float64, 2.0**48)])
+def test_a_region_too_large_for_its_type_is_zero(implementation, device, dtype, farthest):
+    maps = torch.ones(1, 1, 4, 4, dtype=dtype, device=device)
+    rois = torch.tensor([[0, 2, 2, width, 4, 0] for width in (farthest / 2, farthest)])
+    out = roi_align_rotated(maps, rois.to(device, dtype), 1)
+    assert out[0].all() and not out[1].any()
 
 
 def test_nothing_to_pool(implementation, device):
