@@ -21,18 +21,23 @@ from segdet.errors import DataError
 ROOT = Path(__file__).resolve().parents[1]
 NASTY = ROOT.parent / "shared" / "data" / "nasty"
 CONFIG = ROOT / "configs" / "demo" / "mask_rcnn.yaml"
+PANOPTIC = ROOT / "configs" / "demo" / "panoptic_fpn.yaml"
 TINY = """
     MODEL.RESNETS.RES2_OUT_CHANNELS 32 MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.NORM GN
     MODEL.FPN.OUT_CHANNELS 32 MODEL.FPN.NORM GN MODEL.ROI_BOX_HEAD.FC_DIM 16
     MODEL.ROI_MASK_HEAD.NUM_CONV 1 MODEL.ROI_MASK_HEAD.CONV_DIM 8 MODEL.ROI_HEADS.NUM_CLASSES 3
     INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 400
+    MODEL.SEM_SEG_HEAD.NUM_CLASSES 2 MODEL.SEM_SEG_HEAD.CONVS_DIM 32
     DATALOADER.NUM_WORKERS 0
     SOLVER.IMS_PER_BATCH 3 SOLVER.MAX_ITER 2 SOLVER.WARMUP_ITERS 1 SOLVER.BASE_LR 0.001
 """
 NO_DATA = pytest.param(None, marks=pytest.mark.skip(f"needs the nasty files, not at {NASTY}"))
 
 
-SLOW = {"many_annotations.json"}  # 20 000 boxes in one image
+SLOW = {
+    "many_annotations.json",  # 20 000 boxes in one image
+    *("png_palette.json", "png_rgba.json", "stuff_twice.json"),  # as ok.json
+}
 
 
 def cases(folder: str) -> list:
@@ -41,23 +46,40 @@ def cases(folder: str) -> list:
     return marked or [NO_DATA]
 
 
-@pytest.mark.parametrize("file", cases("json"), ids=lambda p: getattr(p, "name", None))
-def test_training_on_it_ends_well_or_says_why(file: Path, tmp_path: Path, capsys):
-    name = f"{file}:{NASTY / 'images'}"
-    argv = ["--config-file", str(CONFIG), *TINY.split(), "OUTPUT_DIR", str(tmp_path)]
+def train_or_say_why(config: Path, name: str, folder: Path, capsys) -> list[dict] | str:
+    """The lines of metrics.json, or the one message that the command ends with."""
+    argv = ["--config-file", str(config), *TINY.split(), "OUTPUT_DIR", str(folder)]
     argv += ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
     try:
         run_command(train, argv)
     except SystemExit as exit_:
         message = capsys.readouterr().err.strip().splitlines()[-1]
         assert exit_.code == 2 and message.startswith("error: ")
-        assert file.name in message or "images/" in message
-        return
-    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+        return message
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     losses = [v for line in lines for k, v in line.items() if "loss" in k]
     assert losses and all(math.isfinite(v) for v in losses)
-    assert any("bbox/AP" in line and "segm/AP" in line for line in lines)
-    assert (tmp_path / "model_final.pth").exists()
+    assert (folder / "model_final.pth").exists()
+    return lines
+
+
+@pytest.mark.parametrize("file", cases("json"), ids=lambda p: getattr(p, "name", None))
+def test_training_on_it_ends_well_or_says_why(file: Path, tmp_path: Path, capsys):
+    ended = train_or_say_why(CONFIG, f"{file}:{NASTY / 'images'}", tmp_path, capsys)
+    if isinstance(ended, str):
+        assert file.name in ended or "images/" in ended
+    else:
+        assert any("bbox/AP" in line and "segm/AP" in line for line in ended)
+
+
+@pytest.mark.parametrize("file", cases("panoptic"), ids=lambda p: getattr(p, "name", None))
+def test_panoptic_training_on_it_ends_well_or_says_why(file: Path, tmp_path: Path, capsys):
+    name = f"{file}:{NASTY / 'images'}:{NASTY / 'panoptic' / 'png'}"
+    ended = train_or_say_why(PANOPTIC, name, tmp_path, capsys)
+    if isinstance(ended, str):
+        assert file.name in ended
+    else:
+        assert any("panoptic_seg/PQ" in line and "segm/AP" in line for line in ended)
 
 
 @pytest.fixture(scope="module")
