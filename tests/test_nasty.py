@@ -36,7 +36,7 @@ NO_DATA = pytest.param(None, marks=pytest.mark.skip(f"needs the nasty files, not
 
 SLOW = {
     "many_annotations.json",  # 20 000 boxes in one image
-    *("png_palette.json", "png_rgba.json", "stuff_twice.json"),  # as ok.json
+    *("crowd_segment.json", "png_palette.json", "png_rgba.json", "stuff_twice.json"),  # as ok.json
 }
 
 
