@@ -1,5 +1,6 @@
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -152,6 +153,30 @@ def one_image(tmp_path):
 
 
 A = {"image_id": "a", "file_name": "a.jpg"}
+
+
+def test_memory_does_not_grow_with_the_images(one_image, tmp_path):
+    file = tmp_path / "truth.json"
+    tree = json.loads(file.read_text())
+    (row,) = tree["annotations"]
+    tree["annotations"] = [row | {"image_id": i} for i in range(220)]
+    file.write_text(json.dumps(tree))
+    evaluator = COCOPanopticEvaluator(NAME, output_dir=tmp_path / "out")
+    tracemalloc.start()
+    try:
+        for i in range(220):
+            if i == 20:
+                before = tracemalloc.get_traced_memory()[0]
+            ids = one_image.clone()
+            record = {"image_id": i, "file_name": f"{i}.jpg"}
+            evaluator.process([record], [{"panoptic_seg": (ids, SEGMENTS)}])
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 200 * 100  # bytes; 100 an image would not hold its segments
+    assert evaluator.evaluate()["panoptic_seg"]["PQ"] == 100
+
+
 SEGMENTS = [
     {"id": 1, "category_id": 0, "isthing": True, "score": 0.9, "instance_id": 0},
     {"id": 2, "category_id": 1, "isthing": False, "area": 3},
