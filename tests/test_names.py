@@ -65,11 +65,13 @@ NAMES = {
     "segdet.modeling": """
         ANCHOR_GENERATOR_REGISTRY BACKBONE_REGISTRY Backbone CascadeROIHeads DatasetMapperTTA FPN
         GeneralizedRCNN GeneralizedRCNNWithTTA META_ARCH_REGISTRY PROPOSAL_GENERATOR_REGISTRY
-        ProposalNetwork ROI_BOX_HEAD_REGISTRY ROI_HEADS_REGISTRY ROI_KEYPOINT_HEAD_REGISTRY
-        ROI_MASK_HEAD_REGISTRY RPN_HEAD_REGISTRY Res5ROIHeads ResNet RetinaNet ShapeSpec
-        SEM_SEG_HEADS_REGISTRY StandardROIHeads build_anchor_generator build_backbone
-        build_box_head build_keypoint_head build_mask_head build_model build_proposal_generator
-        build_roi_heads build_sem_seg_head detector_postprocess sem_seg_postprocess
+        PanopticFPN ProposalNetwork ROI_BOX_HEAD_REGISTRY ROI_HEADS_REGISTRY
+        ROI_KEYPOINT_HEAD_REGISTRY ROI_MASK_HEAD_REGISTRY RPN_HEAD_REGISTRY Res5ROIHeads ResNet
+        RetinaNet SEM_SEG_HEADS_REGISTRY SemanticSegmentor ShapeSpec StandardROIHeads
+        build_anchor_generator build_backbone build_box_head build_keypoint_head build_mask_head
+        build_model build_proposal_generator build_resnet_backbone build_resnet_fpn_backbone
+        build_retinanet_resnet_fpn_backbone build_roi_heads build_sem_seg_head
+        detector_postprocess sem_seg_postprocess
     """,
     "segdet.solver": "build_lr_scheduler build_optimizer get_default_optimizer_params",
     "segdet.structures": """

@@ -14,6 +14,7 @@ from segdet.errors import ConfigError
 from segdet.layers import Losses, ShapeSpec
 from segdet.modeling import roi_heads
 from segdet.modeling.anchors import AnchorGeneratorConfig
+from segdet.modeling.backbones import BACKBONES, Backbone, BackboneSections
 from segdet.modeling.box_head import BoxHeadConfig
 from segdet.modeling.build import build_backbone
 from segdet.modeling.keypoint_head import KeypointHeadConfig
@@ -42,6 +43,25 @@ class _Maps:
 
     def output_shape(self) -> Shapes:
         return self._shapes
+
+
+def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """A ResNet for images of `input_shape.channels` channels."""
+    return _backbone(cfg, input_shape, "build_resnet_backbone")
+
+
+def build_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """A ResNet with a feature pyramid, p2 to p6."""
+    return _backbone(cfg, input_shape, "build_resnet_fpn_backbone")
+
+
+def build_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """A ResNet with a feature pyramid, p3 to p7."""
+    return _backbone(cfg, input_shape, "build_retinanet_resnet_fpn_backbone")
+
+
+def _backbone(cfg: CfgNode, shape: ShapeSpec, name: str) -> Backbone:
+    return BACKBONES[name](read_section(BackboneSections, cfg, at="MODEL"), _channels(shape))
 
 
 def build_proposal_generator(cfg: CfgNode, input_shape: Shapes) -> Any:
@@ -93,7 +113,7 @@ def build_sem_seg_head(cfg: CfgNode, input_shape: Shapes) -> SemSegHead:
 
 def _channels(shape: ShapeSpec) -> int:
     if shape.channels is None:
-        raise ConfigError(f"a head needs the channels of its input, {shape} has none")
+        raise ConfigError(f"the channels of the input must be known, {shape} has none")
     return shape.channels
 
 

@@ -27,6 +27,7 @@ from segdet.modeling import (
     build_box_head,
     build_model,
     build_proposal_generator,
+    build_resnet_backbone,
     build_roi_heads,
 )
 from segdet.modeling.backbones import BackboneConfig, BackboneSections
@@ -143,9 +144,9 @@ def test_a_backbone_class(cfg):
 def test_a_backbone_function(cfg):
     @BACKBONE_REGISTRY.register()
     def build_toy_fpn_backbone(cfg, input_shape):
-        bottom_up = ToyBackbone(cfg, input_shape)
+        bottom_up = build_resnet_backbone(cfg, input_shape)
         return FPN(
-            bottom_up=bottom_up, in_features=["toy"], out_channels=4, norm="", top_block=None
+            bottom_up=bottom_up, in_features=["res4"], out_channels=4, norm="", top_block=None
         )
 
     cfg.MODEL.BACKBONE.NAME = "build_toy_fpn_backbone"
