@@ -72,6 +72,15 @@ def test_layers_match_definition():
     assert upsampled.shape == (2, K, 64, 96)
 
 
+def test_convolutions_and_predictor_start_as_caffe2s_msra_fill():
+    head = a_head(convs_dim=64, num_classes=50)
+    for name in ("p2.0", "p5.4", "predictor"):
+        layer = head.get_submodule(name)
+        fan_out = layer.out_channels * layer.kernel_size[0] ** 2
+        assert layer.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+        assert (layer.bias == 0).all()
+
+
 def test_a_coarser_common_stride():
     head = a_head(common_stride=8, in_features=("p3", "p4", "p5"))
     assert [name for name in head.state_dict() if name.endswith("weight")] == [

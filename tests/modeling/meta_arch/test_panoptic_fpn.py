@@ -165,6 +165,30 @@ def test_results_are_detectron2s(cfg, image):
                 assert one["area"] == pixels.sum()
 
 
+def test_the_merges_settings_are_the_configs(tiny_cfg):
+    cfg = tiny_cfg("PanopticFPN")
+    keys = {"OVERLAP_THRESH": 0.3, "STUFF_AREA_LIMIT": 9, "INSTANCES_CONFIDENCE_THRESH": 0.6}
+    for key, value in keys.items():
+        cfg.MODEL.PANOPTIC_FPN.COMBINE[key] = value
+    masks = torch.zeros(3, 10, 10, dtype=torch.bool)
+    masks[0, :, :5], masks[1, 6:, 3:], masks[2, 0, 5:] = True, True, True
+    labels = torch.zeros(10, 10, dtype=torch.int64)
+    labels[0, 6:9], labels[1:5, 6:9] = 1, 2
+    found = detections(masks, [0.9, 0.8, 0.59])
+    combine = build_model(cfg).combine
+    assert [one["id"] for one in combine(found, labels)[1]] == [1, 2, 3]
+    masks[1, 5, :5] = True  # 13 of 33 pixels are taken, more than 0.3
+    assert [one["isthing"] for one in combine(found, labels)[1]] == [True, False]
+
+
+@torch.no_grad()
+def test_parts_are_without_padding(cfg, image):
+    model = build_model(cfg).eval()
+    parts = model.predict(model.preprocess_image([image(size=(40, 64)), image(size=(64, 30))]))
+    assert [tuple(one.sem_seg.shape) for one in parts] == [(5, 40, 64), (5, 64, 30)]
+    assert [one.instances.image_size for one in parts] == [(40, 64), (64, 30)]
+
+
 @torch.no_grad()
 def test_without_the_merge(cfg, image):
     cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED = False
