@@ -177,11 +177,24 @@ def test_names_of_the_coarse_head():
     assert narrow(torch.rand(2, 4, 4, 4)).shape == (2, 9)
 
 
-def test_configs_of_the_first_release_mean_the_same_model(cfg):
+def test_masks_start_at_a_half(cfg):
+    torch.manual_seed(0)
+    head = build_model(cfg).roi_heads.mask_head
+    for predictor in (head.coarse_head.prediction, head.point_head.predictor):
+        assert 0.0007 < predictor.weight.std() < 0.0013 and not predictor.bias.any()
+    fc, conv = head.coarse_head.fc1.weight, head.coarse_head.reduce_spatial_dim_conv.weight
+    bound = (3 / fc.shape[1]) ** 0.5  # Xavier's uniform; the convolutions are MSRA's normal
+    assert 0.99 * bound < fc.abs().max() <= bound
+    assert conv.std().item() == pytest.approx((2 / (conv.shape[0] * 4)) ** 0.5, rel=0.1)
+
+
+def test_configs_of_the_first_release_mean_the_same_model(cfg, tmp_path):
     today = build_model(cfg).state_dict()
-    cfg.MODEL.ROI_HEADS.NAME = "PointRendROIHeads"
-    cfg.MODEL.ROI_MASK_HEAD.NAME = "CoarseMaskHead"
     cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = "ROIAlignV2"
+    (tmp_path / "old.yaml").write_text(
+        "MODEL: {ROI_HEADS: {NAME: PointRendROIHeads}, ROI_MASK_HEAD: {NAME: CoarseMaskHead}}"
+    )
+    cfg.merge_from_file(tmp_path / "old.yaml")
     old = build_model(cfg).state_dict()
     assert {n: t.shape for n, t in today.items()} == {n: t.shape for n, t in old.items()}
 
