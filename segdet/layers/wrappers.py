@@ -47,18 +47,20 @@ class Conv2d(nn.Conv2d):
         return output
 
 
-def conv3x3_relu(in_channels: int, out_channels: int, norm: str = "") -> Conv2d:
-    """3x3 convolution that keeps the size, norm, ReLU; the layer that heads are stacked from.
+def conv3x3_relu(in_channels: int, out_channels: int, norm: str = "", stride: int = 1) -> Conv2d:
+    """3x3 convolution that pads by 1, norm, ReLU; the layer that heads are stacked from.
 
     Args:
         in_channels: of the input.
         out_channels: of the output.
         norm: a name that `get_norm` knows; the convolution has a bias only without one.
+        stride: 1 keeps the size.
     """
     conv = Conv2d(
         in_channels,
         out_channels,
         kernel_size=3,
+        stride=stride,
         padding=1,
         bias=not norm,
         norm=get_norm(norm, out_channels),

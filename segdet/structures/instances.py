@@ -192,6 +192,7 @@ class Detections(Instances):
     scores: Tensor  # (N,) in [0, 1], descending
     pred_classes: Tensor  # (N,) int64 in [0, num_classes)
     pred_masks: Tensor  # (N, H, W) bool, or (N, 1, M, M) probabilities before pasting
+    mask_scores: Tensor  # (N,): scores times the predicted IoU of the mask; may leave [0, 1]
     pred_keypoints: Tensor  # (N, keypoints, 3): x and y in pixels, score
 
 
