@@ -269,6 +269,8 @@ def _to_coco(
             row["category_name"] = names[label]
         if masks is not None:
             row["segmentation"] = masks[i]
+        if found.has("mask_scores"):
+            row["mask_score"] = found.mask_scores[i].item()
         rows.append(row)
     return rows
 

@@ -86,8 +86,8 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
 
         Args:
             inputs: with `file_name`.
-            outputs: with `instances`: `pred_masks` (N, H, W), `scores`, `pred_classes`, in the
-                frame of the original image.
+            outputs: with `instances`: `pred_masks` (N, H, W), `mask_scores` or `scores`, and
+                `pred_classes`, in the frame of the original image.
         """
         label_of = np.array([_by_name(name) for name in self._metadata.thing_classes])
         for record, output in zip(inputs, outputs, strict=True):
@@ -105,9 +105,10 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
             shared = np.array(rows, np.int64).reshape(len(masks), len(ids))
             pixels = shared.sum(1)
             some = pixels > 0
+            scores = found.mask_scores if found.has("mask_scores") else found.scores
             matches = _Matches(
                 labels=label_of[found.pred_classes.numpy()][some],
-                scores=found.scores.double().numpy()[some],
+                scores=scores.double().numpy()[some],
                 pixels=pixels[some],
                 shared=shared[some],
                 ids=ids.astype(np.int64),

@@ -50,6 +50,7 @@ class _Found:
     classes: np.ndarray  # (N,) int64, contiguous
     masks: list[dict] | None  # N RLEs
     keypoints: np.ndarray | None  # (N, P, 3)
+    mask_scores: np.ndarray | None  # (N,)
 
 
 class COCOEvaluator(DatasetEvaluator):
@@ -136,7 +137,8 @@ class COCOEvaluator(DatasetEvaluator):
         Args:
             inputs: with `image_id`.
             outputs: with `instances`: `pred_boxes`, `scores`, `pred_classes`, and maybe
-                `pred_masks` (N, H, W) and `pred_keypoints` (N, P, 3), and/or with `proposals`:
+                `pred_masks` (N, H, W), `mask_scores` (N,), by which masks rank in place of
+                `scores`, and `pred_keypoints` (N, P, 3), and/or with `proposals`:
                 `proposal_boxes` and `objectness_logits`; in the frame of the original image.
         """
         for image, output in zip(inputs, outputs, strict=True):
@@ -245,12 +247,14 @@ def _compact(image_id: Hashable, instances: Instances, rotated: bool) -> _Found:
     found = instances.to("cpu")
     boxes = _boxes(image_id, found.pred_boxes, rotated)
     scores = found.scores.detach().double().numpy()
-    keypoints = None
+    keypoints = mask_scores = None
+    if found.has("mask_scores"):
+        mask_scores = found.mask_scores.detach().double().numpy()
     if found.has("pred_keypoints"):
         keypoints = found.pred_keypoints.detach().double().numpy().copy()
         keypoints[..., :2] -= 0.5  # COCO's are indices of pixels, the model's places on the image
-    for numbers in (boxes, scores, np.zeros(0) if keypoints is None else keypoints):
-        if not np.isfinite(numbers).all():
+    for numbers in (boxes, scores, keypoints, mask_scores):
+        if numbers is not None and not np.isfinite(numbers).all():
             raise DataError(f"image {image_id}: the model's boxes or scores are NaN or infinite")
     return _Found(
         image_id=image_id,
@@ -259,6 +263,7 @@ def _compact(image_id: Hashable, instances: Instances, rotated: bool) -> _Found:
         classes=found.pred_classes.numpy(),
         masks=encode_masks(found.pred_masks) if found.has("pred_masks") else None,
         keypoints=keypoints,
+        mask_scores=mask_scores,
     )
 
 
@@ -295,9 +300,12 @@ def _join(found: list[_Found], truth: GroundTruth, category_of_class: list[int])
     if any(one.masks is not None for one in found):
         masks = [mask for one in found for mask in one.masks or []]
     poses = [one.keypoints for one in found if one.keypoints is not None and len(one.keypoints)]
-    keypoints = None
+    keypoints = mask_scores = None
     if any(one.keypoints is not None for one in found):
         keypoints = np.concatenate(poses or [truth.keypoints[:0]])
+    if any(one.mask_scores is not None for one in found):
+        ranks = [one.scores if one.mask_scores is None else one.mask_scores for one in found]
+        mask_scores = np.concatenate(ranks)
     return Predictions(
         image=np.repeat(np.array(images, np.int64), [len(one.scores) for one in found]),
         category=category,
@@ -305,6 +313,7 @@ def _join(found: list[_Found], truth: GroundTruth, category_of_class: list[int])
         boxes=np.concatenate([truth.boxes[:0], *(one.boxes for one in found)]),
         masks=masks,
         keypoints=keypoints,
+        mask_scores=mask_scores,
     )
 
 
@@ -328,6 +337,8 @@ def _rows(one: _Found) -> list[dict[str, Any]]:
     }
     if one.masks is not None:
         columns["segmentation"] = one.masks
+    if one.mask_scores is not None:
+        columns["mask_score"] = one.mask_scores.tolist()
     if one.keypoints is not None:
         columns["keypoints"] = one.keypoints.reshape(len(one.scores), -1).tolist()
     objects = zip(*columns.values(), strict=True)

@@ -66,7 +66,7 @@ def coco_metrics(
     Args:
         ground_truth: the annotations.
         predictions: with `boxes` for "bbox", `masks` for "segm" and "boundary", `keypoints` for
-            "keypoints".
+            "keypoints". Masks rank by `mask_scores`, if there are such.
         kind: one of these four; "boundary" is "segm" by `boundary_overlap`, always with
             pycocotools.
         max_detections: the best per image and category that count ("AR100" is at this number);
@@ -93,6 +93,7 @@ def coco_metrics(
         kind, backend = "segm", functools.partial(pycocotools_curves, overlap=boundary_overlap)
     if kind == "segm":
         ground_truth = with_a_mask_for_all(ground_truth)
+        predictions = predictions.ranked_by_mask()
     if kind == "keypoints":
         _check_points(ground_truth, predictions, sigmas)
         limits = [MAX_POSES]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -65,9 +65,14 @@ class Predictions:
     boxes: np.ndarray | None = None  # (N, 4) or (N, 5) float64, as GroundTruth's
     masks: list[dict] | None = None  # N compressed RLE dicts of the image's size
     keypoints: np.ndarray | None = None  # (N, P, 3) float64 x, y of pixels, score
+    mask_scores: np.ndarray | None = None  # (N,) float64; None where masks rank by `scores`
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def ranked_by_mask(self) -> Predictions:
+        """With `mask_scores`, if there are such, as `scores`."""
+        return self if self.mask_scores is None else replace(self, scores=self.mask_scores)
 
 
 def read_ground_truth(

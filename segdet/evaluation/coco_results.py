@@ -77,8 +77,8 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
     """Read a results file: a list of {image_id, category_id, score} and what was found.
 
     Args:
-        json_file: the results; all have a bbox or none, likewise a segmentation (RLE) and keypoints
-            (triples x, y, score).
+        json_file: the results; all have a bbox or none, likewise a segmentation (RLE), a
+            mask_score, by which masks rank in place of score, and keypoints (triples x, y, score).
         ground_truth: whose images and categories they refer to.
 
     Returns:
@@ -93,6 +93,8 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
     points = ground_truth.keypoints.shape[1]
     if "keypoints" in rows[0] if rows else points:
         kinds.append("keypoints")
+    if "segmentation" in kinds and rows and "mask_score" in rows[0]:
+        kinds.append("mask_score")
     if not kinds:
         raise DataError(f"{json_file}: results[0] has no bbox, segmentation or keypoints")
     checked = []
@@ -101,8 +103,8 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
             checked.append(_check_row(row, kinds, ground_truth))
         except DataError as error:
             raise _in_record(error, json_file, number, row) from None
-    columns = zip(*checked, strict=True) if checked else [()] * 6
-    images, categories, scores, boxes, masks, poses = columns
+    columns = zip(*checked, strict=True) if checked else [()] * 7
+    images, categories, scores, mask_scores, boxes, masks, poses = columns
     if "segmentation" in kinds:
         counts = count_pixels([mask["counts"] for mask in masks])
         pixels = ground_truth.image_sizes.prod(1)[list(images)]
@@ -118,6 +120,7 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4) if "bbox" in kinds else None,
         masks=list(masks) if "segmentation" in kinds else None,
         keypoints=np.array(poses).reshape(len(rows), points, 3) if "keypoints" in kinds else None,
+        mask_scores=np.array(mask_scores, dtype=np.float64) if "mask_score" in kinds else None,
     )
 
 
@@ -146,22 +149,23 @@ def _in_record(
 
 
 def _check_row(row: dict, kinds: list[str], ground_truth: GroundTruth) -> tuple:
-    """Image, category, score, and box, mask and keypoints or None."""
+    """Image, category, score, and mask's score, box, mask and keypoints or None."""
     image = _known(row, "image_id", ground_truth.image_index)
     category = _known(row, "category_id", ground_truth.category_index)
     for key in ("score", *kinds):
         if key not in row:
             raise DataError(f"has no {key}")
-    score = row["score"]
-    if not _is_finite(score):
-        raise DataError(f"score must be a finite number, is {score!r}")
+    for key in ("score", "mask_score"):
+        if key in ("score", *kinds) and not _is_finite(row[key]):
+            raise DataError(f"{key} must be a finite number, is {row[key]!r}")
+    mask_score = row["mask_score"] if "mask_score" in kinds else None
     box = _check_box(row["bbox"]) if "bbox" in kinds else None
     mask = points = None
     if "segmentation" in kinds:
         mask = _check_rle(row["segmentation"], ground_truth.image_sizes[image].tolist())
     if "keypoints" in kinds:
         points = _check_keypoints(row["keypoints"], ground_truth.keypoints.shape[1])
-    return image, category, score, box, mask, points
+    return image, category, row["score"], mask_score, box, mask, points
 
 
 def _known(row: dict[str, Any], key: str, index: dict[Any, int]) -> int:

@@ -89,7 +89,7 @@ def lvis_metrics(
     import hotcoco
 
     if kind == "segm":
-        truth = with_a_mask_for_all(truth)
+        truth, predictions = with_a_mask_for_all(truth), predictions.ranked_by_mask()
     images, categories = image_and_category_rows(truth)
     for row, negative, open_ in zip(images, truth.negative, truth.not_exhaustive, strict=True):
         row["neg_category_ids"] = [category + 1 for category in negative]

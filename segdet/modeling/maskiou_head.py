@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, c2_msra_fill, c2_xavier_fill, conv3x3_relu, normal_fill
-from segdet.modeling.mask_head import masks_of_class
+from segdet.layers import Losses, c2_xavier_fill, conv3x3_relu, normal_fill
 from segdet.structures import BitMasks, Detections, PolygonMasks, Proposals, Targets
 from segdet.structures.polygons import Box, Polygon, rasterized_area
 
@@ -178,9 +177,13 @@ def _bitmask_shares(masks: BitMasks, boxes: Tensor) -> Tensor:
 
 
 def _polygon_shares(masks: PolygonMasks, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """As the official code counts, on two canvases of whole pixels: it may come to 1.003."""
+    """As the official code counts, on two canvases of whole pixels: it may come to 1.003.
+
+    In float32 as there, because the areas depend on how the last digit of a point is rounded.
+    """
     shares = []
-    for polygons, box in zip(masks, boxes.double().cpu().numpy(), strict=True):
+    for parts, box in zip(masks, boxes.float().cpu().numpy(), strict=True):
+        polygons = [part.astype(np.float32) for part in parts]
         whole = rasterized_area(polygons, _window(polygons, box, image_size)) if polygons else 0
         shares.append(rasterized_area(polygons, box) / max(whole, 1))
     return boxes.new_tensor(shares)
@@ -189,7 +192,7 @@ def _polygon_shares(masks: PolygonMasks, boxes: Tensor, image_size: tuple[int, i
 def _window(polygons: Sequence[Polygon], box: Box, image_size: tuple[int, int]) -> Box:
     """The part of the image around an object and a box: (4,) XYXY."""
     points = np.concatenate(polygons).reshape(-1, 2)
-    last = np.array(image_size[::-1]) - 1
+    last = np.array(image_size[::-1], np.float32) - 1
     low = np.minimum(np.trunc(box[:2]), points.min(0)).clip(0, last)
     high = np.maximum(np.trunc(box[2:]) + 1, points.max(0)).clip(0, last)
     return np.concatenate((low, high))

@@ -103,7 +103,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
             [self._moved_back(*pair) for pair in zip(found, moves, strict=True)], size
         )
         if self.mask_on:
-            merged.pred_masks = self._masks(views, moves, merged)
+            self._add_masks(views, moves, merged)
         return detector_postprocess(merged, *size)
 
     def _batches(self, views: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -140,11 +140,12 @@ class GeneralizedRCNNWithTTA(nn.Module):
             size, pred_boxes=clipped[keep], scores=scores[keep], pred_classes=classes[keep]
         )
 
-    def _masks(
+    def _add_masks(
         self, views: list[dict[str, Any]], moves: list[T.TransformList], merged: Detections
-    ) -> Tensor:
-        """(N, 1, M, M) probabilities, the mean over the views."""
-        total: Tensor | None = None
+    ) -> None:
+        """Sets `pred_masks`, and `mask_scores` if the model gives such: means over the views."""
+        masks: list[Tensor] = []  # of each view, (N, 1, M, M) probabilities
+        scores: list[Tensor] = []
         for part in self._batches(list(zip(views, moves, strict=True))):
             images = self.model.preprocess_image([view for view, _ in part])
             there = [
@@ -159,10 +160,12 @@ class GeneralizedRCNNWithTTA(nn.Module):
             features = self.model.backbone(images.tensor)
             masked = self.model.roi_heads.predict_masks(features, there)
             for (_, move), found in zip(part, masked, strict=True):
-                masks = found.pred_masks.flip(3) if _is_mirrored(move) else found.pred_masks
-                total = masks if total is None else total + masks
-        assert total is not None, "there is at least one view"
-        return total / len(views)
+                masks.append(found.pred_masks.flip(3) if _is_mirrored(move) else found.pred_masks)
+                if found.has("mask_scores"):
+                    scores.append(found.mask_scores)
+        merged.pred_masks = torch.stack(masks).mean(0)
+        if scores:
+            merged.mask_scores = torch.stack(scores).mean(0)
 
 
 def _check_heads(heads: Any) -> None:

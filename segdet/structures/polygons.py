@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Polygon = NDArray[np.float64]  # x0, y0, x1, y1, ...
-Box = NDArray[np.floating[Any]]  # (4,) XYXY
+Numbers = NDArray[np.floating[Any]]
+Polygon = Numbers  # x0, y0, x1, y1, ...
+Box = Numbers  # (4,) XYXY
 
 # pycocotools walks an outline in steps of 1/5 pixel and allocates every step as it goes: beyond
 # this length (pixels) what lies off the canvas is cut away first. Below it results are its own.
@@ -67,12 +68,10 @@ def rasterized_area(polygons: Sequence[Polygon], box: Box) -> int:
     width, height = (int(side) for side in box[2:] - box[:2])
     moved = [(polygon.reshape(-1, 2) - box[:2]).reshape(-1) for polygon in polygons]
     rles = _rles(moved, height, width)
-    return int(mask_util.area(rles).sum()) if rles else 0
+    return int(cast(Any, mask_util.area)(rles).sum()) if rles else 0
 
 
-def rasterize_polygons_within_box(
-    polygons: Sequence[Polygon], box: Box, mask_size: int
-) -> Tensor:
+def rasterize_polygons_within_box(polygons: Sequence[Polygon], box: Box, mask_size: int) -> Tensor:
     """The part of an object inside a box, stretched to a square mask.
 
     Source: the mask targets of detectron2, which follow Mask R-CNN (arXiv:1703.06870).
@@ -119,7 +118,7 @@ def _outline(polygon: Polygon, height: int, width: int) -> Polygon:
     return points.reshape(-1)
 
 
-def _cut(points: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cut(points: Numbers, depth: Numbers) -> Numbers:
     """Keep the part of a polygon on one side of a line (Sutherland and Hodgman 1974).
 
     Args:

@@ -102,7 +102,7 @@ def background_first(name: str, value: np.ndarray) -> np.ndarray:
         return np.concatenate((value[-1:], value[:-1]))
     if ".bbox_pred." in name:
         return np.concatenate((np.ones_like(value[:4]), value))
-    if "mask_head.predictor." in name:
+    if "mask_head.predictor." in name or "maskiou_head.maskiou." in name:
         return np.concatenate((np.ones_like(value[:1]), value))
     return value
 
@@ -169,6 +169,8 @@ def benchmark_name(name: str) -> str:
         (r"mask_head\.mask_fcn", "mask.feature_extractor.mask_fcn"),
         (r"mask_head\.deconv", "mask.predictor.conv5_mask"),
         (r"mask_head\.predictor", "mask.predictor.mask_fcn_logits"),
+        (r"maskiou_head\.maskiou\.", "maskiou.predictor.maskiou."),
+        (r"maskiou_head\.maskiou_f", "maskiou.feature_extractor.maskiou_f"),
         (r"keypoint_head\.score", "keypoint.predictor.kps_score"),
         (r"keypoint_head", "keypoint.feature_extractor"),
     )
@@ -207,6 +209,8 @@ def maskrcnn_benchmark(path, official):
     # C4's mask branch shares the box branch's stage, and files hold it twice.
     shared = {n.replace(".box.", ".mask."): v for n, v in weights.items() if ".head.layer4." in n}
     weights |= shared
+    variances = [n for n in weights if n.endswith(".running_var")]  # to which nothing is added
+    weights |= {n: weights[n].astype(np.float64) + 1e-5 for n in variances}
     anchors = {f"module.rpn.anchor_generator.cell_anchors.{i}": np.ones((3, 4)) for i in range(5)}
     content = {"model": as_tensors(weights | anchors), "optimizer": {}, "iteration": 90000}
     torch.save(content, path, _use_new_zipfile_serialization=False)
@@ -236,6 +240,34 @@ def test_a_whole_detector(tmp_path, cfg, official, expected, file):
     assert checkpointer.report.problems() == ""
     assert len(checkpointer.report.loaded) == len(official)
     torch.testing.assert_close(outputs(model), expected, rtol=0, atol=0)
+
+
+def test_mask_scoring_rcnns_release(tmp_path, size, recipe, parity_dir, shared_configs):
+    thin = [*THIN, "MODEL.ROI_MASKIOU_HEAD.CONV_DIM", 4] if size == "thin" else []
+    cfg = official_cfg("fpn", "MODEL.MASKIOU_ON", True, *thin)
+    model = build_model(cfg)
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    table = json.loads(gzip.decompress((shared_configs / "detectron2.json.gz").read_bytes()))
+    released = [benchmark_name(name) for name, _ in table[MODELS["fpn"]]["state_dict"]]
+    golden = json.loads((parity_dir / "systems" / "mask_scoring_rcnn_head.json").read_text())
+    released += [f"module.{name}" for name, _, _ in golden["state_dict"]]
+    assert sorted(map(benchmark_name, shapes)) == sorted(released)
+    entries = [(name, shape, "float32") for name, shape in shapes.items()]
+    official = recipe.state_dict(entries, seed=1)
+    if size == "official":
+        for name, shape, _ in golden["state_dict"]:
+            (ours,) = (n for n in shapes if benchmark_name(n) == f"module.{name}")
+            assert list(background_first(ours, official[ours]).shape) == shape
+    maskrcnn_benchmark(tmp_path / "release.pth", official)
+    checkpointer = DetectionCheckpointer(model)
+    checkpointer.load(tmp_path / "release.pth", strict=True)
+    assert checkpointer.report.problems() == ""
+    assert len(checkpointer.report.loaded) == len(official)
+    other = build_model(cfg)
+    other.load_state_dict(as_tensors(official))
+    found = outputs(model)
+    assert "mask_scores" in found
+    torch.testing.assert_close(found, outputs(other), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["caffe2", "torchvision", "timm", "detectron2"])
@@ -288,6 +320,9 @@ def test_a_backbone(tmp_path, cfg, official, expected, name):
         ("roi_heads.mask.feature_extractor.head.layer4.1.bn2.bias", None),
         ("roi_heads.mask.feature_extractor.mask_fcn3.1.weight",
          "roi_heads.mask_head.mask_fcn3.norm.weight"),
+        ("roi_heads.maskiou.feature_extractor.maskiou_fc1.bias",
+         "roi_heads.maskiou_head.maskiou_fc1.bias"),
+        ("roi_heads.maskiou.predictor.maskiou.weight", "roi_heads.maskiou_head.maskiou.weight"),
         ("roi_heads.keypoint.feature_extractor.conv_fcn8.bias",
          "roi_heads.keypoint_head.conv_fcn8.bias"),
         ("roi_heads.keypoint.predictor.kps_score_lowres.weight",

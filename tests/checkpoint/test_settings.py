@@ -58,6 +58,10 @@ def conv(name, out, into):
             | {"backbone.body.stem.conv1.weight": 0, "roi_heads.mask.predictor.x": 0},
             BGR | IN_3X3 | ROI_ALIGN | {"MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlign"},
         ),
+        (
+            {"backbone.body.stem.conv1.weight": 0, "backbone.fpn.fpn_inner1.weight": 0},
+            BGR | ROI_ALIGN | {"MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2},
+        ),
     ],
 )  # fmt: skip
 def test_what_each_family_was_trained_with(weights, expected):

@@ -144,6 +144,11 @@ PROJECTS = {
         "IMAGE_FEATURE_ENABLED": True, "POS_ENC_ENABLED": True, "PARAMS_L2_REGULARIZER": 1e-5,
     },
 }  # fmt: skip
+# Keys of systems that are not detectron2's, with the defaults of their originals.
+BEYOND = {
+    "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0},
+    "MODEL.ROI_MASKIOU_HEAD": {"NAME": "MaskIoUHead", "CONV_DIM": 256, "NUM_CONV": 4},
+}
 
 
 def flat(cfg: CfgNode) -> dict[str, object]:
@@ -154,10 +159,10 @@ def as_lists(value: object) -> object:
     return [as_lists(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def test_the_tree_is_detectron2s():
+def test_the_tree_is_detectron2s_and_what_other_systems_add():
     expected = {
         f"{section}.{key}".removeprefix("."): value
-        for tree in (DETECTRON2, PROJECTS)
+        for tree in (DETECTRON2, PROJECTS, BEYOND)
         for section, keys in tree.items()
         for key, value in keys.items()
     }

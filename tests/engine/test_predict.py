@@ -89,6 +89,17 @@ def test_copies_and_json_are_written(pictures, tmp_path):
     assert decode_rle(row["segmentation"]).sum() == 600
 
 
+def test_scores_of_masks_stand_beside_the_others(pictures, tmp_path):
+    def predictor(image):
+        found = find_bright_parts(image)
+        found["instances"].mask_scores = torch.tensor([0.6, 0.1])
+        return found
+
+    predict_images(predictor, pictures[:1], tmp_path / "out", PETS)
+    (row,) = json.loads((tmp_path / "out/predictions.json").read_text(encoding="utf-8"))
+    assert (row["score"], row["mask_score"]) == pytest.approx((0.8, 0.6))
+
+
 def test_the_threshold_decides_what_counts(pictures, tmp_path):
     for min_score, number in ((0.0, 2), (0.5, 1), (0.9, 0)):
         predict_images(find_bright_parts, pictures[:1], tmp_path / "out", min_score=min_score)

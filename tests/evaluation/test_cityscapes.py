@@ -133,6 +133,20 @@ def test_objects_by_hand(city, regions, scores, ap):
     assert np.isnan(results["AP-bus"])
 
 
+def test_masks_rank_by_their_own_scores(city):
+    record, ids, _ = city
+    evaluator = CityscapesInstanceEvaluator("town")
+    found = objects_of(ids, [[7], [26_000], [26_001]], [0.9, 0.8, 0.7])
+    aps = []
+    for mask_scores in (None, torch.tensor([0.1, 0.8, 0.7])):
+        if mask_scores is not None:
+            found["instances"].mask_scores = mask_scores
+        evaluator.reset()
+        evaluator.process([record], [found])
+        aps.append(evaluator.evaluate()["segm"]["AP"])
+    assert aps[0] < 80 and aps[1] > 85  # the false one comes last
+
+
 def test_a_second_find_is_false(city):
     record, ids, _ = city
     evaluator = CityscapesInstanceEvaluator("town")

@@ -288,3 +288,28 @@ def test_masks_are_kept_as_run_lengths():
     register_by_hand()
     evaluator = fill(COCOEvaluator(NAME), IMAGES, [square(), square()])
     assert all(len(one.masks[0]["counts"]) < 10 for one in evaluator._found)
+
+
+def test_masks_rank_by_their_own_scores(tmp_path):
+    """Of two objects the true one is second by `scores` and first by `mask_scores`."""
+    register_by_hand()
+    elsewhere = {"pred_boxes": Boxes(torch.tensor([[5.0, 5.0, 8.0, 8.0]]))}
+    elsewhere["pred_masks"] = square()["instances"].pred_masks.roll((4, 4), (1, 2))
+    both = Instances.cat(
+        [square(**elsewhere, scores=torch.tensor([0.9]))["instances"], square()["instances"]]
+    )
+
+    def evaluate(**fields) -> dict[str, float]:
+        one = Instances(both.image_size, **both.get_fields(), **fields)
+        evaluator = COCOEvaluator(NAME, output_dir=tmp_path)
+        evaluator.process(IMAGES, [{"instances": one}] * 2)
+        results = evaluator.evaluate()
+        from_file = evaluate_results(
+            tmp_path / f"{NAME}_coco_format.json", tmp_path / "coco_instances_results.json"
+        )
+        assert from_file["segm"]["AP"] == pytest.approx(results["segm"]["AP"])
+        return {task: results[task]["AP-dog"] for task in ("bbox", "segm")}
+
+    assert evaluate() == pytest.approx({"bbox": 50, "segm": 50}, abs=1)
+    scored = evaluate(mask_scores=torch.tensor([-0.1, 1.2]))
+    assert scored == pytest.approx({"bbox": 50, "segm": 100}, abs=1)

@@ -170,6 +170,8 @@ def test_tasks_are_those_that_all_records_have(files):
     [
         ({"score": 10**400}, "score must be a finite number"),
         ({"score": True}, "score must be a finite number, is True"),
+        ({"mask_score": None}, "has no mask_score"),
+        ({"mask_score": float("nan")}, "mask_score must be a finite number, is nan"),
         ({"bbox": [1, 1, 2]}, "bbox must be four finite numbers"),
         ({"bbox": "1, 1, 2, 2"}, "bbox must be four finite numbers"),
         ({"image_id": ["a"]}, "image_id .* is not in the ground truth"),
@@ -182,7 +184,7 @@ def test_tasks_are_those_that_all_records_have(files):
 )
 def test_broken_records_are_named(files, change, said):
     with pytest.raises(DataError, match=rf"results.json: results\[1\].*{said}"):
-        files({}, change)
+        files({"mask_score": 0.5}, {"mask_score": 0.5} | change)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segdet.layers import Conv2d, ShapeSpec, cat, cross_entropy, nonzero_tuple
+from segdet.layers import Conv2d, ShapeSpec, cat, conv3x3_relu, cross_entropy, nonzero_tuple
 
 
 def test_conv_then_norm_then_activation():
@@ -28,6 +28,13 @@ def test_empty_batch_passes_gradients(norm, device):
     assert output.shape == (0, 4, 4, 4)
     output.sum().backward()
     assert conv.weight.grad is not None and not conv.weight.grad.any()
+
+
+def test_heads_layer_keeps_the_size_or_halves_it():
+    x = torch.randn(2, 3, 7, 7)
+    assert conv3x3_relu(3, 4)(x).shape == (2, 4, 7, 7)
+    half = conv3x3_relu(3, 4, stride=2)
+    assert half(x).shape == (2, 4, 4, 4) and (half(x) >= 0).all()
 
 
 def test_cat_of_one_copies_nothing():

@@ -9,7 +9,7 @@ from shapely import contains_xy, points, prepare
 from shapely.geometry import box as shapely_box
 
 from segdet.structures import polygons_to_bitmask, rasterize_polygons_within_box
-from segdet.structures.polygons import polygon_area
+from segdet.structures.polygons import polygon_area, rasterized_area
 
 NAN, INF = float("nan"), float("inf")
 
@@ -49,6 +49,17 @@ def test_parts_are_joined():
     both = polygons_to_bitmask([square, other], 6, 6)
     apart = [polygons_to_bitmask([part], 6, 6) for part in (square, other)]
     assert np.array_equal(both, apart[0] | apart[1])
+
+
+def test_area_within_a_box_counts_parts_apart_on_whole_pixels():
+    square = array(2, 2, 8, 2, 8, 8, 2, 8)
+    assert rasterized_area([square], array(0, 0, 10, 10)) == 36
+    assert rasterized_area([square], array(5, 2, 8, 8)) == 18
+    assert rasterized_area([square, square], array(0, 0, 10, 10)) == 72
+    assert rasterized_area([square], array(2, 2, 4.9, 4.9)) == 4  # two whole pixels a side
+    for box in (array(2, 2, 2.9, 8), array(20, 20, 30, 30), array(8, 8, 2, 2)):
+        assert rasterized_area([square], box) == 0
+    assert rasterized_area([], array(0, 0, 10, 10)) == 0
 
 
 def test_nothing_to_draw():

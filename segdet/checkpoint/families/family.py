@@ -44,7 +44,7 @@ def background_last(name: str, value: Tensor) -> Tensor:
     module = f".{name}".rpartition(".")[0]
     if module.endswith(".bbox_pred"):
         return value[4:]
-    if module.endswith(".mask_head.predictor"):
+    if module.endswith((".mask_head.predictor", ".maskiou_head.maskiou")):
         return value[1:]
     if module.endswith(".cls_score"):
         return value.roll(-1, 0)

@@ -1,4 +1,4 @@
-"""maskrcnn-benchmark: its Mask, Faster and Keypoint R-CNN releases.
+"""maskrcnn-benchmark: its Mask, Faster and Keypoint R-CNN releases, and Mask Scoring R-CNN's.
 
 Boxes there are a pixel wider and anchors rounded, as in Detectron, so scores agree closely, not
 exactly.
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from segdet.checkpoint.families.family import CAFFE2_IMAGES, Family, background_last
 
+# Its frozen batch norm divides by the root of the variance alone, ours of variance + this.
+_NORM_EPS = 1e-5
 # Its stages count from 1, ours from 2 (res2).
 _NEXT = {str(n): str(n + 1) for n in range(1, 6)}
 _BODY = r"^(?:backbone\.body|roi_heads\.box\.feature_extractor\.head)\.layer(\d)\."
@@ -45,6 +47,8 @@ _NAMES = tuple(
         (r"^roi_heads\.mask\.feature_extractor\.", "roi_heads.mask_head."),
         (r"^roi_heads\.mask\.predictor\.conv5_mask\.", "roi_heads.mask_head.deconv."),
         (r"^roi_heads\.mask\.predictor\.mask_fcn_logits\.", "roi_heads.mask_head.predictor."),
+        # Mask Scoring R-CNN's head
+        (r"^roi_heads\.maskiou\.(?:feature_extractor|predictor)\.", "roi_heads.maskiou_head."),
         # keypoint head
         (r"^roi_heads\.keypoint\.feature_extractor\.", "roi_heads.keypoint_head."),
         (r"^roi_heads\.keypoint\.predictor\.kps_score_", "roi_heads.keypoint_head.score_"),
@@ -67,7 +71,12 @@ def maskrcnn_benchmark_name(name: str) -> str | None:
 
 
 def maskrcnn_benchmark_value(name: str, value: Tensor) -> Tensor:
-    """The background last; the anchors of one map by size, then by ratio, not the other way."""
+    """The background last; the anchors of one map by size, then by ratio, not the other way.
+
+    Variances so that our frozen batch norm gives the same.
+    """
+    if name.endswith(".running_var"):
+        return value - _NORM_EPS
     rows = {"objectness_logits": 1, "anchor_deltas": 4}.get(name.split(".")[-2])
     if rows and len(value) == 15 * rows:  # 5 sizes, 3 ratios: C4; elsewhere a map has one size
         return value.unflatten(0, (3, 5, rows)).transpose(0, 1).flatten(0, 2)
@@ -79,9 +88,12 @@ def _recognises(names: Collection[str]) -> bool:
 
 
 def _settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    settings: dict[str, Any] = CAFFE2_IMAGES | {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign"}
-    if any(name.startswith("roi_heads.mask.") for name in weights):
-        settings["MODEL.ROI_MASK_HEAD.POOLER_TYPE"] = "ROIAlign"
+    settings: dict[str, Any] = dict(CAFFE2_IMAGES)
+    has_masks = any(name.startswith("roi_heads.mask.") for name in weights)
+    for head in ("BOX", "MASK") if has_masks else ("BOX",):
+        settings[f"MODEL.ROI_{head}_HEAD.POOLER_TYPE"] = "ROIAlign"
+        if any(name.startswith("backbone.fpn.") for name in weights):
+            settings[f"MODEL.ROI_{head}_HEAD.POOLER_SAMPLING_RATIO"] = 2
     first = weights.get("backbone.body.layer1.0.conv2.weight")
     if first is not None:
         settings["MODEL.RESNETS.STRIDE_IN_1X1"] = first.shape[0] == first.shape[1]  # no ResNeXt

@@ -8,6 +8,7 @@ from segdet.modeling.meta_arch.cascade_rcnn import CascadeRCNNConfig
 from segdet.modeling.meta_arch.implicit_pointrend import ImplicitPointRendConfig
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from segdet.modeling.meta_arch.mask_rcnn_c4 import MaskRCNNC4Config
+from segdet.modeling.meta_arch.mask_scoring_rcnn import MaskScoringRCNNConfig
 from segdet.modeling.meta_arch.panoptic_fpn import (
     CascadePanopticFPNConfig,
     PanopticFPN,
@@ -33,6 +34,7 @@ __all__ = [
     "MaskRCNN",
     "MaskRCNNC4Config",
     "MaskRCNNConfig",
+    "MaskScoringRCNNConfig",
     "PanopticFPN",
     "PanopticFPNConfig",
     "PointRendConfig",
@@ -49,6 +51,7 @@ __all__ = [
 
 META, ROI_HEADS = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
 MASK_HEAD, SEM_SEG_HEAD = "MODEL.ROI_MASK_HEAD.NAME", "MODEL.SEM_SEG_HEAD.NAME"
+MASKIOU_ON = "MODEL.MASKIOU_ON"
 
 SYSTEMS: dict[str, type[SystemConfig]] = {
     "CascadePanopticFPN": CascadePanopticFPNConfig,
@@ -59,6 +62,7 @@ SYSTEMS: dict[str, type[SystemConfig]] = {
     "PanopticFPN": PanopticFPNConfig,
     "PointRend": PointRendConfig,
     "PointRendSemSeg": PointRendSemSegConfig,
+    "MaskScoringRCNN": MaskScoringRCNNConfig,
     "ProposalNetwork": ProposalNetworkConfig,
     "RetinaNet": RetinaNetConfig,
     "RotatedRCNN": RotatedRCNNConfig,
@@ -67,7 +71,7 @@ SYSTEMS: dict[str, type[SystemConfig]] = {
 
 # What official files say, and the key of `SYSTEMS` that they mean. A file that says all of a row
 # means its system; of several such rows, the longest counts.
-OFFICIAL_NAMES: list[tuple[dict[str, str], str]] = [
+OFFICIAL_NAMES: list[tuple[dict[str, Any], str]] = [
     ({META: "GeneralizedRCNN", ROI_HEADS: "StandardROIHeads"}, "MaskRCNN"),
     ({META: "GeneralizedRCNN", ROI_HEADS: "Res5ROIHeads"}, "MaskRCNNC4"),
     ({META: "GeneralizedRCNN", ROI_HEADS: "CascadeROIHeads"}, "CascadeRCNN"),
@@ -92,6 +96,10 @@ OFFICIAL_NAMES: list[tuple[dict[str, str], str]] = [
     ({META: "RetinaNet"}, "RetinaNet"),
     ({META: "SemanticSegmentor"}, "SemanticSegmentor"),
     ({META: "SemanticSegmentor", SEM_SEG_HEAD: "PointRendSemSegHead"}, "PointRendSemSeg"),
+    (
+        {META: "GeneralizedRCNN", ROI_HEADS: "StandardROIHeads", MASKIOU_ON: True},
+        "MaskScoringRCNN",
+    ),
 ]
 
 

@@ -33,6 +33,12 @@ POINTREND = [
 ]
 TINY = {
     "MaskRCNN": [*PYRAMID, *HEADS],
+    "MaskScoringRCNN": [
+        *PYRAMID,
+        *HEADS,
+        *("MODEL.MASKIOU_ON", True, "MODEL.ROI_MASKIOU_HEAD.CONV_DIM", 8),
+        *("MODEL.ROI_MASKIOU_HEAD.NUM_CONV", 2),
+    ],
     "MaskRCNNC4": [
         *("MODEL.MASK_ON", True),
         *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32),

@@ -26,6 +26,7 @@ LOSSES = {
     "PointRend": {*MASK_RCNN_LOSSES, "loss_mask_point"},
     "ImplicitPointRend": {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask_point", "loss_l2"},
     "PointRendSemSeg": {"loss_sem_seg", "loss_sem_seg_point"},
+    "MaskScoringRCNN": {*MASK_RCNN_LOSSES, "loss_maskiou"},
     "ProposalNetwork": RPN_LOSSES,
     "RetinaNet": {"loss_cls", "loss_box_reg"},
     "RotatedRCNN": {*RPN_LOSSES, "loss_cls", "loss_box_reg"},
@@ -179,6 +180,8 @@ def test_official_names_decide_the_system():
     assert named("SemanticSegmentor", "Res5ROIHeads") == "SemanticSegmentor"
     assert named("PanopticFPN", "StandardROIHeads") == "PanopticFPN"
     assert named("PanopticFPN", "CascadeROIHeads") == "CascadePanopticFPN"
+    scored = {"MODEL.META_ARCHITECTURE": "GeneralizedRCNN", "MODEL.MASKIOU_ON": True}
+    assert system_name(scored | {"MODEL.ROI_HEADS.NAME": "StandardROIHeads"}) == "MaskScoringRCNN"
     with pytest.raises(ConfigError, match=r"META_ARCHITECTURE 'Yolo' is unknown; known: Gen"):
         named("Yolo", "")
     with pytest.raises(ConfigError, match=r"ROI_HEADS.NAME 'X' is unknown; known: StandardROI"):

@@ -1,0 +1,120 @@
+"""Whether mask scores tell how good masks are: Mask R-CNN against Mask Scoring R-CNN.
+
+    python -m benchmarks.mask_scoring output/demo output/demo_mask_scoring
+
+Each folder is what training left: its config.yaml, and the weights in model_final.pth. Printed is
+the correlation (Pearson's), over all detections in the first of DATASETS.TEST, of the score that
+ranks a mask (`mask_scores`, or else `scores`) with its true IoU: the best with an object of its
+class in its image, 0 where there is none. Masks that lie in a crowd for the most part are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segdet.checkpoint import DetectionCheckpointer
+from segdet.config import CfgNode, get_cfg
+from segdet.data import DatasetCatalog, build_detection_test_loader
+from segdet.data.annotations import masks_from_segmentations
+from segdet.errors import ConfigError
+from segdet.modeling import build_model
+from segdet.structures import Instances
+
+IN_A_CROWD = 0.5  # of a mask's pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model's line."""
+
+    name: str
+    correlation: float  # of mask score and true IoU
+    mean_iou: float
+    detections: int
+
+
+def measure(run: Path, device: str) -> Row:
+    """The line of the model in a folder that training left."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(run / "config.yaml"))
+    cfg.merge_from_list(["MODEL.DEVICE", device, "DATALOADER.NUM_WORKERS", 0])
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model, cfg=cfg).load(run / "model_final.pth")
+    scores, ious = (torch.cat(parts) for parts in zip(*results(model, cfg), strict=True))
+    return Row(
+        name=str(run),
+        correlation=correlation(scores, ious),
+        mean_iou=ious.mean().item(),
+        detections=len(ious),
+    )
+
+
+@torch.no_grad()
+def results(model: Any, cfg: CfgNode) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per image, the mask scores and true IoUs of its detections."""
+    name = cfg.DATASETS.TEST[0]
+    records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
+    for inputs in build_detection_test_loader(cfg, name):
+        for image, output in zip(inputs, model(inputs), strict=True):
+            yield scores_and_ious(output["instances"].to("cpu"), records[image["image_id"]])
+
+
+def scores_and_ious(found: Instances, record: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """(N,) and (N,): mask score and true IoU of each detection that is not in a crowd.
+
+    Args:
+        found: in pixels of the image.
+        record: of the image, with its annotations.
+    """
+    annotations = [a for a in record["annotations"] if a.get("segmentation")]
+    size = record["height"], record["width"]
+    segmentations = [a["segmentation"] for a in annotations]
+    objects = masks_from_segmentations(segmentations, size, "bitmask").tensor.flatten(1).float()
+    classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+    crowd = torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool)
+    masks = found.pred_masks.flatten(1).float()
+    shared, areas = masks @ objects.T, masks.sum(1)  # (N, objects), (N,)
+    ious = shared / (areas[:, None] + objects.sum(1) - shared).clamp(min=1)
+    ious[(found.pred_classes[:, None] != classes) | crowd] = 0
+    in_crowd = shared[:, crowd].amax(1) > IN_A_CROWD * areas if crowd.any() else areas < 0
+    scores = found.mask_scores if found.has("mask_scores") else found.scores
+    best = ious.amax(1) if len(annotations) else torch.zeros(len(ious))
+    return scores[~in_crowd], best[~in_crowd]
+
+
+def correlation(scores: Tensor, ious: Tensor) -> float:
+    """Pearson's; needs two detections that differ."""
+    if len(scores) < 2:
+        raise ConfigError(f"a correlation needs detections, there are {len(scores)}")
+    return torch.corrcoef(torch.stack((scores.double(), ious.double())))[0, 1].item()
+
+
+def main() -> None:
+    """Measure each folder and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders that training left")
+    parser.add_argument("--json", type=Path, help="also write the rows there")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    rows = [measure(run, args.device) for run in args.runs]
+    for row in rows:
+        print(
+            f"{row.name}: correlation of mask score and true IoU {row.correlation:.3f}, "
+            f"mean IoU {row.mean_iou:.3f}, {row.detections} detections"
+        )
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+
+
+if __name__ == "__main__":
+    main()

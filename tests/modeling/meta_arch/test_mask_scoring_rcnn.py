@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+import torch
+
+from segdet.data.demo import make_demo_dataset
+from segdet.engine import DefaultTrainer
+from segdet.errors import ConfigError
+from segdet.modeling import GeneralizedRCNNWithTTA, build_model
+from segdet.modeling.maskiou_head import maskiou_loss
+from segdet.structures import BitMasks, Boxes, PolygonMasks, Proposals, Targets
+
+NAME = "MaskScoringRCNN"
+
+
+@pytest.fixture
+def cfg(tiny_cfg):
+    return tiny_cfg(NAME)
+
+
+@pytest.mark.parametrize("key", ["MASK_ON", "MASKIOU_ON"])
+def test_what_it_is_about_cannot_be_off(cfg, key):
+    cfg.MODEL.META_ARCHITECTURE = NAME
+    cfg.MODEL[key] = False
+    with pytest.raises(ConfigError, match="needs MASK_ON and MASKIOU_ON: True"):
+        build_model(cfg)
+
+
+@torch.no_grad()
+def test_only_mask_scores_are_added_to_mask_rcnns_results(cfg, tiny_cfg, image):
+    scoring, plain = build_model(cfg).eval(), build_model(tiny_cfg("MaskRCNN")).eval()
+    weights = scoring.state_dict()
+    names = plain.state_dict().keys()
+    extra = [name for name in weights if name not in names]
+    assert extra and all(name.startswith("roi_heads.maskiou_head.") for name in extra)
+    plain.load_state_dict({name: weights[name] for name in names})
+    batch = [image(), image(size=(50, 70))]
+    for one, other in zip(scoring(batch), plain(batch), strict=True):
+        ours, theirs = one["instances"].get_fields(), other["instances"].get_fields()
+        scores = ours.pop("mask_scores")
+        assert len(scores) == len(ours["scores"]) > 0 and scores.isfinite().all()
+        assert torch.equal(ours.pop("pred_boxes").tensor, theirs.pop("pred_boxes").tensor)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@torch.no_grad()
+def test_mask_scores_follow_the_head(cfg, image):
+    model = build_model(cfg).eval()
+    last = model.roi_heads.maskiou_head.maskiou
+    last.weight.zero_()
+    last.bias.copy_(torch.tensor([0.5, -1.0, 2.0]))
+    found = model([image()])[0]["instances"]
+    torch.testing.assert_close(found.mask_scores, found.scores * last.bias[found.pred_classes])
+
+
+@torch.no_grad()
+def test_nothing_found_has_no_mask_scores_either(cfg, image):
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 2.0
+    for result in build_model(cfg).eval()([image(), image()]):
+        assert result["instances"].mask_scores.shape == (0,)
+
+
+def test_the_loss_reaches_masks_and_backbone_through_the_head(cfg, image):
+    """As in the official code, masks are not detached."""
+    model = build_model(cfg)
+    torch.nn.init.normal_(model.roi_heads.maskiou_head.maskiou.weight)
+    model([image((5, 5, 40, 50))])["loss_maskiou"].backward()
+    for part in (model.roi_heads.mask_head, model.backbone):
+        grads = [p.grad for p in part.parameters() if p.grad is not None]
+        assert grads and any(grad.any() for grad in grads)
+    assert all(p.grad is None for p in model.proposal_generator.parameters())
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("is_bitmask", [False, True])
+def test_tiny_objects_train(cfg, image, agnostic, is_bitmask):
+    cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = agnostic
+    one = image((5, 5, 6, 6), (20.3, 10.2, 20.9, 10.7), (0, 0, 80, 64), (79, 63, 80, 64))
+    if is_bitmask:
+        polygons = one["instances"].gt_masks
+        one["instances"].gt_masks = BitMasks.from_polygon_masks(polygons, 64, 80)
+    model = build_model(cfg)
+    losses = model([one, image()])
+    losses.total().backward()
+    assert losses.total().isfinite() and losses["loss_maskiou"] > 0
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    found = model.eval()([one])[0]["instances"]
+    assert found.mask_scores.isfinite().all() and len(found) > 0
+
+
+@pytest.mark.parametrize("boxes", [(), ((5, 5, 40, 50),)])
+def test_no_proposals_train(cfg, image, boxes):
+    cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
+    model = build_model(cfg)
+    batch = [image(*boxes)]
+    features = model.backbone(model.preprocess_image(batch).tensor)
+    nothing = Proposals(
+        (64, 80), proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.zeros(0)
+    )
+    losses = model.roi_heads.losses(features, [nothing], model.read_targets(batch))
+    losses.total().backward()
+    assert losses["loss_maskiou"] == losses["loss_mask"] == 0 and losses.total().isfinite()
+    found = model.eval().roi_heads.predict(features, [nothing])
+    assert found[0].mask_scores.shape == (0,)
+
+
+def test_the_loss_has_its_weight(cfg, image):
+    one, losses = image((5, 5, 40, 50)), []
+    for weight in (1.0, 3.0):
+        cfg.MODEL.MASKIOU_LOSS_WEIGHT = weight
+        torch.manual_seed(0)
+        losses.append(build_model(cfg)([one])["loss_maskiou"].item())
+    assert losses[1] == pytest.approx(3 * losses[0]) and losses[0] > 0
+
+
+def test_targets_see_the_whole_object(cfg, monkeypatch):
+    """A region that shows half of its object cannot reach an IoU above a half."""
+    seen = []
+
+    def spy(ious, target_ious, *others):
+        seen.append(target_ious)
+        return maskiou_loss(ious, target_ious, *others)
+
+    module = "segdet.modeling.meta_arch.mask_scoring_rcnn"
+    monkeypatch.setattr(f"{module}.maskiou_loss", spy)
+    monkeypatch.setattr(f"{module}.masks_of_class", lambda x, c: torch.ones(len(x), 28, 28))
+    heads = build_model(cfg).roi_heads
+    polygon = [[0.0, 0, 40, 0, 40, 20, 0, 20]]
+    p = Proposals((64, 80), proposal_boxes=Boxes(torch.tensor([[0.0, 0, 20, 20], [0, 0, 40, 20]])))
+    p.gt_index, p.gt_classes = torch.zeros(2).long(), torch.zeros(2).long()
+    maps = [torch.zeros(1, 16, 64 // s, 80 // s) for s in (4, 8, 16, 32)]
+    heads._mask_losses(maps, [p], [Targets((64, 80), gt_masks=PolygonMasks([polygon]))])
+    assert seen[0].tolist() == pytest.approx([0.5, 1.0])
+
+
+@torch.no_grad()
+def test_views_of_test_time_augmentation_are_averaged(cfg, image, monkeypatch):
+    cfg.merge_from_list(["TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.FLIP", True])
+    model = build_model(cfg).eval()
+    heads, views = model.roi_heads, []
+
+    def recorded(features, detections):
+        found = type(heads).predict_masks(heads, features, detections)
+        views.extend(one.mask_scores for one in found if one.has("mask_scores"))
+        return found
+
+    monkeypatch.setattr(heads, "predict_masks", recorded)
+    found = GeneralizedRCNNWithTTA(cfg, model)([image()])[0]["instances"]
+    assert len(views) == 2 and found.mask_scores.isfinite().all()
+    expected = (views[0] + views[1]) / 2
+    assert len(found) > 0 and all((expected - s).abs().min() < 1e-6 for s in found.mask_scores)
+
+
+def demo(folder, cfg, number: int) -> None:
+    """Train and evaluate on the same `number` demo pictures."""
+    make_demo_dataset(folder / "demo", num_train=number, num_val=1)
+    name = f"{folder}/demo/annotations/instances_train.json:{folder}/demo/train"
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+    cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.SEED = str(folder / "run"), 0, 1
+
+
+@pytest.mark.slow
+def test_crowds_and_empty_pictures_train_and_evaluate(cfg, tmp_path):
+    demo(tmp_path, cfg, 8)  # the 5th has a crowd, the 8th nothing
+    cfg.merge_from_list(
+        [
+            *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.IMS_PER_BATCH", 8),
+            *("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "MODEL.ROI_HEADS.NUM_CLASSES", 5),
+            *("INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MIN_SIZE_TEST", 96),
+        ]
+    )
+    trainer = DefaultTrainer(cfg)
+    results = trainer.train()
+    assert np.isfinite([results["bbox"]["AP"], results["segm"]["AP"]]).all()
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
