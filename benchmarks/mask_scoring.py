@@ -26,7 +26,7 @@ from segdet.data import DatasetCatalog, build_detection_test_loader
 from segdet.data.annotations import masks_from_segmentations
 from segdet.errors import ConfigError
 from segdet.modeling import build_model
-from segdet.structures import Instances
+from segdet.structures import BitMasks, Instances
 
 IN_A_CROWD = 0.5  # of a mask's pixels
 
@@ -77,11 +77,13 @@ def scores_and_ious(found: Instances, record: dict[str, Any]) -> tuple[Tensor, T
     annotations = [a for a in record["annotations"] if a.get("segmentation")]
     size = record["height"], record["width"]
     segmentations = [a["segmentation"] for a in annotations]
-    objects = masks_from_segmentations(segmentations, size, "bitmask").tensor.flatten(1).float()
+    masks = masks_from_segmentations(segmentations, size, "bitmask")
+    assert isinstance(masks, BitMasks), "as asked for"
+    objects = masks.tensor.flatten(1).float()
     classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
     crowd = torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool)
-    masks = found.pred_masks.flatten(1).float()
-    shared, areas = masks @ objects.T, masks.sum(1)  # (N, objects), (N,)
+    predicted = found.pred_masks.flatten(1).float()
+    shared, areas = predicted @ objects.T, predicted.sum(1)  # (N, objects), (N,)
     ious = shared / (areas[:, None] + objects.sum(1) - shared).clamp(min=1)
     ious[(found.pred_classes[:, None] != classes) | crowd] = 0
     in_crowd = shared[:, crowd].amax(1) > IN_A_CROWD * areas if crowd.any() else areas < 0
