@@ -28,12 +28,17 @@ def draw_samples(cfg: CfgNode) -> Iterator[VisImage]:
     for batch in build_detection_train_loader(cfg):
         for sample in batch:
             image = convert_image_to_rgb(sample["image"].permute(1, 2, 0).numpy(), cfg.INPUT.FORMAT)
-            targets = sample["instances"]
-            yield Visualizer(image, metadata).overlay_instances(
-                boxes=targets.gt_boxes,
-                labels=[metadata.thing_classes[k] for k in targets.gt_classes],
-                masks=targets.gt_masks if targets.has("gt_masks") else None,
-            )
+            drawing = Visualizer(image, metadata)
+            if "sem_seg" in sample:
+                drawing.draw_sem_seg(sample["sem_seg"])
+            if "instances" in sample:
+                targets = sample["instances"]
+                drawing.overlay_instances(
+                    boxes=targets.gt_boxes,
+                    labels=[metadata.thing_classes[k] for k in targets.gt_classes],
+                    masks=targets.gt_masks if targets.has("gt_masks") else None,
+                )
+            yield drawing.output
 
 
 SOURCES = {"annotation": draw_annotations, "dataloader": draw_samples}

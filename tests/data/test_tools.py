@@ -11,13 +11,24 @@ from .conftest import PanopticFolder
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
+SYSTEM_OF = {
+    "demo": "GeneralizedRCNN",
+    "demo_panoptic": "PanopticFPN",
+    "demo_sem_seg": "SemanticSegmentor",
+}
+
+
+@pytest.mark.parametrize("name", SYSTEM_OF)
 @pytest.mark.parametrize("source", ["annotation", "dataloader"])
-def test_make_demo_data_and_visualize_it(tmp_path: Path, monkeypatch, capsys, source: str):
+def test_make_demo_data_and_visualize_it(
+    tmp_path: Path, monkeypatch, capsys, source: str, name: str
+):
     monkeypatch.setenv("SEGDET_DATASETS", str(tmp_path))
     runpy.run_path(str(TOOLS / "make_demo_data.py"))["main"](["--num-train", "3", "--num-val", "0"])
     config = tmp_path / "config.yaml"
     config.write_text(
-        "DATASETS: {TRAIN: [demo_train]}\nMODEL: {MASK_ON: True}\n"
+        f"DATASETS: {{TRAIN: [{name}_train]}}\n"
+        f"MODEL: {{MASK_ON: True, META_ARCHITECTURE: {SYSTEM_OF[name]}}}\n"
         "DATALOADER: {NUM_WORKERS: 0}\nSOLVER: {IMS_PER_BATCH: 1}\nSEED: 1\n"
         "INPUT: {MIN_SIZE_TRAIN: [100]}\n"
     )
