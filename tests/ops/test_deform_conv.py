@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.ops import deform_conv2d
+from tests.ops.threads import check_same_bits
 
 Arguments = dict[str, Any]
 
@@ -219,17 +220,11 @@ def test_empty_batch(implementation, device, settings):
 def test_same_bits_for_any_number_of_threads(settings):
     arguments = with_grad(random_arguments(dtype=torch.float32, **SETTINGS[settings]))
 
-    def run(threads: int) -> list[Tensor]:
-        torch.set_num_threads(threads)
+    def run() -> list[Tensor]:
         out = deform_conv2d(**arguments)
         return [out, *gradients(out, arguments, torch.ones_like(out))]
 
-    before = torch.get_num_threads()
-    try:
-        for one, three in zip(run(1), run(3), strict=True):
-            assert torch.equal(one, three)
-    finally:
-        torch.set_num_threads(before)
+    check_same_bits(run)
 
 
 def test_deterministic_gradients(compiled):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from segdet.ops import matrix_nms
+from tests.ops.threads import check_same_bits
 
 
 def matrix_nms_by_definition(
@@ -103,12 +104,7 @@ def test_strided_masks_and_detached_scores(implementation, device):
 
 def test_any_number_of_threads_gives_the_same_bits(compiled):
     args = blobs(150, compiled)
-    threads, results = torch.get_num_threads(), []
-    for n in (1, 2):
-        torch.set_num_threads(n)
-        results.append(matrix_nms(*args))
-    torch.set_num_threads(threads)
-    assert torch.equal(*results)
+    check_same_bits(lambda: matrix_nms(*args))
 
 
 def test_refusals(implementation, device):

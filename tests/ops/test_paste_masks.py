@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from segdet.ops import paste_masks
+from tests.ops.threads import check_same_bits
 
 
 def value_by_definition(mask: Tensor, box: list[float], x: float, y: float) -> float:
@@ -144,15 +145,7 @@ def test_result_can_be_written_to(implementation):
 def test_same_bits_for_any_number_of_threads():
     masks, boxes = torch.rand(40, 28, 28), torch.rand(40, 4) * 200
     boxes[:, 2:] += boxes[:, :2]
-    threads = torch.get_num_threads()
-    try:
-        images = []
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            images.append(paste_masks(masks, boxes, (300, 301), -1))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*images)
+    check_same_bits(lambda: paste_masks(masks, boxes, (300, 301), -1))
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2 * 12 * 16 * 4, 1 << 30])

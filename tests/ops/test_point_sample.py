@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from segdet.ops import point_sample
+from tests.ops.threads import check_same_bits
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -161,19 +162,13 @@ def test_a_second_gradient_of_the_coordinates_is_refused(compiled):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_bits_for_any_number_of_threads(layout):
     maps, points = torch.randn(2, 200, 20, 20).to(memory_format=layout), torch.rand(2, 300, 2)
+    maps, points = maps.requires_grad_(), points.requires_grad_()
 
-    def run(threads: int) -> list[Tensor]:
-        torch.set_num_threads(threads)
-        leaves = maps.clone().requires_grad_(), points.clone().requires_grad_()
-        out = point_sample(*leaves)
-        return [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
+    def run() -> list[Tensor]:
+        out = point_sample(maps, points)
+        return [out, *torch.autograd.grad(out.square().sum(), (maps, points))]
 
-    threads = torch.get_num_threads()
-    try:
-        for a, b in zip(run(1), run(3), strict=True):
-            assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
+    check_same_bits(run)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from segdet.ops import ps_roi_align
+from tests.ops.pooling import bilinear, random_rois, value_and_gradient
+from tests.ops.threads import check_same_bits
 
 NAN, INF = math.nan, math.inf
 
@@ -13,9 +15,9 @@ def align_by_definition(
     maps: Tensor, rois: Tensor, size: tuple[int, int], scale: float, ratio: int, group: int
 ) -> Tensor:
     """Every sample of every bin, one after the other, in float64."""
-    maps, (_, planes, height, width) = maps.double(), maps.shape
+    maps = maps.double()
     groups = (group, group) if group else size
-    channels = planes // groups[0] // groups[1]
+    channels = maps.shape[1] // groups[0] // groups[1]
     out = torch.zeros(len(rois), channels, *size, dtype=torch.float64)
     for r, (image, *box) in enumerate(rois.double().tolist()):
         x1, y1, x2, y2 = (value * scale - 0.5 for value in box)
@@ -30,22 +32,9 @@ def align_by_definition(
                     for ix in range(grid_w):
                         y = y1 + (i + (iy + 0.5) / grid_h) * bin_h
                         x = x1 + (j + (ix + 0.5) / grid_w) * bin_w
-                        if not (-1 <= y <= height and -1 <= x <= width):
-                            continue
-                        y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
-                        for cy in {math.floor(y), math.ceil(y)}:
-                            for cx in {math.floor(x), math.ceil(x)}:
-                                share = (1 - abs(y - cy)) * (1 - abs(x - cx))
-                                out[r, :, i, j] += share * own[:, cy, cx]
+                        out[r, :, i, j] += bilinear(own, y, x)
                 out[r, :, i, j] /= max(grid_h * grid_w, 1)
     return out
-
-
-def random_rois(n: int, images: int, side: float) -> Tensor:
-    """(n, 5): a third of the corners lie outside of an image of that side."""
-    corner = (torch.rand(n, 2) * 1.5 - 0.25) * side
-    extent = torch.rand(n, 2) * side
-    return torch.cat([torch.arange(n)[:, None] % images, corner, corner + extent], dim=1)
 
 
 @pytest.mark.parametrize("ratio", [0, 2])
@@ -165,21 +154,8 @@ def test_gradient_without_a_binary(implementation, device):
 
 
 def test_same_bits_for_any_number_of_threads():
-    maps, rois = torch.randn(2, 20 * 9, 20, 20), random_rois(60, 2, 20.0)
-
-    def run(threads: int) -> tuple[Tensor, Tensor]:
-        torch.set_num_threads(threads)
-        leaf = maps.clone().requires_grad_()
-        out = ps_roi_align(leaf, rois, 3)
-        out.square().sum().backward()
-        return out.detach(), leaf.grad
-
-    threads = torch.get_num_threads()
-    try:
-        for a, b in zip(run(1), run(3), strict=True):
-            assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
+    maps, rois = torch.randn(2, 20 * 9, 20, 20, requires_grad=True), random_rois(60, 2, 20.0)
+    check_same_bits(lambda: value_and_gradient(ps_roi_align(maps, rois, 3), maps))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from segdet.ops import ps_roi_pool
+from tests.ops.pooling import random_rois, value_and_gradient
+from tests.ops.threads import check_same_bits
 
 NAN, INF = math.nan, math.inf
 
@@ -50,11 +52,9 @@ def pool_by_definition(
     return out
 
 
-def random_rois(n: int, images: int, side: float) -> Tensor:
-    """(n, 5): a third of the corners lie outside of an image of that side; some at halves."""
-    corner = (torch.rand(n, 2) * 1.5 - 0.25) * side
-    extent = torch.rand(n, 2) * side
-    rois = torch.cat([torch.arange(n)[:, None] % images, corner, corner + extent], dim=1)
+def half_rois(n: int, images: int, side: float) -> Tensor:
+    """(n, 5): every other one has its corners at halves of a pixel."""
+    rois = random_rois(n, images, side)
     rois[::2, 1:] = rois[::2, 1:].mul(2).round() / 2
     return rois
 
@@ -64,7 +64,7 @@ def random_rois(n: int, images: int, side: float) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_matches_definition(implementation, device, dtype, size, group, rounding):
     count = group * group if group else size[0] * size[1]
-    maps, rois = torch.randn(2, 2 * count, 11, 9).to(dtype), random_rois(12, 2, 40.0).to(dtype)
+    maps, rois = torch.randn(2, 2 * count, 11, 9).to(dtype), half_rois(12, 2, 40.0).to(dtype)
     out = ps_roi_pool(maps.to(device), rois.to(device), size, 0.25, group, rounding)
     expected = pool_by_definition(maps, rois, size, 0.25, group, rounding)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
@@ -72,7 +72,7 @@ def test_matches_definition(implementation, device, dtype, size, group, rounding
 
 
 def test_more_channels_than_one_vector_holds(compiled):
-    maps, rois = torch.randn(2, 37 * 4, 6, 7), random_rois(5, 2, 24.0)
+    maps, rois = torch.randn(2, 37 * 4, 6, 7), half_rois(5, 2, 24.0)
     expected = pool_by_definition(maps, rois, (2, 2), 0.25, None, "pixels").float()
     for layout in (torch.contiguous_format, torch.channels_last):
         out = ps_roi_pool(maps.to(compiled, memory_format=layout), rois.to(compiled), 2, 0.25)
@@ -136,7 +136,7 @@ def test_nothing_to_pool(implementation, device):
 def test_half_precision_is_computed_in_float32(implementation, device, dtype, layout):
     maps = torch.randn(2, 8, 11, 9, device=device).to(dtype, memory_format=layout)
     maps.requires_grad_()
-    rois = random_rois(9, 2, 40.0).to(device) + 0.003  # less than the narrow types resolve
+    rois = half_rois(9, 2, 40.0).to(device) + 0.003  # less than the narrow types resolve
     wide = maps.detach().float().requires_grad_()
     out, expected = ps_roi_pool(maps, rois, 2, 0.25), ps_roi_pool(wide, rois, 2, 0.25)
     torch.testing.assert_close(out, expected.to(dtype), atol=0, rtol=1e-2)
@@ -147,7 +147,7 @@ def test_half_precision_is_computed_in_float32(implementation, device, dtype, la
 
 
 def test_autocast_changes_nothing(implementation, device):
-    maps, rois = torch.randn(1, 4, 8, 8, device=device), random_rois(4, 1, 8.0).to(device)
+    maps, rois = torch.randn(1, 4, 8, 8, device=device), half_rois(4, 1, 8.0).to(device)
     expected = ps_roi_pool(maps, rois, 2)
     with torch.autocast(device, torch.bfloat16):
         assert torch.equal(ps_roi_pool(maps, rois, 2), expected)
@@ -155,7 +155,7 @@ def test_autocast_changes_nothing(implementation, device):
 
 
 def test_any_memory_layout(compiled):
-    maps, rois = torch.randn(2, 8, 9, 9, device=compiled), random_rois(6, 2, 9.0).to(compiled)
+    maps, rois = torch.randn(2, 8, 9, 9, device=compiled), half_rois(6, 2, 9.0).to(compiled)
     expected = ps_roi_pool(maps, rois, 2)
     assert expected.is_contiguous()
     channels_last = maps.to(memory_format=torch.channels_last)
@@ -212,7 +212,7 @@ def test_rejects_what_it_cannot_compute(compiled):
 @pytest.mark.parametrize("rounding", ["pixels", "cells"])
 def test_gradient(implementation, device, rounding):
     maps = torch.randn(2, 4, 4, 3, dtype=torch.float64, device=device, requires_grad=True)
-    rois = random_rois(4, 2, 8.0).double().to(device)
+    rois = half_rois(4, 2, 8.0).double().to(device)
 
     def pooled(maps: Tensor) -> Tensor:
         return ps_roi_pool(maps, rois, (3, 2), 0.5, 2, rounding)
@@ -223,34 +223,21 @@ def test_gradient(implementation, device, rounding):
 def test_second_gradient_channels_last(compiled):
     maps = torch.randn(2, 8, 4, 3, dtype=torch.float64, device=compiled)
     maps = maps.to(memory_format=torch.channels_last).requires_grad_()
-    rois = random_rois(4, 2, 8.0).double().to(compiled)
+    rois = half_rois(4, 2, 8.0).double().to(compiled)
     nondet = 1e-12 if compiled == "cuda" else 0
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(lambda maps: ps_roi_pool(maps, rois, 2, 0.5), maps, nondet_tol=nondet)
 
 
 def test_same_bits_for_any_number_of_threads():
-    maps, rois = torch.randn(2, 20 * 9, 20, 20), random_rois(60, 2, 20.0)
-
-    def run(threads: int) -> tuple[Tensor, Tensor]:
-        torch.set_num_threads(threads)
-        leaf = maps.clone().requires_grad_()
-        out = ps_roi_pool(leaf, rois, 7, group_size=3)
-        out.square().sum().backward()
-        return out.detach(), leaf.grad
-
-    threads = torch.get_num_threads()
-    try:
-        for a, b in zip(run(1), run(3), strict=True):
-            assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
+    maps, rois = torch.randn(2, 20 * 9, 20, 20, requires_grad=True), half_rois(60, 2, 20.0)
+    check_same_bits(lambda: value_and_gradient(ps_roi_pool(maps, rois, 7, group_size=3), maps))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_is_a_well_formed_op(compiled, layout):
     maps = torch.randn(2, 8, 6, 7, device=compiled).to(memory_format=layout).requires_grad_()
-    rois = random_rois(4, 2, 9.0).to(compiled)
+    rois = half_rois(4, 2, 9.0).to(compiled)
     torch.library.opcheck(torch.ops.segdet.ps_roi_pool, (maps, rois, 3, 2, 0.5, 2, 2, True))
     grad = torch.randn(4, 2, 3, 2, device=compiled).to(memory_format=layout).requires_grad_()
     torch.library.opcheck(
@@ -265,7 +252,7 @@ class Pooler(torch.nn.Module):
 
 
 def test_compiles_and_exports_without_a_break(compiled):
-    maps, rois = torch.randn(2, 8, 6, 7, device=compiled), random_rois(4, 2, 9.0).to(compiled)
+    maps, rois = torch.randn(2, 8, 6, 7, device=compiled), half_rois(4, 2, 9.0).to(compiled)
     expected = Pooler()(maps, rois)
     for module in (
         torch.compile(Pooler(), fullgraph=True, backend="aot_eager"),

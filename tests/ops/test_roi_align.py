@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from segdet.ops import roi_align
+from tests.ops.pooling import bilinear, random_rois, value_and_gradient
+from tests.ops.threads import check_same_bits
 
 NAN, INF = math.nan, math.inf
 
@@ -13,8 +15,8 @@ def roi_align_by_definition(
     maps: Tensor, rois: Tensor, size: tuple[int, int], scale: float, ratio: int, aligned: bool
 ) -> Tensor:
     """Every sample of every bin, one after the other, in float64."""
-    maps, (_, channels, height, width) = maps.double(), maps.shape
-    out = torch.zeros(len(rois), channels, *size, dtype=torch.float64)
+    maps = maps.double()
+    out = torch.zeros(len(rois), maps.shape[1], *size, dtype=torch.float64)
     for r, (image, *box) in enumerate(rois.tolist()):
         x1, y1, x2, y2 = (value * scale - (0.5 if aligned else 0) for value in box)
         bin_h, bin_w = (y2 - y1) / size[0], (x2 - x1) / size[1]
@@ -28,23 +30,9 @@ def roi_align_by_definition(
                     for ix in range(grid_w):
                         y = y1 + (py + (iy + 0.5) / grid_h) * bin_h
                         x = x1 + (px + (ix + 0.5) / grid_w) * bin_w
-                        if not (-1 <= y <= height and -1 <= x <= width):
-                            continue
-                        y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
-                        for cy in {math.floor(y), math.ceil(y)}:
-                            for cx in {math.floor(x), math.ceil(x)}:
-                                share = (1 - abs(y - cy)) * (1 - abs(x - cx))
-                                out[r, :, py, px] += share * maps[int(image), :, cy, cx]
+                        out[r, :, py, px] += bilinear(maps[int(image)], y, x)
                 out[r, :, py, px] /= max(grid_h * grid_w, 1)
     return out
-
-
-def random_rois(n: int, images: int, side: float) -> Tensor:
-    """(n, 5): a third of the corners lie outside of an image of that side."""
-    corner = (torch.rand(n, 2) * 1.5 - 0.25) * side
-    extent = torch.rand(n, 2) * side
-    image = torch.arange(n)[:, None] % images
-    return torch.cat([image, corner, corner + extent], dim=1)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -270,20 +258,8 @@ def test_second_gradient(compiled):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_same_bits_for_any_number_of_threads(memory_format):
     maps, rois = torch.randn(2, 70, 20, 20), random_rois(60, 2, 20.0)
-
-    def run(threads: int) -> tuple[Tensor, Tensor]:
-        torch.set_num_threads(threads)
-        leaf = maps.clone(memory_format=memory_format).requires_grad_()
-        out = roi_align(leaf, rois, 7)
-        out.square().sum().backward()
-        return out.detach(), leaf.grad
-
-    threads = torch.get_num_threads()
-    try:
-        for a, b in zip(run(1), run(3), strict=True):
-            assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
+    maps = maps.to(memory_format=memory_format).requires_grad_()
+    check_same_bits(lambda: value_and_gradient(roi_align(maps, rois, 7), maps))
 
 
 def test_deterministic_gradient(compiled):

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from segdet.layers import ROIAlignRotated
 from segdet.ops import roi_align, roi_align_rotated
+from tests.ops.pooling import bilinear, value_and_gradient
+from tests.ops.threads import check_same_bits
 
 NAN, INF = math.nan, math.inf
 
@@ -14,8 +16,8 @@ def by_definition(
     maps: Tensor, rois: Tensor, size: tuple[int, int], scale: float, ratio: int
 ) -> Tensor:
     """Every sample of every bin, one after the other, in float64."""
-    maps, (_, channels, height, width) = maps.double(), maps.shape
-    out = torch.zeros(len(rois), channels, *size, dtype=torch.float64)
+    maps = maps.double()
+    out = torch.zeros(len(rois), maps.shape[1], *size, dtype=torch.float64)
     for r, (image, cx, cy, w, h, degrees) in enumerate(rois.double().tolist()):
         bin_h, bin_w = h * scale / size[0], w * scale / size[1]
         grid_h = ratio if ratio > 0 else math.ceil(bin_h)
@@ -29,13 +31,7 @@ def by_definition(
                         right = (px + (ix + 0.5) / grid_w) * bin_w - w * scale / 2
                         turned = complex(right, up) * turn  # counter-clockwise, y upwards
                         x, y = cx * scale - 0.5 + turned.real, cy * scale - 0.5 - turned.imag
-                        if not (-1 <= y <= height and -1 <= x <= width):
-                            continue
-                        y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
-                        for row in {math.floor(y), math.ceil(y)}:
-                            for column in {math.floor(x), math.ceil(x)}:
-                                share = (1 - abs(y - row)) * (1 - abs(x - column))
-                                out[r, :, py, px] += share * maps[int(image), :, row, column]
+                        out[r, :, py, px] += bilinear(maps[int(image)], y, x)
                 out[r, :, py, px] /= max(grid_h * grid_w, 1)
     return out
 
@@ -221,21 +217,8 @@ def test_second_gradient(compiled):
 
 
 def test_same_bits_for_any_number_of_threads():
-    maps, rois = torch.randn(2, 70, 20, 20), random_rois(60, 2, 20.0)
-
-    def run(threads: int) -> tuple[Tensor, Tensor]:
-        torch.set_num_threads(threads)
-        leaf = maps.clone().requires_grad_()
-        out = roi_align_rotated(leaf, rois, 7)
-        out.square().sum().backward()
-        return out.detach(), leaf.grad
-
-    threads = torch.get_num_threads()
-    try:
-        for a, b in zip(run(1), run(3), strict=True):
-            assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
+    maps, rois = torch.randn(2, 70, 20, 20, requires_grad=True), random_rois(60, 2, 20.0)
+    check_same_bits(lambda: value_and_gradient(roi_align_rotated(maps, rois, 7), maps))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
