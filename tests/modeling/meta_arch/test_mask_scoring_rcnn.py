@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from segdet.config import get_cfg
 from segdet.data.demo import make_demo_dataset
 from segdet.engine import DefaultTrainer
 from segdet.errors import ConfigError
@@ -9,6 +12,7 @@ from segdet.modeling import GeneralizedRCNNWithTTA, build_model
 from segdet.modeling.maskiou_head import maskiou_loss
 from segdet.structures import BitMasks, Boxes, PolygonMasks, Proposals, Targets
 
+ROOT = Path(__file__).resolve().parents[3]
 NAME = "MaskScoringRCNN"
 
 
@@ -173,3 +177,19 @@ def test_crowds_and_empty_pictures_train_and_evaluate(cfg, tmp_path):
     results = trainer.train()
     assert np.isfinite([results["bbox"]["AP"], results["segm"]["AP"]]).all()
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_four_pictures_are_learnt(tmp_path):
+    cfg = get_cfg()
+    cfg.merge_from_file(ROOT / "configs/demo/mask_scoring_rcnn.yaml")
+    demo(tmp_path, cfg, 4)
+    cfg.merge_from_list(
+        [
+            *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 200, "SOLVER.STEPS", (170,)),
+            *("SOLVER.WARMUP_ITERS", 20, "INPUT.RANDOM_FLIP", "none"),
+            *("INPUT.MIN_SIZE_TRAIN", (192,), "INPUT.MIN_SIZE_TEST", 192),
+        ]
+    )
+    assert DefaultTrainer(cfg).train()["segm"]["AP50"] > 90
