@@ -101,10 +101,6 @@ class TrainingPictures(HookBase):
 
     def after_step(self) -> None:
         """Draw it."""
-        if self._watch is None:
-            return
-        self._watch.remove()
-        self._watch = None
         if self._input is not None:
             name = "train image: ground truth; found"
             self.trainer.storage.put_image(name, torch.from_numpy(self._draw(self._input)))
@@ -115,6 +111,7 @@ class TrainingPictures(HookBase):
         return getattr(model, "module", model)  # DistributedDataParallel's would wait for others
 
     def _look(self, _: nn.Module, given: tuple[Any, ...]) -> None:
+        self._watch.remove()  # hooks that evaluate come before this one's `after_step`
         batch = given[0]
         if isinstance(batch, list) and batch and "image" in batch[0]:
             self._input = batch[0]

@@ -35,22 +35,26 @@ class _Moments:
     def __init__(self, norm: _BatchNorm) -> None:
         assert norm.running_mean is not None and norm.running_var is not None, "it tracks them"
         self.calls = 0
-        self.sums = torch.zeros_like(torch.stack([norm.running_mean, norm.running_var]))
+        # The variance is a difference of these: in float32 a large mean would leave nothing of it.
+        self.sums = torch.zeros(
+            (2, *norm.running_mean.shape), dtype=torch.float64, device=norm.running_mean.device
+        )
 
     def add(self, norm: _BatchNorm, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         """Take in a call; at momentum 1 the running statistics are those of its batch."""
         if inputs[0].numel() > 0:
-            mean: Any = norm.running_mean
-            self.sums += torch.stack([mean, norm.running_var + mean.square()])
+            batch: Any = norm
+            mean = batch.running_mean.double()
+            self.sums += torch.stack([mean, batch.running_var + mean.square()])
             self.calls += 1
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of all batches together, of all processes."""
+        """Mean and variance of all batches together, of all processes; float64."""
         total = torch.cat([self.sums.flatten(), self.sums.new_tensor([self.calls])])
         if comm.get_world_size() > 1:
             dist.all_reduce(total)
         mean, mean_square = (total[:-1] / total[-1]).view_as(self.sums)
-        return mean, mean_square - mean.square()
+        return mean, (mean_square - mean.square()).clamp(min=0)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -172,6 +173,8 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
 def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> Any:
     """The model in DistributedDataParallel, or itself where there is one process.
 
+    All processes begin with rank 0's parameters and buffers, which may be random, too.
+
     Args:
         model: on this process's device.
         fp16_compression: send gradients as float16.
@@ -183,6 +186,10 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
         kwargs.setdefault("device_ids", [comm.get_local_rank()])
     if not {"broadcast_buffers", "forward_sync_buffers"} & set(kwargs):
         kwargs[_SYNC_BUFFERS] = False
+    for buffer in model.buffers():  # older torch leaves them as they are
+        first = buffer.detach().contiguous()
+        dist.broadcast(first, 0)
+        buffer.copy_(first)
     ddp = DistributedDataParallel(model, **kwargs)
     if fp16_compression:
         ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)

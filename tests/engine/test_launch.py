@@ -20,6 +20,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.tensor(float(comm.get_rank())))
+        self.drawn = nn.Buffer(torch.full((2, 3), float(comm.get_rank())).T)
 
     def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"loss": self.w * batch.mean()}
@@ -32,7 +33,10 @@ def train_two_steps(folder: str) -> None:
     loader = [torch.full((2,), 1.0 + rank), torch.full((2,), 3.0 + rank)]
     trainer = SimpleTrainer(create_ddp_model(model), loader, optimizer, seed=0)
     trainer.train(0, 2)
+    other = Net()
+    create_ddp_model(other, broadcast_buffers=False)
     result = {
+        "drawn": [model.drawn, other.drawn],
         "w": model.w.item(),
         "loss": trainer.storage.latest()["loss"][0],
         "rank": rank,
@@ -48,6 +52,7 @@ def test_two_processes_train_as_one(tmp_path):
     # Both begin with rank 0's weight, 0; gradients are the means 1.5 and 3.5.
     assert first["w"] == second["w"] == pytest.approx(-0.5)
     assert first["loss"] == second["loss"] == pytest.approx(-0.15 * 3.5)  # mean over the ranks
+    assert not any(buffer.any() for buffer in first["drawn"] + second["drawn"])  # rank 0's
     assert (first["local"], second["local"]) == ((0, 2), (1, 2))
     assert first["noise"] != second["noise"]
 

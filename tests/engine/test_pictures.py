@@ -6,7 +6,9 @@ from torch import nn
 
 from segdet.data import DatasetCatalog, MetadataCatalog
 from segdet.engine import SimpleTrainer
+from segdet.engine.hooks import EvalHook
 from segdet.engine.pictures import TrainingPictures, save_predictions
+from segdet.evaluation import inference_context
 from segdet.structures import (
     Boxes,
     BoxMode,
@@ -144,6 +146,21 @@ def test_training_inputs_are_drawn_beside_what_is_found():
     changed = (picture != np.array([0, 0, 200])[:, None, None]).any(0)
     assert changed[4:25, 4].all() and not changed[:, 25:40].any()  # the truth, on the left alone
     assert changed[10:20, 50].all() and not changed[4:25, 44].any()
+
+
+def test_an_evaluation_in_the_same_iteration_does_not_get_into_the_picture():
+    model, test_image = Learns(1, 1), inputs()
+    test_image["image"] = torch.full((3, 30, 40), 255, dtype=torch.uint8)
+
+    def evaluate():
+        with inference_context(model), torch.no_grad():
+            model([test_image])
+
+    trainer = SimpleTrainer(model, [[inputs()]], torch.optim.SGD(model.parameters(), 0.1))
+    trainer.register_hooks([EvalHook(2, evaluate), TrainingPictures(2, "BGR")])
+    trainer.train(0, 3)
+    (drawn,) = trainer.storage.take_images()
+    assert drawn[1][:, 0, 0].tolist() == [0, 0, 200]
 
 
 def test_masks_keypoints_and_rotated_boxes_are_drawn():

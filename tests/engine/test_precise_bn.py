@@ -46,6 +46,17 @@ def test_the_statistics_are_those_of_all_batches(kind):
     assert all(torch.equal(value, weights[name]) for name, value in net.named_parameters())
 
 
+def test_a_small_variance_beside_a_large_mean_is_kept():
+    norm, generator = nn.BatchNorm1d(3), torch.Generator().manual_seed(0)
+    seen = [100 + 0.02 * torch.randn(64, 3, generator=generator) for _ in range(8)]
+    update_bn_stats(norm, seen, 8)
+    exact = torch.stack(seen).double()
+    expected = exact.var(1).mean(0) + exact.mean(1).var(0, correction=0)
+    torch.testing.assert_close(norm.running_var.double(), expected, rtol=1e-3, atol=0)
+    update_bn_stats(norm, [torch.full((4, 3), 100.1)] * 7, 7)
+    assert (norm.running_var >= 0).all() and norm.running_var.max() < 1e-8
+
+
 def test_a_layer_that_nothing_reaches_keeps_its_statistics():
     net = Net(nn.BatchNorm2d(3)).train()
     net.unused = nn.BatchNorm2d(3)
