@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from types import CodeType, FrameType
 
+from torch import nn
+
 import segdet
 from segdet.config import get_cfg
 from segdet.data.demo import make_demo_dataset
@@ -35,12 +37,12 @@ def is_ours(code: CodeType) -> bool:
     return code.co_filename.startswith(PACKAGE) and not code.co_name.startswith("<")
 
 
-def frames_to_mask_head(cfg) -> list[str]:
-    """Our stack frames, outermost first, when the mask head's constructor runs."""
+def frames_to_head(cfg, head: type[nn.Module]) -> list[str]:
+    """Our stack frames, outermost first, when the head's constructor runs."""
     found: list[str] = []
 
     def profile(frame: FrameType, event: str, _arg: object) -> None:
-        if event == "call" and frame.f_code is MaskRCNNConvUpsampleHead.__init__.__code__:
+        if event == "call" and frame.f_code is head.__init__.__code__:
             caller: FrameType | None = frame
             while caller is not None:
                 if is_ours(caller.f_code):
@@ -83,7 +85,7 @@ def main() -> None:
     """Counts on the demo config and a handful of demo images."""
     cfg = get_cfg()
     cfg.merge_from_file(str(CONFIG))
-    frames = frames_to_mask_head(cfg)
+    frames = frames_to_head(cfg, MaskRCNNConvUpsampleHead)
     print(f"build_model to the mask head: {len(frames)} frames of ours: {' -> '.join(frames)}")
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "demo"

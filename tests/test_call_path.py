@@ -1,10 +1,26 @@
-from benchmarks.call_path import CONFIG, frames_to_mask_head
+import pytest
+
+from benchmarks.call_path import CONFIG, frames_to_head
 from segdet.config import get_cfg
+from segdet.modeling.box_head import FastRCNNConvFCHead
+from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead
+from segdet.modeling.rpn import StandardRPNHead
+from segdet.modeling.sem_seg_head import SemSegFPNHead
 
 
-def test_a_head_is_at_most_four_of_our_frames_from_build_model():
+@pytest.mark.parametrize(
+    "config, head",
+    [
+        ("mask_rcnn", FastRCNNConvFCHead),
+        ("mask_rcnn", MaskRCNNConvUpsampleHead),
+        ("mask_rcnn", StandardRPNHead),
+        ("panoptic_fpn", MaskRCNNConvUpsampleHead),
+        ("panoptic_fpn", SemSegFPNHead),
+    ],
+)
+def test_a_head_is_at_most_four_of_our_frames_from_build_model(config, head):
     cfg = get_cfg()
-    cfg.merge_from_file(str(CONFIG))
-    frames = frames_to_mask_head(cfg)
-    assert frames[0] == "build_model" and frames[-1] == "MaskRCNNConvUpsampleHead.__init__"
+    cfg.merge_from_file(CONFIG.with_name(f"{config}.yaml"))
+    frames = frames_to_head(cfg, head)
+    assert frames[0] == "build_model" and frames[-1] == f"{head.__name__}.__init__"
     assert len(frames) <= 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,12 +63,13 @@ class BoxHeadConfig:
             pooler_type=self.pooler_type,
         )
 
-    def build(self, in_channels: int) -> FastRCNNConvFCHead:
-        """The head for pooled maps of `in_channels` channels."""
+    @property
+    def build(self) -> Callable[[int], FastRCNNConvFCHead]:
+        """The head's constructor with these settings; takes the channels of the pooled maps."""
         if self.name not in BOX_HEADS:
             known = ", ".join(BOX_HEADS)
             raise ConfigError(f"ROI_BOX_HEAD.NAME {self.name!r} is unknown; known: {known}")
-        return BOX_HEADS[self.name](self, in_channels)
+        return BOX_HEADS[self.name](self)
 
     def build_predictor(
         self,
@@ -154,9 +156,9 @@ class FastRCNNConvFCHead(nn.Module):
         return x
 
 
-def _conv_fc_head(section: BoxHeadConfig, in_channels: int) -> FastRCNNConvFCHead:
-    return FastRCNNConvFCHead(
-        in_channels,
+def _conv_fc_head(section: BoxHeadConfig) -> Callable[[int], FastRCNNConvFCHead]:
+    return functools.partial(
+        FastRCNNConvFCHead,
         resolution=section.pooler_resolution,
         conv_dims=[section.conv_dim] * section.num_conv,
         fc_dims=[section.fc_dim] * section.num_fc,
@@ -164,8 +166,8 @@ def _conv_fc_head(section: BoxHeadConfig, in_channels: int) -> FastRCNNConvFCHea
     )
 
 
-# MODEL.ROI_BOX_HEAD.NAME -> what builds it, for pooled maps of so many channels
-BOX_HEADS: dict[str, Callable[[BoxHeadConfig, int], FastRCNNConvFCHead]] = {
+# MODEL.ROI_BOX_HEAD.NAME -> section to constructor, which takes the channels of the pooled maps
+BOX_HEADS: dict[str, Callable[[BoxHeadConfig], Callable[[int], FastRCNNConvFCHead]]] = {
     "FastRCNNConvFCHead": _conv_fc_head
 }
 

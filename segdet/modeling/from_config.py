@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import nn
-
 from segdet.config.configurable import configurable
 from segdet.config.node import CfgNode
 from segdet.config.reader import read_section
@@ -122,11 +120,22 @@ class _TakesConfig:
 
     _section: ClassVar[type[MaskRCNNConfig]]
 
-    def __init__(self, cfg: CfgNode, input_shape: Shapes) -> None:
-        _refuse_overridden_steps(type(self))
+    def __init__(
+        self, cfg: CfgNode | None = None, input_shape: Shapes | None = None, *, heads: Any = None
+    ) -> None:
+        """Make the heads, or take over those that `from_config` made."""
+        if heads is None:
+            if cfg is None or input_shape is None:
+                raise TypeError(f"{type(self).__name__} takes (cfg, input_shape)")
+            heads = self.from_config(cfg, input_shape)["heads"]
+        self.__dict__.update(heads.__dict__)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Shapes) -> dict[str, Any]:
+        """{"heads": ...}, which subclasses with `@configurable` may add their arguments to."""
+        _refuse_overridden_steps(cls)
         maps: Any = _Maps(input_shape)
-        made = read_section(self._section, cfg, at="MODEL").build_roi_heads(maps)
-        self.__dict__.update(made.__dict__)
+        return {"heads": read_section(cls._section, cfg, at="MODEL").build_roi_heads(maps)}
 
     def forward(self, images: Any, features: Any, proposals: Any, targets: Any = None) -> Any:
         """As of `ROIHeads`; for subclasses whose `forward` calls it, which `losses` would call."""
@@ -154,10 +163,18 @@ class CascadeROIHeads(_TakesConfig, cascade_rcnn.CascadeROIHeads):
     _section = CascadeRCNNConfig
 
 
+# Steps of detectron2's heads that are not steps of ours.
+NEVER_CALLED = (
+    *("_init_box_head", "_init_mask_head", "_init_keypoint_head"),
+    *("_forward_box", "_forward_mask", "_forward_keypoint", "_shared_roi_transform"),
+    *("_match_and_label_boxes", "_create_proposals_from_boxes", "label_and_sample_proposals"),
+)
+
+
 def _refuse_overridden_steps(kind: type) -> None:
     """detectron2 calls more methods of its heads than segdet does; those would never run."""
-    for name in set(dir(kind)) - set(dir(nn.Module)):
-        if name.startswith(("_forward_", "_init_")) or name == "label_and_sample_proposals":
+    for name in NEVER_CALLED:
+        if hasattr(kind, name):
             raise ConfigError(
                 f"{kind.__name__}.{name} is never called here: override `losses`, `predict` or "
                 "`forward`, or assign the part that it makes after super().__init__"
@@ -214,12 +231,27 @@ class GeneralizedRCNN(MaskRCNN):
             "vis_period": cfg.VIS_PERIOD,
         }
 
-    def inference(self, batched_inputs: list[dict], *, do_postprocess: bool = True) -> list[Any]:
+    def forward(self, batched_inputs: list[dict]) -> Any:
+        """Losses when training, else what `inference` gives, which subclasses may override."""
+        return super().forward(batched_inputs) if self.training else self.inference(batched_inputs)
+
+    def inference(
+        self,
+        batched_inputs: list[dict],
+        detected_instances: list[Any] | None = None,
+        do_postprocess: bool = True,
+    ) -> list[Any]:
         """Results without looking at `.training`.
 
         Args:
             batched_inputs: as of the call.
+            detected_instances: detections in input pixels to add masks to, instead of finding any.
             do_postprocess: scale to the sizes asked for; else detections in input pixels.
         """
-        found = self.predict(self.preprocess_image(batched_inputs))
+        images = self.preprocess_image(batched_inputs)
+        if detected_instances is None:
+            found = self.predict(images)
+        else:
+            features = self.backbone(images.tensor)
+            found = self.roi_heads.predict_masks(features, detected_instances)
         return self.postprocess(found, batched_inputs) if do_postprocess else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,14 +45,13 @@ class KeypointHeadConfig:
             pooler_type=self.pooler_type,
         )
 
-    def build(self, in_channels: int, nominal_regions: float) -> KRCNNConvDeconvUpsampleHead:
-        """The head for pooled maps of `in_channels` channels.
+    @property
+    def build(self) -> Callable[[int, float], KRCNNConvDeconvUpsampleHead]:
+        """The head's constructor with these settings: channels of the pooled maps, regions.
 
-        Args:
-            in_channels: of the pooled features.
-            nominal_regions: foreground regions that an image is meant to have in training.
+        The latter are the foreground regions that an image is meant to have in training.
         """
-        return KEYPOINT_HEADS[self.name](self, in_channels, nominal_regions)
+        return KEYPOINT_HEADS[self.name](self)
 
 
 class KRCNNConvDeconvUpsampleHead(nn.Module):
@@ -59,25 +59,27 @@ class KRCNNConvDeconvUpsampleHead(nn.Module):
 
     Args:
         in_channels: of the pooled features.
+        nominal_regions: foreground regions that an image is meant to have in training.
         num_keypoints: output channels.
         conv_dims: output channels of each 3x3 convolution.
         loss_weight: of the loss.
-        loss_normalizer: divides the loss of an image, instead of its number of keypoints that
-            are visible; None for that number.
+        normalize_by_visible: the loss of an image is divided by the number of its keypoints that
+            are visible, instead of by those of `nominal_regions`.
     """
 
     def __init__(
         self,
         in_channels: int,
-        num_keypoints: int,
+        nominal_regions: float,
         *,
+        num_keypoints: int,
         conv_dims: Sequence[int],
         loss_weight: float = 1.0,
-        loss_normalizer: float | None = None,
+        normalize_by_visible: bool = True,
     ) -> None:
         super().__init__()
         self.loss_weight = loss_weight
-        self.loss_normalizer = loss_normalizer
+        self.loss_normalizer = None if normalize_by_visible else num_keypoints * nominal_regions
         self.convs: list[nn.Module] = []
         channels = in_channels
         for k, dim in enumerate(conv_dims, start=1):
@@ -126,21 +128,20 @@ class KRCNNConvDeconvUpsampleHead(nn.Module):
 
 
 def _conv_deconv_head(
-    section: KeypointHeadConfig, in_channels: int, nominal_regions: float
-) -> KRCNNConvDeconvUpsampleHead:
-    by_visible = section.normalize_loss_by_visible_keypoints
-    return KRCNNConvDeconvUpsampleHead(
-        in_channels,
-        section.num_keypoints,
+    section: KeypointHeadConfig,
+) -> Callable[[int, float], KRCNNConvDeconvUpsampleHead]:
+    return functools.partial(
+        KRCNNConvDeconvUpsampleHead,
+        num_keypoints=section.num_keypoints,
         conv_dims=section.conv_dims,
         loss_weight=section.loss_weight,
-        loss_normalizer=None if by_visible else section.num_keypoints * nominal_regions,
+        normalize_by_visible=section.normalize_loss_by_visible_keypoints,
     )
 
 
-# MODEL.ROI_KEYPOINT_HEAD.NAME -> what builds it, as `KeypointHeadConfig.build` says
+# MODEL.ROI_KEYPOINT_HEAD.NAME -> section to constructor, as `KeypointHeadConfig.build` says
 KEYPOINT_HEADS: dict[
-    str, Callable[[KeypointHeadConfig, int, float], KRCNNConvDeconvUpsampleHead]
+    str, Callable[[KeypointHeadConfig], Callable[[int, float], KRCNNConvDeconvUpsampleHead]]
 ] = {"KRCNNConvDeconvUpsampleHead": _conv_deconv_head}
 
 

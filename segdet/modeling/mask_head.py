@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -43,9 +44,10 @@ class MaskHeadConfig:
             pooler_type=self.pooler_type,
         )
 
-    def build(self, in_channels: int, num_classes: int) -> MaskRCNNConvUpsampleHead:
-        """The head for pooled maps of `in_channels` channels."""
-        return MASK_HEADS[self.name](self, in_channels, num_classes)
+    @property
+    def build(self) -> Callable[[int, int], MaskRCNNConvUpsampleHead]:
+        """The head's constructor with these settings: channels of the pooled maps, classes."""
+        return MASK_HEADS[self.name](self)
 
 
 class MaskRCNNConvUpsampleHead(nn.Module):
@@ -53,14 +55,22 @@ class MaskRCNNConvUpsampleHead(nn.Module):
 
     Args:
         in_channels: of the pooled features.
-        num_masks: output channels; the number of classes, or 1 when class-agnostic.
+        num_classes: K.
+        cls_agnostic_mask: one output channel instead of K.
         conv_dim: channels inside.
         num_conv: 3x3 convolutions before the deconvolution.
         norm: of those convolutions.
     """
 
     def __init__(
-        self, in_channels: int, num_masks: int, *, conv_dim: int, num_conv: int, norm: str = ""
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        cls_agnostic_mask: bool = False,
+        conv_dim: int,
+        num_conv: int,
+        norm: str = "",
     ) -> None:
         super().__init__()
         self.convs: list[nn.Module] = []
@@ -72,6 +82,7 @@ class MaskRCNNConvUpsampleHead(nn.Module):
             channels = conv_dim
         self.deconv = nn.ConvTranspose2d(channels, conv_dim, kernel_size=2, stride=2)
         c2_msra_fill(self.deconv)
+        num_masks = 1 if cls_agnostic_mask else num_classes
         self.predictor = nn.Conv2d(conv_dim, num_masks, kernel_size=1)
         normal_fill(self.predictor, std=0.001)
 
@@ -83,22 +94,19 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         return self.predictor(F.relu(self.deconv(x)))
 
 
-def _conv_upsample_head(
-    section: MaskHeadConfig, in_channels: int, num_classes: int
-) -> MaskRCNNConvUpsampleHead:
-    return MaskRCNNConvUpsampleHead(
-        in_channels,
-        1 if section.cls_agnostic_mask else num_classes,
+def _conv_upsample_head(section: MaskHeadConfig) -> Callable[[int, int], MaskRCNNConvUpsampleHead]:
+    return functools.partial(
+        MaskRCNNConvUpsampleHead,
+        cls_agnostic_mask=section.cls_agnostic_mask,
         conv_dim=section.conv_dim,
         num_conv=section.num_conv,
         norm=section.norm,
     )
 
 
-# MODEL.ROI_MASK_HEAD.NAME -> what builds it, for pooled maps of so many channels and K classes
-MASK_HEADS: dict[str, Callable[[MaskHeadConfig, int, int], MaskRCNNConvUpsampleHead]] = {
-    "MaskRCNNConvUpsampleHead": _conv_upsample_head
-}
+# MODEL.ROI_MASK_HEAD.NAME -> section to constructor: channels of the pooled maps, classes
+MASK_HEADS: dict[str, Callable[[MaskHeadConfig], Callable[[int, int], MaskRCNNConvUpsampleHead]]]
+MASK_HEADS = {"MaskRCNNConvUpsampleHead": _conv_upsample_head}
 
 
 def mask_loss(logits: Tensor, gt_masks: Tensor, gt_classes: Tensor) -> Losses:

@@ -65,14 +65,14 @@ class PointHeadConfig:
                 f"POINT_HEAD.NUM_CLASSES must be {key}, are {self.num_classes} and {num_classes}"
             )
 
-    def build(self, in_channels: int, coarse_channels: int) -> StandardPointHead:
-        """The head for points with that many fine features and coarse logits."""
+    @property
+    def build(self) -> Callable[[int, int], StandardPointHead]:
+        """The head's constructor: how many fine features and coarse logits a point has."""
         if self.name != "StandardPointHead":
             raise ConfigError(f"POINT_HEAD.NAME {self.name!r} is unknown; known: StandardPointHead")
-        return StandardPointHead(
-            in_channels,
-            coarse_channels,
-            self.num_masks,
+        return functools.partial(
+            StandardPointHead,
+            num_masks=self.num_masks,
             fc_dim=self.fc_dim,
             num_fc=self.num_fc,
             coarse_pred_each_layer=self.coarse_pred_each_layer,
@@ -111,8 +111,8 @@ class StandardPointHead(nn.Module):
         self,
         in_channels: int,
         coarse_channels: int,
-        num_masks: int,
         *,
+        num_masks: int,
         fc_dim: int,
         num_fc: int,
         coarse_pred_each_layer: bool,

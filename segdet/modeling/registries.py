@@ -26,6 +26,7 @@ from segdet.modeling.meta_arch import (
     ROI_HEADS,
     SYSTEMS,
     MaskRCNNConfig,
+    PanopticFPNConfig,
 )
 from segdet.modeling.meta_arch.proposal_network import PROPOSAL_GENERATORS, ProposalNetworkConfig
 from segdet.modeling.rpn import RPN_HEADS, RPNConfig
@@ -74,13 +75,15 @@ def _anchor_generator(name: str, build: Callable[..., Any]) -> Callable[..., Any
     return entry
 
 
-def _rpn_head(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def _rpn_head(name: str, build: Callable[..., nn.Module]) -> Callable[..., Any]:
     """`build(cfg, shapes of the levels)`."""
 
-    def entry(section: RPNConfig, in_channels: int, anchor_generator: Any) -> nn.Module:
-        strides = anchor_generator.strides
-        shapes = [ShapeSpec(channels=in_channels, stride=stride) for stride in strides]
-        return build(tree_of(section), shapes)
+    def entry(section: RPNConfig, strides: list[int]) -> Callable[..., nn.Module]:
+        def head(in_channels: int, num_anchors: int, box_dim: int) -> nn.Module:
+            shapes = [ShapeSpec(channels=in_channels, stride=stride) for stride in strides]
+            return build(tree_of(section), shapes)
+
+        return head
 
     return entry
 
@@ -88,29 +91,26 @@ def _rpn_head(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Mo
 def _box_head(name: str, build: Callable[..., Any]) -> Callable[..., Any]:
     """`build(cfg, shape of the pooled maps)`; its `output_shape` sizes the predictor."""
 
-    def entry(section: BoxHeadConfig, in_channels: int) -> Any:
-        head = build(tree_of(section), _pooled(section, in_channels))
-        if not hasattr(head, "out_features"):
-            head.out_features = _size(head)
+    def entry(section: BoxHeadConfig) -> Callable[[int], Any]:
+        def head(in_channels: int) -> Any:
+            made = build(tree_of(section), _pooled(section, in_channels))
+            if not hasattr(made, "out_features"):
+                made.out_features = _size(made)
+            return made
+
         return head
 
     return entry
 
 
-def _mask_head(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def _mask_or_keypoint_head(name: str, build: Callable[..., nn.Module]) -> Callable[..., Any]:
     """`build(cfg, shape of the pooled maps)`; `layers(x)`, or else `forward(x)`, gives logits."""
 
-    def entry(section: MaskHeadConfig, in_channels: int, num_classes: int) -> nn.Module:
-        return _with_layers(build(tree_of(section), _pooled(section, in_channels)))
+    def entry(section: MaskHeadConfig | KeypointHeadConfig) -> Callable[..., nn.Module]:
+        def head(in_channels: int, _outputs: float) -> nn.Module:
+            return _with_layers(build(tree_of(section), _pooled(section, in_channels)))
 
-    return entry
-
-
-def _keypoint_head(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """`build(cfg, shape of the pooled maps)`; `layers(x)`, or else `forward(x)`, gives logits."""
-
-    def entry(section: KeypointHeadConfig, in_channels: int, nominal_regions: float) -> nn.Module:
-        return _with_layers(build(tree_of(section), _pooled(section, in_channels)))
+        return head
 
     return entry
 
@@ -128,31 +128,32 @@ def _sem_seg_head(name: str, build: Callable[..., Any]) -> Callable[..., Any]:
     return entry
 
 
-def _roi_heads_system(name: str, build: Callable[..., Any]) -> str:
-    """Adds Mask R-CNN with these heads, `build(cfg, shapes of the backbone's maps)`, to SYSTEMS."""
+def _roi_heads_system(base: type[MaskRCNNConfig], name: str, build: Callable[..., Any]) -> str:
+    """Adds a system with these heads, `build(cfg, shapes of the backbone's maps)`, to SYSTEMS."""
 
     @dataclass(frozen=True, kw_only=True)
-    class PluginConfig(MaskRCNNConfig):
+    class PluginConfig(base):
         def build_roi_heads(self, backbone: Backbone) -> Any:
             heads = build(tree_of(self), backbone.output_shape())
             is_ours = type(heads).forward.__module__.startswith("segdet.modeling.")
             return heads if is_ours else _with(heads, _ROIHeadsCalls)
 
-    system = f"MaskRCNN with {name}"
+    system = f"{base.__name__.removesuffix('Config')} with {name}"
     PluginConfig.__name__ = f"{name}Config"
     SYSTEMS[system] = PluginConfig
     return system
 
 
 class _ROIHeadsRegistry(Registry):
-    """Heads are no part of a table of ours: each makes a system."""
+    """Heads are no part of a table of ours: each makes systems."""
 
     def _add(self, name: str, obj: Any) -> None:
         if any(row.get(ROI_HEADS) == name for row, _ in OFFICIAL_NAMES):
             raise ConfigError(f"{self._name} has {name!r} already; give yours another name")
         super()._add(name, obj)
-        row = {META: "GeneralizedRCNN", ROI_HEADS: name}
-        OFFICIAL_NAMES.append((row, _roi_heads_system(name, obj)))
+        for meta, base in (("GeneralizedRCNN", MaskRCNNConfig), ("PanopticFPN", PanopticFPNConfig)):
+            row = {META: meta, ROI_HEADS: name}
+            OFFICIAL_NAMES.append((row, _roi_heads_system(base, name, obj)))
 
 
 # What each of them takes is said above, beside its entry in our table.
@@ -165,8 +166,10 @@ ANCHOR_GENERATOR_REGISTRY = TableRegistry("ANCHOR_GENERATOR", ANCHOR_GENERATORS,
 RPN_HEAD_REGISTRY = TableRegistry("RPN_HEAD", RPN_HEADS, _rpn_head)
 ROI_HEADS_REGISTRY = _ROIHeadsRegistry("ROI_HEADS")
 ROI_BOX_HEAD_REGISTRY = TableRegistry("ROI_BOX_HEAD", BOX_HEADS, _box_head)
-ROI_MASK_HEAD_REGISTRY = TableRegistry("ROI_MASK_HEAD", MASK_HEADS, _mask_head)
-ROI_KEYPOINT_HEAD_REGISTRY = TableRegistry("ROI_KEYPOINT_HEAD", KEYPOINT_HEADS, _keypoint_head)
+ROI_MASK_HEAD_REGISTRY = TableRegistry("ROI_MASK_HEAD", MASK_HEADS, _mask_or_keypoint_head)
+ROI_KEYPOINT_HEAD_REGISTRY = TableRegistry(
+    "ROI_KEYPOINT_HEAD", KEYPOINT_HEADS, _mask_or_keypoint_head
+)
 SEM_SEG_HEADS_REGISTRY = TableRegistry("SEM_SEG_HEADS", SEM_SEG_HEADS, _sem_seg_head)
 
 
@@ -226,7 +229,7 @@ class _SemSegCalls:
 
     def predict(self, features: Mapping[str, Tensor]) -> Tensor:
         theirs: Any = super()
-        return theirs.forward(features)[0]
+        return theirs.forward(features, None)[0]
 
 
 class _LayersCall:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,15 +49,19 @@ class RPNConfig:
             raise ConfigError(f"HEAD_NAME {self.head_name!r} is unknown; known: {known}")
         check_box_loss(self.bbox_reg_loss_type)
 
+    def build_head(self, strides: Sequence[int]) -> Callable[[int, int, int], StandardRPNHead]:
+        """The head's constructor for levels of these strides: channels, anchors a cell, box_dim."""
+        return RPN_HEADS[self.head_name](self, strides)
+
     def build(
         self,
-        in_channels: int,
+        head: StandardRPNHead,
         anchor_generator: DefaultAnchorGenerator,
         *,
         min_size: float,
         kind: BoxKind = UPRIGHT,
     ) -> RPN:
-        """The RPN on maps of `in_channels` channels, for a kind of boxes."""
+        """The RPN with a head, for a kind of boxes."""
         transform = kind.transform(self.bbox_reg_weights)
         if anchor_generator.box_dim != transform.box_dim:
             raise ConfigError(
@@ -64,7 +69,7 @@ class RPNConfig:
                 "need each other"
             )
         return RPN(
-            RPN_HEADS[self.head_name](self, in_channels, anchor_generator),
+            head,
             in_features=self.in_features,
             anchor_generator=anchor_generator,
             loss=self.build_loss(transform, kind),
@@ -108,17 +113,17 @@ class StandardRPNHead(nn.Module):
     Args:
         in_channels: of every feature map.
         num_anchors: a cell.
-        conv_dims: output channels of the 3x3 convolutions; -1 keeps the input's.
         box_dim: deltas of a box.
+        conv_dims: output channels of the 3x3 convolutions; -1 keeps the input's.
     """
 
     def __init__(
         self,
         in_channels: int,
         num_anchors: int,
+        box_dim: int = 4,
         *,
         conv_dims: Sequence[int] = (-1,),
-        box_dim: int = 4,
     ) -> None:
         super().__init__()
         convs, channels = [], in_channels
@@ -147,20 +152,15 @@ class StandardRPNHead(nn.Module):
 
 
 def _standard_head(
-    section: RPNConfig, in_channels: int, anchor_generator: DefaultAnchorGenerator
-) -> StandardRPNHead:
-    return StandardRPNHead(
-        in_channels,
-        anchor_generator.anchors_per_cell,
-        conv_dims=section.conv_dims,
-        box_dim=anchor_generator.box_dim,
-    )
+    section: RPNConfig, strides: Sequence[int]
+) -> Callable[[int, int, int], StandardRPNHead]:
+    return functools.partial(StandardRPNHead, conv_dims=section.conv_dims)
 
 
-# MODEL.RPN.HEAD_NAME -> what builds it, for maps of so many channels and these anchors
-RPN_HEADS: dict[str, Callable[[RPNConfig, int, DefaultAnchorGenerator], StandardRPNHead]] = {
-    "StandardRPNHead": _standard_head
-}
+# MODEL.RPN.HEAD_NAME -> section and strides to constructor, as `RPNConfig.build_head` says
+RPN_HEADS: dict[
+    str, Callable[[RPNConfig, Sequence[int]], Callable[[int, int, int], StandardRPNHead]]
+] = {"StandardRPNHead": _standard_head}
 
 
 class RPN(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +30,13 @@ class SemSegHeadConfig:
     norm: str = "GN"
     loss_weight: float = 1.0
 
-    def build(self, shapes: Mapping[str, ShapeSpec]) -> SemSegHead:
-        """The head on a backbone's maps."""
+    @property
+    def build(self) -> Callable[[Mapping[str, ShapeSpec]], SemSegHead]:
+        """Builds the head on maps of these shapes."""
         if self.name not in SEM_SEG_HEADS:
             known_names = ", ".join(SEM_SEG_HEADS)
             raise ConfigError(f"SEM_SEG_HEAD.NAME {self.name!r} is unknown; known: {known_names}")
-        return SEM_SEG_HEADS[self.name](self, shapes)
+        return functools.partial(SEM_SEG_HEADS[self.name], self)
 
 
 class SemSegHead(nn.Module, ABC):

@@ -223,6 +223,37 @@ def test_roi_heads_that_add_a_part(cfg):
     assert model.roi_heads.extra.weight.grad is not None
 
 
+def test_configurable_roi_heads(cfg):
+    @ROI_HEADS_REGISTRY.register()
+    class ScaledHeads(StandardROIHeads):
+        @configurable
+        def __init__(self, *, scale, **kwargs):
+            super().__init__(**kwargs)
+            self.scale = scale
+            self._init_weights()
+
+        @classmethod
+        def from_config(cls, cfg, input_shape):
+            return {**super().from_config(cfg, input_shape), "scale": cfg.TOY.WIDTH}
+
+        def _init_weights(self):
+            nn.init.zeros_(self.box_predictor.cls_score.weight)
+
+    cfg.MODEL.ROI_HEADS.NAME = "ScaledHeads"
+    heads = build_model(cfg).roi_heads
+    assert heads.scale == 8 and not heads.box_predictor.cls_score.weight.any()
+    with pytest.raises(TypeError, match=r"takes \(cfg, input_shape\)"):
+        StandardROIHeads()
+
+
+def test_roi_heads_in_panoptic_fpn(cfg):
+    ROI_HEADS_REGISTRY.register(ToyHeads)
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME = "PanopticFPN", "ToyHeads"
+    cfg.MODEL.MASK_ON = True
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE = ["toy"], 16
+    assert isinstance(build_model(cfg).roi_heads, ToyHeads)
+
+
 def test_roi_heads_with_a_method_that_is_never_called_are_refused(cfg):
     @ROI_HEADS_REGISTRY.register()
     class OldHeads(StandardROIHeads):
@@ -237,17 +268,17 @@ def test_roi_heads_with_a_method_that_is_never_called_are_refused(cfg):
 def test_a_whole_rcnn(cfg):
     @META_ARCH_REGISTRY.register()
     class MyRCNN(GeneralizedRCNN):
-        def forward(self, batched_inputs):
-            if not self.training:
-                return self.inference(batched_inputs)
-            return super().forward(batched_inputs)
+        def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
+            assert detected_instances is None
+            self.found = super().inference(batched_inputs, do_postprocess=False)
+            return super().inference(batched_inputs, self.found, do_postprocess)
 
     cfg.MODEL.META_ARCHITECTURE = "MyRCNN"
     model = build_model(cfg)
     assert isinstance(model, MyRCNN) and model.input_format == "BGR"
     losses, found = train_and_predict(model)
     assert "loss_cls" in losses and len(found) > 0
-    assert not hasattr(model.inference(batch(), do_postprocess=False)[0], "keys")
+    torch.testing.assert_close(found.scores, model.found[0].scores)
 
 
 def test_the_steps_of_an_rcnn(cfg):
@@ -351,7 +382,7 @@ def test_a_keypoint_head(cfg):
     @ROI_KEYPOINT_HEAD_REGISTRY.register()
     class ToyKeypointHead(KRCNNConvDeconvUpsampleHead):
         def __init__(self, cfg, input_shape: ShapeSpec):
-            super().__init__(input_shape.channels, 2, conv_dims=[4])
+            super().__init__(input_shape.channels, 0, num_keypoints=2, conv_dims=[4])
 
     cfg.MODEL.KEYPOINT_ON, cfg.MODEL.ROI_KEYPOINT_HEAD.NAME = True, "ToyKeypointHead"
     model = build_model(cfg).eval()
@@ -383,7 +414,7 @@ def test_a_semantic_head(cfg):
             super().__init__()
             self.score = nn.Conv2d(input_shape["toy"].channels, 4, 1)
 
-        def forward(self, features, targets=None):
+        def forward(self, features, targets):
             logits = nn.functional.interpolate(self.score(features["toy"]), scale_factor=16)
             if self.training:
                 return None, {"loss_toy": nn.functional.cross_entropy(logits, targets)}

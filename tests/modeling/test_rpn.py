@@ -12,7 +12,8 @@ SIZES = [(60, 64), (64, 50)]
 def small_rpn(**settings):
     anchors = AnchorGeneratorConfig(sizes=((16,), (32,))).build([8, 16])
     config = RPNConfig(in_features=("p3", "p4"), **settings)
-    return config.build(4, anchors, min_size=0)
+    head = config.build_head([8, 16])(4, anchors.anchors_per_cell, anchors.box_dim)
+    return config.build(head, anchors, min_size=0)
 
 
 def inputs():

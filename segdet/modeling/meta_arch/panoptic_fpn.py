@@ -82,16 +82,12 @@ class PanopticFPNConfig(MaskRCNNConfig):
             backbone,
             proposal_generator=self.build_proposal_generator(backbone),
             roi_heads=self.build_roi_heads(backbone),
-            sem_seg_head=self.build_sem_seg_head(backbone),
+            sem_seg_head=self.sem_seg_head.build(backbone.output_shape()),
             combine=self.panoptic_fpn.combine.build(),
             instance_loss_weight=self.panoptic_fpn.instance_loss_weight,
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
         )
-
-    def build_sem_seg_head(self, backbone: Backbone) -> SemSegHead:
-        """The semantic head on the backbone's maps."""
-        return self.sem_seg_head.build(backbone.output_shape())
 
     def _check_panoptic(self) -> None:
         if self.panoptic_fpn.combine.enabled and not self.mask_on:

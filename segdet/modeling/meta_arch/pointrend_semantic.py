@@ -14,9 +14,8 @@ from torch import Tensor
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses, point_sample
-from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
-from segdet.modeling.meta_arch.semantic_segmentor import SemanticSegmentorConfig
+from segdet.modeling.meta_arch.semantic_segmentor import SemanticSegmentor, SemanticSegmentorConfig
 from segdet.modeling.point_features import subdivide
 from segdet.modeling.point_head import PointHeadConfig, StandardPointHead
 from segdet.modeling.sem_seg_head import SEM_SEG_HEADS, SemSegHead, sem_seg_loss
@@ -28,8 +27,9 @@ class PointRendSemSegConfig(SemanticSegmentorConfig):
 
     point_head: PointHeadConfig = field(default_factory=PointHeadConfig)
 
-    def build_sem_seg_head(self, backbone: Backbone) -> PointRendSemSegHead:
-        """The head on the backbone's maps."""
+    def build(self) -> SemanticSegmentor:
+        """The model with random weights."""
+        backbone = self.build_backbone()
         head, num_classes = self.point_head, self.sem_seg_head.num_classes
         head.check_num_classes(num_classes, "SEM_SEG_HEAD.NUM_CLASSES")
         self._check()
@@ -39,13 +39,18 @@ class PointRendSemSegConfig(SemanticSegmentorConfig):
                 f"POINT_HEAD.COARSE_SEM_SEG_HEAD_NAME {name!r} is unknown; known: {known}"
             )
         _, channels = pyramid(backbone, head.in_features, "POINT_HEAD.IN_FEATURES")
-        return PointRendSemSegHead(
-            SEM_SEG_HEADS[name](self.sem_seg_head, backbone.output_shape()),
-            point_head=head.build(channels * len(head.in_features), num_classes),
-            in_features=head.in_features,
-            sample_points=head.build_sampler(),
-            subdivision_steps=head.subdivision_steps,
-            subdivision_num_points=head.subdivision_num_points,
+        return SemanticSegmentor(
+            backbone,
+            sem_seg_head=PointRendSemSegHead(
+                SEM_SEG_HEADS[name](self.sem_seg_head, backbone.output_shape()),
+                point_head=head.build(channels * len(head.in_features), num_classes),
+                in_features=head.in_features,
+                sample_points=head.build_sampler(),
+                subdivision_steps=head.subdivision_steps,
+                subdivision_num_points=head.subdivision_num_points,
+            ),
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
         )
 
     def _check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -46,19 +47,22 @@ class ProposalNetworkConfig(SystemConfig):
             pixel_std=self.pixel_std,
         )
 
-    def build_proposal_generator(self, backbone: Backbone) -> RPN | PrecomputedProposals:
-        """What PROPOSAL_GENERATOR.NAME names, on the backbone's maps."""
-        return PROPOSAL_GENERATORS[self.proposal_generator.name](self, backbone)
+    @property
+    def build_proposal_generator(self) -> Callable[[Backbone], RPN | PrecomputedProposals]:
+        """Builds what PROPOSAL_GENERATOR.NAME names, on a backbone's maps."""
+        return functools.partial(PROPOSAL_GENERATORS[self.proposal_generator.name], self)
 
-    def build_rpn(self, backbone: Backbone, kind: BoxKind = UPRIGHT) -> RPN:
-        """A region proposal network for a kind of boxes, on the backbone's maps."""
-        strides, channels = pyramid(backbone, self.rpn.in_features, "RPN.IN_FEATURES")
-        return self.rpn.build(
-            channels,
-            self.anchor_generator.build(strides),
-            min_size=self.proposal_generator.min_size,
-            kind=kind,
-        )
+
+def _rpn(section: ProposalNetworkConfig, backbone: Backbone, kind: BoxKind = UPRIGHT) -> RPN:
+    strides, channels = pyramid(backbone, section.rpn.in_features, "RPN.IN_FEATURES")
+    anchors = section.anchor_generator.build(strides)
+    build_head = section.rpn.build_head(strides)
+    return section.rpn.build(
+        build_head(channels, anchors.anchors_per_cell, anchors.box_dim),
+        anchors,
+        min_size=section.proposal_generator.min_size,
+        kind=kind,
+    )
 
 
 PRECOMPUTED = "PrecomputedProposals"
@@ -66,8 +70,8 @@ PRECOMPUTED = "PrecomputedProposals"
 PROPOSAL_GENERATORS: dict[
     str, Callable[[ProposalNetworkConfig, Backbone], RPN | PrecomputedProposals]
 ] = {
-    "RPN": lambda section, backbone: section.build_rpn(backbone),
-    "RRPN": lambda section, backbone: section.build_rpn(backbone, ROTATED),  # arXiv:1703.01086
+    "RPN": _rpn,
+    "RRPN": functools.partial(_rpn, kind=ROTATED),  # arXiv:1703.01086
     PRECOMPUTED: lambda section, backbone: PrecomputedProposals(),
 }
 

@@ -26,14 +26,10 @@ class SemanticSegmentorConfig(SystemConfig):
         backbone = self.build_backbone()
         return SemanticSegmentor(
             backbone,
-            sem_seg_head=self.build_sem_seg_head(backbone),
+            sem_seg_head=self.sem_seg_head.build(backbone.output_shape()),
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
         )
-
-    def build_sem_seg_head(self, backbone: Backbone) -> SemSegHead:
-        """The head on the backbone's maps."""
-        return self.sem_seg_head.build(backbone.output_shape())
 
 
 class SemanticSegmentor(System):
