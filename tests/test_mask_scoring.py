@@ -1,9 +1,9 @@
-"""`benchmarks.mask_scoring`, which a trained model's page quotes."""
+"""`benchmarks.trained.mask_scoring`, which a trained model's page quotes."""
 
 import pytest
 import torch
 
-from benchmarks.mask_scoring import correlation, scores_and_ious
+from benchmarks.trained.mask_scoring import correlation, scores_and_ious
 from segdet.errors import ConfigError
 from segdet.structures import Boxes, Instances
 

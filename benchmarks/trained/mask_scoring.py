@@ -1,6 +1,6 @@
 """Whether mask scores tell how good masks are: Mask R-CNN against Mask Scoring R-CNN.
 
-    python -m benchmarks.mask_scoring output/demo output/demo_mask_scoring
+    python -m benchmarks.trained.mask_scoring output/demo output/demo_mask_scoring
 
 Each folder is what training left: its config.yaml, and the weights in model_final.pth. Printed is
 the correlation (Pearson's), over all detections in the first of DATASETS.TEST, of the score that
@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segdet.checkpoint import DetectionCheckpointer
-from segdet.config import CfgNode, get_cfg
+from benchmarks.trained.load import load_run
+from segdet.config import CfgNode
 from segdet.data import DatasetCatalog, build_detection_test_loader
 from segdet.data.annotations import masks_from_segmentations
 from segdet.errors import ConfigError
-from segdet.modeling import build_model
 from segdet.structures import BitMasks, Instances
 
 IN_A_CROWD = 0.5  # of a mask's pixels
@@ -43,11 +42,7 @@ class Row:
 
 def measure(run: Path, device: str) -> Row:
     """The line of the model in a folder that training left."""
-    cfg = get_cfg()
-    cfg.merge_from_file(str(run / "config.yaml"))
-    cfg.merge_from_list(["MODEL.DEVICE", device, "DATALOADER.NUM_WORKERS", 0])
-    model = build_model(cfg).eval()
-    DetectionCheckpointer(model, cfg=cfg).load(run / "model_final.pth")
+    cfg, model = load_run(run, device)
     scores, ious = (torch.cat(parts) for parts in zip(*results(model, cfg), strict=True))
     return Row(
         name=str(run),
