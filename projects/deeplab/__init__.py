@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from segdet.modeling.meta_arch import META, SemanticSegmentorConfig
 
 from .lr_schedule import PolyLRConfig, warmup_poly
-from .resnet import DeepLabResNetConfig, build_resnet_deeplab_backbone
+from .resnet import DeepLabResNetConfig, DeepLabResNetKeys, build_resnet_deeplab_backbone
 from .sem_seg_head import DeepLabHeadConfig, build_v3_head, build_v3_plus_head
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepLabConfig(SemanticSegmentorConfig):
-    """MODEL, as DeepLab reads it: a semantic segmentor with this trunk and these heads."""
+    """MODEL, as DeepLab reads it: a semantic segmentor with its trunk's keys and these heads."""
 
-    resnets: DeepLabResNetConfig = field(default_factory=DeepLabResNetConfig)
+    resnets: DeepLabResNetKeys = field(default_factory=DeepLabResNetKeys)
     sem_seg_head: DeepLabHeadConfig = field(default_factory=DeepLabHeadConfig)
 
 

@@ -14,12 +14,20 @@ from segdet.modeling.backbones.resnet import BLOCKS_PER_STAGE, Stem, conv_with_n
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepLabResNetConfig(ResNetConfig):
-    """MODEL.RESNETS with DeepLab's keys; defaults are those of detectron2's project."""
+class DeepLabResNetKeys(ResNetConfig):
+    """MODEL.RESNETS with DeepLab's keys, which other trunks leave unread.
+
+    Defaults are those of detectron2's project.
+    """
 
     res4_dilation: int = 1  # 2 keeps res4 at stride 8
     res5_multi_grid: tuple[int, ...] = (1, 2, 4)  # factors of RES5_DILATION, one for each block
     stem_type: str = "deeplab"  # or "basic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepLabResNetConfig(DeepLabResNetKeys):
+    """The same keys as DeepLab's own trunk reads them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,11 +41,12 @@ class DeepLabResNetConfig(ResNetConfig):
             )
 
     def _check_dilation(self) -> None:
-        allowed = {1: (1, 2), 2: (4,)}
+        allowed = {1: (1, 2, 4), 2: (4,)}
         if self.res5_dilation not in allowed.get(self.res4_dilation, ()):
             raise ConfigError(
-                "RES4_DILATION and RES5_DILATION must be 1 and 1 (stride 32), 1 and 2 (stride 16) "
-                f"or 2 and 4 (stride 8), are {self.res4_dilation} and {self.res5_dilation}"
+                "MODEL.RESNETS: RES4_DILATION and RES5_DILATION must be 1 and 1 (stride 32), 1 and "
+                "2 or 4 (stride 16), or 2 and 4 (stride 8), are "
+                f"{self.res4_dilation} and {self.res5_dilation}"
             )
 
     def build_stem(self, input_channels: int) -> Stem:

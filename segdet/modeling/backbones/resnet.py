@@ -56,7 +56,6 @@ class ResNetConfig:
             raise ConfigError(
                 f"OUT_FEATURES must name some of {', '.join(FEATURES)}, is {self.out_features}"
             )
-        self._check_dilation()
         if len(self.deform_on_per_stage) != 4:
             raise ConfigError(
                 "DEFORM_ON_PER_STAGE must have a value for each of res2 to res5, is "
@@ -67,7 +66,9 @@ class ResNetConfig:
 
     def _check_dilation(self) -> None:
         if self.res5_dilation not in (1, 2):
-            raise ConfigError(f"RES5_DILATION must be 1 or 2, is {self.res5_dilation}")
+            raise ConfigError(
+                f"MODEL.RESNETS.RES5_DILATION must be 1 or 2, is {self.res5_dilation}"
+            )
 
     def _check_basic(self) -> None:
         if self.res2_out_channels > 64:  # narrower than the published 64 is a user's choice
@@ -89,7 +90,11 @@ class ResNetConfig:
         Args:
             freeze_at: 0 trains everything, 1 freezes the stem, k >= 2 the stem and res2 to res{k}.
             input_channels: of the images.
+
+        Raises:
+            ConfigError: a dilation that this trunk does not have; those of plug-ins have others.
         """
+        self._check_dilation()
         last = max(FEATURES.index(name) for name in self.out_features) + 1
         stem = self.build_stem(input_channels)
         channels = stem.out_channels

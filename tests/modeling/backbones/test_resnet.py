@@ -228,4 +228,4 @@ def test_deformable_stages_are_those_that_the_config_names():
 )
 def test_refuses_unusable_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
-        ResNetConfig(**settings)
+        ResNetConfig(**settings).build(freeze_at=0)
