@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from segdet.modeling.meta_arch import META, SemanticSegmentorConfig
 
 from .lr_schedule import PolyLRConfig, warmup_poly
-from .resnet import DeepLabResNetConfig, DeepLabResNetKeys, build_resnet_deeplab_backbone
+from .resnet import DeepLabResNetKeys, build_resnet_deeplab_backbone
 from .sem_seg_head import DeepLabHeadConfig, build_v3_head, build_v3_plus_head
 
 

@@ -17,6 +17,7 @@ from segdet.engine.setup import (
 )
 from segdet.engine.train_loop import HookBase
 from segdet.evaluation import verify_results
+from segdet.modeling import GeneralizedRCNNWithTTA
 from segdet.utils import comm
 
 
@@ -49,6 +50,7 @@ class Trainer(DefaultTrainer):
         """Those of `DefaultTrainer`; writers come last."""
         hooks = super().build_hooks()
         if self.cfg.TEST.AUG.ENABLED:
+            GeneralizedRCNNWithTTA(self.cfg, self.model)  # refuses before the training
             hooks.insert(-1, EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return hooks
 
@@ -68,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
 def evaluate(cfg: CfgNode, *, resume: bool) -> None:
     """Evaluate MODEL.WEIGHTS, or OUTPUT_DIR's last checkpoint if `resume`."""
     model = Trainer.build_model(cfg)
+    if cfg.TEST.AUG.ENABLED:
+        GeneralizedRCNNWithTTA(cfg, model)  # refuses before the evaluation without it
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR, cfg=cfg)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = dict(Trainer.test(cfg, model))

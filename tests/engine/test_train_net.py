@@ -11,6 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from segdet.config import get_cfg
+from segdet.engine import train
+from segdet.errors import ConfigError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Mask R-CNN at its smallest: ResNet-18 of a quarter of the width, images of 64 pixels.
@@ -210,3 +214,15 @@ def test_test_time_augmentation(data, tmp_path):
     weights = ["MODEL.WEIGHTS", tmp_path / "model_final.pth"]
     train_net("--eval-only", *arguments(data, tmp_path / "again"), *views, *weights)
     assert (tmp_path / "again/inference_TTA/coco_instances_results.json").is_file()
+
+
+def test_an_augmentation_that_cannot_be_is_refused_first(tmp_path, monkeypatch):
+    cfg = get_cfg()
+    settings = {"MODEL.META_ARCHITECTURE": "ProposalNetwork", "OUTPUT_DIR": str(tmp_path)}
+    settings |= {"TEST.AUG.ENABLED": "True", "MODEL.MASK_ON": "False"}
+    cfg.merge_from_list([part for pair in {**SETTINGS, **settings}.items() for part in pair])
+    monkeypatch.setattr(train.Trainer, "test", lambda *_: pytest.fail("was evaluated"))
+    with pytest.raises(ConfigError, match="is for R-CNNs, the model is a ProposalNetwork"):
+        train.Trainer(cfg)
+    with pytest.raises(ConfigError, match="is for R-CNNs, the model is a ProposalNetwork"):
+        train.evaluate(cfg, resume=False)

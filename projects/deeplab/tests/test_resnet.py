@@ -11,7 +11,7 @@ FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
 def build(deeplab, **settings):
     small = {"stem_out_channels": 8, "res2_out_channels": 16, "width_per_group": 4, "norm": "BN"}
-    section = deeplab.DeepLabResNetConfig(**small, out_features=FEATURES, **settings)
+    section = deeplab.resnet.DeepLabResNetConfig(**small, out_features=FEATURES, **settings)
     return section.build(freeze_at=0)
 
 
@@ -85,5 +85,5 @@ def test_deeplab_may_stand_on_an_ordinary_trunk(deeplab):
     assert type(backbone.stem) is BasicStem
     assert [block.conv2.dilation[0] for block in backbone.res5] == [2, 2, 2]
     cfg.MODEL.RESNETS.RES5_DILATION = 4
-    with pytest.raises(ConfigError, match="MODEL.RESNETS.RES5_DILATION must be 1 or 2, is 4"):
+    with pytest.raises(ConfigError, match=r"MODEL.RESNETS.RES5_DILATION must be 1 or 2, is 4"):
         build_model(cfg)

@@ -1,6 +1,7 @@
 """The systems: one file each; which of them a config means is decided here."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from segdet.errors import ConfigError
@@ -68,6 +69,7 @@ SYSTEMS: dict[str, type[SystemConfig]] = {
     "RotatedRCNN": RotatedRCNNConfig,
     "SemanticSegmentor": SemanticSegmentorConfig,
 }
+_OURS = frozenset(SYSTEMS)
 
 # What official files say, and the key of `SYSTEMS` that they mean. A file that says all of a row
 # means its system; of several such rows, the longest counts.
@@ -110,22 +112,41 @@ def system_name(keys: Mapping[str, Any]) -> str:
         keys: path -> value, as `MODEL.META_ARCHITECTURE`; only paths of `OFFICIAL_NAMES` count.
 
     Raises:
-        ConfigError: no such system.
+        ConfigError: no such system, or two; or one that lacks a part that the config asks for.
     """
     fitting = [
-        (len(row), system)
+        (row, system)
         for row, system in OFFICIAL_NAMES
         if all(keys.get(path) == value for path, value in row.items())
     ]
     if fitting:
-        return max(fitting)[1]
+        most = max(len(row) for row, _ in fitting)
+        best = {system: list(row.items())[-1:] for row, system in fitting if len(row) == most}
+        if len(best) > 1:
+            told = [f"{p} {v!r} means {system}" for system, row in best.items() for p, v in row]
+            raise ConfigError(f"{', '.join(told)}; a model is one of them: leave out the other")
+        (name,) = best
+        _refuse_unread(keys, name)
+        return name
     name = keys[META]
-    same = [row for row, _ in OFFICIAL_NAMES if row[META] == name]
+    same = [row for row, _ in OFFICIAL_NAMES if row.get(META) == name]
     if not same and name in SYSTEMS:
+        _refuse_unread(keys, name)
         return name
     if not same:
-        known = list(dict.fromkeys([row[META] for row, _ in OFFICIAL_NAMES] + list(SYSTEMS)))
-        raise ConfigError(f"{META} {name!r} is unknown; known: {', '.join(known)}")
-    path = list(same[0])[1]
-    known = ", ".join(dict.fromkeys(row[path] for row in same))
+        named = [row[META] for row, _ in OFFICIAL_NAMES if META in row]
+        known = ", ".join(dict.fromkeys([*named, *SYSTEMS]))
+        raise ConfigError(f"{META} {name!r} is unknown; known: {known}")
+    path = next(path for path in same[0] if path != META)  # META alone would have fitted
+    known = ", ".join(dict.fromkeys(row[path] for row in same if path in row))
     raise ConfigError(f"{path} {keys.get(path)!r} is unknown; known: {known}")
+
+
+def _refuse_unread(keys: Mapping[str, Any], system: str) -> None:
+    """Raise where a system of ours would drop the MaskIoU head; plug-ins may have one of theirs."""
+    has_one = any(field.name == "maskiou_on" for field in fields(SYSTEMS[system]))
+    if keys.get(MASKIOU_ON) and system in _OURS and not has_one:
+        raise ConfigError(
+            f"{MASKIOU_ON} is True, but {system} has no MaskIoU head; it stands on {META} "
+            f"GeneralizedRCNN with {ROI_HEADS} StandardROIHeads: use these, or set it to False"
+        )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segdet.errors import ConfigError
-from segdet.modeling import SYSTEMS, build_model
+from segdet.modeling import SYSTEMS, build_model, meta_arch
 from segdet.modeling.meta_arch import system_name
 from segdet.structures import Instances
 
@@ -188,3 +188,49 @@ def test_official_names_decide_the_system():
         named("GeneralizedRCNN", "X")
     with pytest.raises(ConfigError, match=r"ROI_HEADS.NAME 'X' is unknown; known: StandardROI"):
         named("PanopticFPN", "X")
+
+
+def test_a_row_of_a_plugin_may_leave_the_architecture_out(monkeypatch):
+    row = ({"MODEL.ROI_HEADS.NAME": "Own"}, "MaskRCNN")
+    monkeypatch.setattr(meta_arch, "OFFICIAL_NAMES", [row, *meta_arch.OFFICIAL_NAMES])
+    keys = {"MODEL.META_ARCHITECTURE": "GeneralizedRCNN", "MODEL.ROI_HEADS.NAME": "X"}
+    assert system_name(keys | {"MODEL.ROI_HEADS.NAME": "Own"}) == "MaskRCNN"
+    with pytest.raises(ConfigError, match=r"ROI_HEADS.NAME 'X' is unknown; known: StandardROI"):
+        system_name(keys)
+    with pytest.raises(ConfigError, match=r"'Yolo' is unknown; known: GeneralizedRCNN, Pan"):
+        system_name(keys | {"MODEL.META_ARCHITECTURE": "Yolo"})
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "CascadeRCNN has no MaskIoU head; it stands"),
+        (["MODEL.ROI_HEADS.NAME", "Res5ROIHeads"], "MASKIOU_ON is True, but MaskRCNNC4 has no"),
+        (["MODEL.META_ARCHITECTURE", "PanopticFPN"], "but PanopticFPN has no"),
+        (["MODEL.META_ARCHITECTURE", "CascadeRCNN"], "but CascadeRCNN has no"),
+        (
+            ["MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead"],
+            "NAME 'PointRendMaskHead' means PointRend, MODEL.MASKIOU_ON True means MaskScoringRCNN",
+        ),
+    ],
+)
+def test_a_maskiou_head_is_not_dropped_in_silence(settings, said, tiny_cfg):
+    cfg = tiny_cfg("MaskScoringRCNN")
+    cfg.merge_from_list(settings)
+    with pytest.raises(ConfigError, match=said):
+        build_model(cfg)
+
+
+def test_under_autocast_losses_and_results_are_finite(model, image):
+    model.train().zero_grad()
+    batch = [image((5, 5, 40, 50), (20, 10, 60, 30))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch)
+    losses.total().backward()
+    assert all(one.isfinite() for one in losses.values())
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(one.isfinite().all() for one in gradients)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        (result,) = model.eval()(batch)
+    found = numbers(result)
+    assert found and all(one.isfinite().all() for one in found)
