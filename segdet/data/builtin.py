@@ -98,9 +98,13 @@ class PanopticFiles:
             return read_panoptic_json(files[1], files[0], files[2], separated=False)
         sem_seg_root = places.get("sem_seg_root", "")
         if self.form == "stuffonly":
-            return read_stuff_only(*files, sem_seg_root=sem_seg_root)
-        objects = places.get("json_file", "")
-        return read_panoptic_separated(*files, instances_json=objects, sem_seg_root=sem_seg_root)
+            return read_stuff_only(*files, sem_seg_root=sem_seg_root, with_classes=not self.is_coco)
+        return read_panoptic_separated(
+            *files,
+            instances_json=places.get("json_file", ""),
+            sem_seg_root=sem_seg_root,
+            with_classes=not self.is_coco,
+        )
 
     def _places(self) -> dict[str, str]:
         optional = {"json_file": self.instances_json, "sem_seg_root": self.sem_seg_root}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -21,7 +22,7 @@ from segdet.data.image_io import read_labels
 from segdet.data.readers.cityscapes import CityscapesFiles, cityscapes_files
 from segdet.data.readers.cityscapes_labels import BY_ID, LABELS
 from segdet.data.readers.cityscapes_panoptic import cityscapes_categories
-from segdet.data.readers.coco_json import parse_json
+from segdet.data.readers.coco_json import file_below, parse_json
 from segdet.data.readers.panoptic_json import read_panoptic_json
 from segdet.data.rle import tight_box
 from segdet.data.segment_ids import id2rgb, read_segment_ids
@@ -41,24 +42,32 @@ def write_label_maps(
     Args:
         panoptic_json: COCO panoptic annotation.
         panoptic_root: its folder of segment pictures.
-        output: folder of the maps, which have the names of those pictures.
+        output: folder of the maps, which have the images' names and folders.
         workers: processes; 0 is one for each core.
 
     Returns:
         How many maps are there.
 
     Raises:
-        DataError: the annotation cannot be used, or another file is in the way.
+        DataError: the annotation cannot be used, two maps would be one file, or another file is in
+            the way.
     """
     records = read_panoptic_json(panoptic_json, "", panoptic_root).records
+    for record in records:
+        name = file_below(os.fspath(output), record["file_name"])
+        record["sem_seg_file_name"] = str(Path(name).with_suffix(".png"))
+    count = Counter(record["sem_seg_file_name"] for record in records)
+    if count and (most := count.most_common(1)[0])[1] > 1:
+        raise DataError(f"{panoptic_json}: {most[1]} images would have the label map {most[0]}")
     Path(output).mkdir(parents=True, exist_ok=True)
-    _for_each(partial(_write_label_map, Path(output)), records, workers)
+    _for_each(_write_label_map, records, workers)
     return len(records)
 
 
-def _write_label_map(output: Path, record: dict[str, Any]) -> None:
-    name = Path(record["pan_seg_file_name"]).with_suffix(".png").name
-    _write_picture(output / name, read_sem_seg(record), read_labels)
+def _write_label_map(record: dict[str, Any]) -> None:
+    file = Path(record.pop("sem_seg_file_name"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write_picture(file, read_sem_seg(record), read_labels)
 
 
 def write_cityscapes(

@@ -13,7 +13,14 @@ from segdet.errors import DataError
 
 IGNORE_LABEL = 255
 LABEL_KEYS = (  # of a record, that `read_sem_seg` looks at
-    *("sem_seg_file_name", "pan_seg_file_name", "segments_info", "height", "width"),
+    *(
+        "sem_seg_file_name",
+        "pan_seg_file_name",
+        "segments_info",
+        "sem_seg_label",
+        "height",
+        "width",
+    ),
 )
 
 
@@ -23,10 +30,10 @@ def has_sem_seg(record: dict[str, Any]) -> bool:
 
 
 def _first_segment(record: dict[str, Any]) -> dict[str, Any]:
-    """Empty where all is void: a picture without segments is labelled all the same."""
+    """The record itself where all is void: its reader says there whether its set has labels."""
     if "pan_seg_file_name" not in record or "segments_info" not in record:
         return {}
-    return next(iter(record["segments_info"]), {"sem_seg_label": IGNORE_LABEL})
+    return next(iter(record["segments_info"]), record)
 
 
 def read_sem_seg(record: dict[str, Any]) -> np.ndarray:
@@ -34,7 +41,8 @@ def read_sem_seg(record: dict[str, Any]) -> np.ndarray:
 
     Args:
         record: a standard dict with `sem_seg_file_name`; or with `pan_seg_file_name` and
-            `segments_info`, whose rows have `id` and `sem_seg_label`.
+            `segments_info`, whose rows have `id` and `sem_seg_label` (without rows the record
+            itself has it: the label of all that is void).
 
     Returns:
         (H, W) integers, `IGNORE_LABEL` where there is none.

@@ -36,6 +36,19 @@ def test_label_maps_are_those_made_on_the_way(panoptic_folder: PanopticFolder, t
     assert content(output) == before
 
 
+def test_label_maps_are_named_after_the_images(panoptic_folder: PanopticFolder, tmp_path: Path):
+    first, second = panoptic_folder.tree["images"]
+    first["file_name"], second["file_name"] = "x/a.jpg", "y/a.jpg"
+    json_file, _, pngs = panoptic_folder.write()
+    assert write_label_maps(json_file, pngs, tmp_path / "stuff", workers=1) == 2
+    assert content(tmp_path / "stuff").keys() == {"x/a.png", "y/a.png"}
+    second["file_name"] = "x/a.png"
+    panoptic_folder.write()
+    with pytest.raises(DataError, match=r"2 images would have the label map .*x/a\.png"):
+        write_label_maps(json_file, pngs, tmp_path / "other", workers=1)
+    assert not (tmp_path / "other").exists()
+
+
 def test_other_files_are_not_overwritten(panoptic_folder: PanopticFolder, tmp_path: Path):
     json_file, _, pngs = panoptic_folder.write()
     theirs = tmp_path / "b.png"

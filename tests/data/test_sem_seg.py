@@ -48,7 +48,9 @@ def test_what_has_labels():
     assert not has_sem_seg({"pan_seg_file_name": "x", "segments_info": [segment]}), "detectron2's"
     labelled = segment | {"sem_seg_label": 0}
     assert has_sem_seg({"pan_seg_file_name": "x", "segments_info": [labelled]})
-    assert has_sem_seg({"pan_seg_file_name": "x", "segments_info": []}), "all void"
+    void = {"pan_seg_file_name": "x", "segments_info": []}
+    assert not has_sem_seg(void), "its set may be detectron2's"
+    assert has_sem_seg(void | {"sem_seg_label": IGNORE_LABEL})
     assert has_sem_seg({"sem_seg_file_name": "x"})
 
 

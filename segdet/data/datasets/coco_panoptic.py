@@ -21,6 +21,9 @@ __all__ = [
 
 Path = str | os.PathLike[str]
 
+_NUMBERS = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
+_CLASSES = {*_NUMBERS, "thing_classes", "stuff_classes"}
+
 
 def load_coco_panoptic_json(
     json_file: Path, image_dir: Path, gt_dir: Path, meta: dict[str, Any]
@@ -44,11 +47,10 @@ def load_coco_panoptic_json(
 
 def _renumber(data: CocoFile, meta: dict[str, Any]) -> None:
     """Give the segments the classes that the metadata says, in place."""
-    keys = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
-    if not any(key in meta for key in keys):
+    if not any(key in meta for key in _NUMBERS):
         return
-    wanted = {True: meta.get(keys[0], {}), False: meta.get(keys[1], {})}
-    dataset_id = {k: i for key in keys for i, k in data.metadata[key].items()}
+    wanted = {True: meta.get(_NUMBERS[0], {}), False: meta.get(_NUMBERS[1], {})}
+    dataset_id = {k: i for key in _NUMBERS for i, k in data.metadata[key].items()}
     for record in data.records:
         for segment in record["segments_info"]:
             category_id = dataset_id[segment["category_id"]]
@@ -83,9 +85,9 @@ def register_coco_panoptic(
     image_root, panoptic_root = os.fspath(image_root), os.fspath(panoptic_root)
     panoptic_json = os.fspath(panoptic_json)
 
-    def read() -> CocoFile:
+    def read(known: dict[str, Any]) -> CocoFile:
         data = read_panoptic_json(panoptic_json, image_root, panoptic_root, separated=False)
-        _renumber(data, metadata)
+        _renumber(data, known)
         return data
 
     _register(name, read, metadata)
@@ -125,8 +127,23 @@ def register_coco_panoptic_separated(
     root, pngs, file = (os.fspath(path) for path in (image_root, panoptic_root, panoptic_json))
     maps, objects = os.fspath(sem_seg_root), os.fspath(instances_json)
 
-    def separated() -> CocoFile:
-        return read_panoptic_separated(root, file, pngs, instances_json=objects, sem_seg_root=maps)
+    def separated(known: dict[str, Any]) -> CocoFile:
+        data = read_panoptic_separated(
+            root,
+            file,
+            pngs,
+            instances_json=objects,
+            sem_seg_root=maps,
+            with_classes=not known.keys() >= _CLASSES,
+        )
+        _check_numbers(name, data, known)
+        return data
+
+    def stuff_only(known: dict[str, Any]) -> CocoFile:
+        with_classes = not known.keys() >= _CLASSES
+        data = read_stuff_only(root, file, pngs, sem_seg_root=maps, with_classes=with_classes)
+        _check_numbers(name, data, known)
+        return data
 
     _register(f"{name}_separated", separated, metadata)
     MetadataCatalog.get(f"{name}_separated").set(
@@ -139,21 +156,36 @@ def register_coco_panoptic_separated(
     )
     if objects:
         MetadataCatalog.get(f"{name}_separated").set(json_file=objects)
-    _register(
-        f"{name}_stuffonly", lambda: read_stuff_only(root, file, pngs, sem_seg_root=maps), metadata
-    )
+    _register(f"{name}_stuffonly", stuff_only, metadata)
     MetadataCatalog.get(f"{name}_stuffonly").set(
         sem_seg_root=maps, image_root=root, evaluator_type="sem_seg", ignore_label=IGNORE_LABEL
     )
 
 
-def _register(name: str, read: Callable[[], CocoFile], metadata: dict[str, Any]) -> None:
-    """Name a reader; what its files say of the classes counts where `metadata` is silent."""
+def _check_numbers(name: str, data: CocoFile, known: dict[str, Any]) -> None:
+    """Refuse metadata that numbers classes otherwise than the records do."""
+    for key in _NUMBERS:
+        given, own = known.get(key, {}), data.metadata.get(key, {})
+        for category_id, number in own.items() if given else ():
+            # Number 0 of stuff are things as a whole, which need no id.
+            if given.get(category_id, 0) != number:
+                raise DataError(
+                    f"the metadata of {name} gives category {category_id} the number "
+                    f"{given.get(category_id)} in {key}, its files {number}; leave {key} and the "
+                    "class names out, or write label maps in your order and give sem_seg_root"
+                )
+
+
+def _register(
+    name: str, read: Callable[[dict[str, Any]], CocoFile], metadata: dict[str, Any]
+) -> None:
+    """Name a reader, which gets the metadata; its files' counts where that is silent."""
 
     def load() -> list[dict[str, Any]]:
-        data = read()
         facts = MetadataCatalog.get(name)
-        facts.set(**{key: value for key, value in data.metadata.items() if key not in metadata})
+        known = facts.as_dict()
+        data = read(known)
+        facts.set(**{key: value for key, value in data.metadata.items() if key not in known})
         return data.records
 
     DatasetCatalog.register(name, load)

@@ -11,6 +11,7 @@ from segdet.data.readers.cityscapes import IMAGE_SUFFIX, cityscapes_files
 from segdet.data.readers.cityscapes_labels import COLORS, TRAINED
 from segdet.data.readers.coco_json import parse_json, rows_of
 from segdet.data.readers.panoptic_json import read_segments, standard_metadata
+from segdet.data.sem_seg import IGNORE_LABEL
 from segdet.errors import DataError
 
 
@@ -80,4 +81,6 @@ def load_cityscapes_panoptic(
         if os.path.isfile(labels):
             record["sem_seg_file_name"] = labels
         records.append(record | {"pan_seg_file_name": picture, "segments_info": segments})
+        if not segments:
+            records[-1]["sem_seg_label"] = IGNORE_LABEL
     return records

@@ -28,7 +28,7 @@ from segdet.data.readers.coco_json import (
 )
 from segdet.data.rle import encode_rle, tight_box
 from segdet.data.segment_ids import ID_LIMIT, read_segment_ids
-from segdet.data.sem_seg import check_size_of_map, labels_of_segments
+from segdet.data.sem_seg import IGNORE_LABEL, check_size_of_map, labels_of_segments
 from segdet.errors import DataError
 from segdet.structures import BoxMode
 
@@ -57,7 +57,8 @@ def read_panoptic_json(
 
     Returns:
         Records with `pan_seg_file_name` and `segments_info`: rows of `id`, `category_id`
-        (contiguous), `isthing`, `iscrowd`, `sem_seg_label`, and the file's `bbox` and `area`.
+        (contiguous), `isthing`, `iscrowd`, `sem_seg_label`, and the file's `bbox` and `area`;
+        where there is none, the record has `sem_seg_label`, which is to ignore.
 
     Raises:
         DataError: the file, a record in it or a picture is not what it should be.
@@ -129,7 +130,7 @@ def separated_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _short(name: str) -> str:
-    return name.replace("-other", "").replace("-merged", "")
+    return name.removesuffix("-merged").removesuffix("-other")
 
 
 def standard_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -187,6 +188,8 @@ def _read_annotations(
             "pan_seg_file_name": picture,
             "segments_info": segments,
         }
+        if not segments:
+            segmented[image_id]["sem_seg_label"] = IGNORE_LABEL
     return segmented
 
 

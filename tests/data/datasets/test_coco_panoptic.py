@@ -86,7 +86,63 @@ def test_separated_with_instances_and_label_maps(panoptic_folder: PanopticFolder
     assert metadata.sem_seg_root.endswith("stuff") and metadata.json_file.endswith("instances.json")
     stuff = DatasetCatalog.get("x_stuffonly")
     assert len(stuff) == 2 and stuff[0].keys() == {"file_name", "sem_seg_file_name"}
+    for name in ("x_separated", "x_stuffonly"):
+        metadata = MetadataCatalog.get(name)
+        assert metadata.stuff_classes == ["things", "sky", "grass"]
+        assert metadata.stuff_dataset_id_to_contiguous_id == {0: 0, 9: 1, 5: 2}
+        assert metadata.stuff_colors[1:] == [[1, 2, 3], [7, 8, 9]]
     assert MetadataCatalog.get("x_stuffonly").evaluator_type == "sem_seg"
+
+
+CLASSES = {
+    "thing_classes": ["cat", "dog"],
+    "thing_dataset_id_to_contiguous_id": {1: 0, 3: 1},
+    "stuff_classes": ["things", "grass", "sky"],
+    "stuff_dataset_id_to_contiguous_id": {5: 1, 9: 2},  # not the file's order
+}
+
+
+def test_known_classes_are_not_read_again(panoptic_folder: PanopticFolder):
+    _, images, pngs = panoptic_folder.write()
+    places = images, pngs, "absent.json", write_maps(panoptic_folder, "a", "b")
+    register_coco_panoptic_separated("x", CLASSES, *places, write_instances(panoptic_folder))
+    for name in ("x_separated", "x_stuffonly"):
+        assert len(DatasetCatalog.get(name)) == 2
+        assert MetadataCatalog.get(name).stuff_classes == ["things", "grass", "sky"]
+    register_coco_panoptic_separated("y", {}, *places, write_instances(panoptic_folder))
+    for name in ("y_separated", "y_stuffonly"):
+        with pytest.raises(DataError, match=r"absent\.json: cannot be read"):
+            DatasetCatalog.get(name)
+
+
+@pytest.mark.parametrize("form", ["separated", "stuffonly"])
+def test_numbers_that_label_maps_would_not_have_are_refused(
+    panoptic_folder: PanopticFolder, form: str
+):
+    json_file, images, pngs = panoptic_folder.write()
+    places = images, pngs, json_file, "", write_instances(panoptic_folder)
+    register_coco_panoptic_separated("x", CLASSES, *places)
+    with pytest.raises(DataError, match=r"gives category 9 the number 2 in stuff_\w+, its"):
+        DatasetCatalog.get(f"x_{form}")
+    numbers = {"stuff_dataset_id_to_contiguous_id": {9: 1, 5: 2}}
+    register_coco_panoptic_separated("y", CLASSES | numbers, *places)
+    assert len(DatasetCatalog.get(f"y_{form}")) == 2
+
+
+def test_metadata_that_is_set_after_registering_counts(panoptic_folder: PanopticFolder):
+    json_file, images, pngs = panoptic_folder.write()
+    register_coco_panoptic_separated("x", {}, images, pngs, json_file, "", "")
+    MetadataCatalog.get("x_separated").set(stuff_classes=["things", "Himmel", "Gras"])
+    register_coco_panoptic("y", {}, images, pngs, json_file)
+    MetadataCatalog.get("y").set(
+        thing_dataset_id_to_contiguous_id={3: 0, 1: 1},
+        stuff_dataset_id_to_contiguous_id={9: 2, 5: 3},
+    )
+    for _ in range(2):
+        assert len(DatasetCatalog.get("x_separated")) == 2
+        assert MetadataCatalog.get("x_separated").stuff_classes == ["things", "Himmel", "Gras"]
+        segments = DatasetCatalog.get("y")[0]["segments_info"]
+        assert [s["category_id"] for s in segments] == [2, 0, 1]
 
 
 def test_separated_without_label_maps(panoptic_folder: PanopticFolder):
