@@ -1,8 +1,8 @@
 """Plug-ins: a project is a Python package that hands in tables of its own (docs/add_a_system.md).
 
 What it may hand in are attributes of the package: `SYSTEMS` and `OFFICIAL_NAMES`, tables of parts
-(`BACKBONES`, `MASK_HEADS`, `SEM_SEG_HEADS`), `LR_SCHEDULES`, and `SECTIONS` for keys outside of
-MODEL. Importing a project does nothing; the functions here add its tables to ours.
+(`BACKBONES`, `MASK_HEADS`, ...), `LR_SCHEDULES`, and `SECTIONS` for keys outside of MODEL.
+Importing a project does nothing; the functions here add its tables to ours.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from typing import Any
 
 from segdet.config.defaults import PROJECT_SECTIONS, gather, get_cfg, trees_of
 from segdet.errors import ConfigError
+from segdet.modeling.anchors import ANCHOR_GENERATORS
 from segdet.modeling.backbones import BACKBONES
+from segdet.modeling.box_head import BOX_HEADS
+from segdet.modeling.keypoint_head import KEYPOINT_HEADS
 from segdet.modeling.mask_head import MASK_HEADS
 from segdet.modeling.meta_arch import OFFICIAL_NAMES, SYSTEMS
+from segdet.modeling.meta_arch.proposal_network import PROPOSAL_GENERATORS
+from segdet.modeling.rpn import RPN_HEADS
 from segdet.modeling.sem_seg_head import SEM_SEG_HEADS
 from segdet.solver.build import LR_SCHEDULES
 
@@ -29,7 +34,12 @@ GROUP = "segdet.projects"  # entry points of installed projects: NAME = the pack
 TABLES: dict[str, dict[str, Any]] = {
     "SYSTEMS": SYSTEMS,
     "BACKBONES": BACKBONES,
+    "PROPOSAL_GENERATORS": PROPOSAL_GENERATORS,
+    "ANCHOR_GENERATORS": ANCHOR_GENERATORS,
+    "RPN_HEADS": RPN_HEADS,
+    "BOX_HEADS": BOX_HEADS,
     "MASK_HEADS": MASK_HEADS,
+    "KEYPOINT_HEADS": KEYPOINT_HEADS,
     "SEM_SEG_HEADS": SEM_SEG_HEADS,
     "LR_SCHEDULES": LR_SCHEDULES,
 }

@@ -96,5 +96,6 @@ def test_a_real_process_ends_with_2_and_without_a_traceback():
     )
     assert run.returncode == 2
     assert run.stderr == (
-        "error: command line: unknown key MODEL.MASK; did you mean MODEL.MASK_ON?\n"
+        "error: command line: unknown key MODEL.MASK; did you mean MODEL.MASK_ON? "
+        "(keys of a plug-in need --project, or load_project)\n"
     )

@@ -22,20 +22,23 @@ from segdet.solver import build_lr_scheduler
 
 # One of everything that a project may hand in, over two files.
 INIT = """
-from toy_project.parts import ConstantConfig, ToyConfig, constant, toy_backbone
+from toy_project.parts import ConstantConfig, ToyConfig, constant, toy_backbone, toy_mask_head
 
 SYSTEMS = {"Toy": ToyConfig}
 META, HEADS = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
 OFFICIAL_NAMES = [({META: "GeneralizedRCNN", HEADS: "T"}, "Toy")]
 BACKBONES = {"toy_backbone": toy_backbone}
+MASK_HEADS = {"ToyMaskHead": toy_mask_head}
 LR_SCHEDULES = {"ConstantLR": constant}
 SECTIONS = {"SOLVER": ConstantConfig}
 """
 PARTS = """
 from dataclasses import dataclass, field
+from functools import partial
 
 from segdet.config.reader import read_section, tree_of
 from segdet.modeling.backbones import ResNetConfig
+from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead
 from segdet.modeling.meta_arch import ProposalNetworkConfig
 
 
@@ -53,6 +56,14 @@ def toy_backbone(sections, input_channels):
     width = sections.resnets.toy_width
     resnets = ResNetConfig(depth=18, res2_out_channels=width, stem_out_channels=width, norm="")
     return resnets.build(freeze_at=0, input_channels=input_channels)
+
+
+class ToyMaskHead(MaskRCNNConvUpsampleHead):
+    pass
+
+
+def toy_mask_head(section):
+    return partial(ToyMaskHead, conv_dim=section.conv_dim, num_conv=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +113,17 @@ def test_a_project_brings_names_and_keys(toy):
     cfg.merge_from_list(["SOLVER.LR_SCHEDULER_NAME", "ConstantLR", "SOLVER.BASE_LR", "0.1"])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert build_lr_scheduler(cfg, optimizer).get_last_lr() == [0.05]
+
+
+def test_a_mask_head_of_a_project_stands_in_our_systems(toy):
+    project = load_project(toy)
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "MaskRCNNC4", "MODEL.DEVICE", "cpu"])
+    cfg.merge_from_list(["MODEL.RESNETS.WIDTH_PER_GROUP", 2, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8])
+    cfg.merge_from_list(["MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "ToyMaskHead"])
+    head = build_model(cfg).roi_heads.mask_head
+    assert type(head) is project.parts.ToyMaskHead
+    assert head.deconv.in_channels == 64 and head.predictor.out_channels == 80
 
 
 def test_loading_twice_adds_once_and_unloading_takes_back(toy, monkeypatch):

@@ -215,7 +215,10 @@ class CfgNode(dict[str, Any]):
             node = child
         if last not in node:
             known = [leaf for leaf, _, _ in self.leaves()]
-            raise ConfigError(f"{source}: unknown key {path}{did_you_mean(path, known)}")
+            raise ConfigError(
+                f"{source}: unknown key {path}{did_you_mean(path, known)} "
+                "(keys of a plug-in need --project, or load_project)"
+            )
         return node, last
 
     def _make_room(self, path: str, source: str) -> None:

@@ -30,6 +30,14 @@ MOVED = {
     "fvcore.common.registry": "segdet.utils.registry",
 }
 
+# What is here, but not as a module: a dotted name and all below it -> what to do about it.
+ADVICE = {
+    "detectron2.projects.point_rend": "PointRend is built in, its keys are in get_cfg(): drop the "
+    "import and calls of add_pointrend_config; point_features is in segdet.modeling",
+    "detectron2.projects.deeplab": "DeepLab is a plug-in, --project projects/deeplab or "
+    "load_project: drop the import and calls of add_deeplab_config",
+}
+
 # Names that the module of the same name has too, without a constructor that takes a config.
 ELSEWHERE = {("segdet.modeling.roi_heads", "StandardROIHeads"): "segdet.modeling"}
 
@@ -66,6 +74,14 @@ def find(module: str, name: str) -> str | None:
     if here is not None and (name == "*" or has(here, name)):
         return ELSEWHERE.get((here, name), here)
     return None if name == "*" else _public_names().get(name)
+
+
+def advice(dotted: str) -> str | None:
+    """What to do about a name of theirs that is not found here; None where nothing is known."""
+    for name, text in ADVICE.items():
+        if f"{dotted}.".startswith(f"{name}."):
+            return text
+    return None
 
 
 def has(module: str, name: str) -> bool:

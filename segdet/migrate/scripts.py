@@ -95,6 +95,9 @@ class _Script(ast.NodeVisitor):
             if not names.belongs(one.name):
                 continue
             ours = names.our_module(one.name)
+            if ours is None and (told := names.advice(one.name)):
+                self._note(node, told)
+                continue
             if ours is None:
                 self._note(node, f"no module {one.name} here")
                 ours = OURS + one.name.removeprefix(THEIRS)
@@ -111,7 +114,10 @@ class _Script(ast.NodeVisitor):
         usual = names.our_module(module) or OURS + module.removeprefix(THEIRS)
         for one in node.names:
             home = names.find(module, one.name)
-            if home is None:
+            if home is None and (told := names.advice(f"{module}.{one.name}")):
+                self._note(node, told)
+                home = module  # stays as it is
+            elif home is None:
                 self._note(node, f"{module} has {one.name}, which has no counterpart here")
                 home = usual
             homes.setdefault(home, []).append(one)
@@ -128,6 +134,9 @@ class _Script(ast.NodeVisitor):
         root, path = _chain(node)
         if root is not None and root.id in self._modules:
             theirs = self._modules[root.id]
+            if root.id == THEIRS and (told := names.advice(".".join([THEIRS, *path]))):
+                self._note(node, told)
+                return
             if ours := names.our_module(theirs):
                 found, followed = names.member(ours, path)
                 if found is None:

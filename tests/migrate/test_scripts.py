@@ -99,7 +99,7 @@ def test_what_has_no_counterpart_is_listed_with_its_line():
 import detectron2
 from detectron2.export import Caffe2Tracer
 from detectron2.data import transforms as T, no_such_name
-import detectron2.projects.deeplab
+import detectron2.projects.panoptic_deeplab
 
 T.RandomFlip(), T.RandomTeapot()
 print(detectron2.nothing.here, "detectron2")
@@ -107,11 +107,37 @@ print(detectron2.nothing.here, "detectron2")
     assert notes(text) == [
         "3: detectron2.export has Caffe2Tracer, which has no counterpart here",
         "4: detectron2.data has no_such_name, which has no counterpart here",
-        "5: no module detectron2.projects.deeplab here",
+        "5: no module detectron2.projects.panoptic_deeplab here",
         "7: no detectron2.data.transforms.RandomTeapot here",
         "8: no detectron2.nothing here",
         "8: the text 'detectron2' was left as it is",
     ]
+
+
+POINT_REND = "PointRend is built in, its keys are in get_cfg(): drop the import and calls of "
+DEEPLAB = "DeepLab is a plug-in, --project projects/deeplab or load_project: drop the import and "
+
+
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ("from detectron2.projects.point_rend import add_pointrend_config", None, POINT_REND),
+        ("from detectron2.projects import point_rend\npoint_rend.add_pointrend_config(cfg)", None,
+         POINT_REND),
+        ("import detectron2.projects.point_rend as pr\npr.add_pointrend_config(cfg)", None,
+         POINT_REND),
+        ("import detectron2.projects.deeplab\ndetectron2.projects.deeplab.add_deeplab_config(cfg)",
+         None, DEEPLAB),
+        ("from detectron2.projects.deeplab import add_deeplab_config, build_lr_scheduler",
+         "from detectron2.projects.deeplab import add_deeplab_config\n"
+         "from segdet.solver import build_lr_scheduler", DEEPLAB),
+    ],
+)  # fmt: skip
+def test_projects_that_are_here_in_another_way_are_left_with_advice(old, new, told):
+    result = migrate_script(old)
+    assert result.text == (new or old)
+    assert result.notes[0].line == 1
+    assert all(note.text.startswith(told) for note in result.notes)
 
 
 def test_config_keys():
