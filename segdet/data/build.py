@@ -18,6 +18,7 @@ from segdet.data.loader import Loader, Samples, TrainLoader
 from segdet.data.mapper import DatasetMapper
 from segdet.data.proposals import load_proposals_into_dataset
 from segdet.data.records import (
+    NEEDS,
     Records,
     check_class_count,
     check_stuff_count,
@@ -145,23 +146,6 @@ class DataLoaderConfig:
     def build_sampler(self, records: MapStyle, seed: int) -> Sampler[int]:
         """The training sampler over records."""
         return SAMPLERS[self.sampler_train](self, records, seed)
-
-
-# MODEL.META_ARCHITECTURE -> the labels that it learns from, and the field of `DataLoaderConfig`
-# that numbers their classes. Of systems that are not here, nothing is checked.
-_R_CNN: dict[str, str | None] = {"annotations": "roi_heads_classes"}
-NEEDS: dict[str, dict[str, str | None]] = {
-    "GeneralizedRCNN": _R_CNN,
-    "CascadeRCNN": _R_CNN,
-    "MaskRCNN": _R_CNN,
-    "MaskRCNNC4": _R_CNN,
-    "RotatedRCNN": _R_CNN,
-    "ProposalNetwork": {"annotations": None},  # to which all classes are one
-    "RetinaNet": {"annotations": "retinanet_classes"},
-    "CascadePanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
-    "PanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
-    "SemanticSegmentor": {"sem_seg": "sem_seg_classes"},
-}
 
 
 def _repeat_factor_sampler(

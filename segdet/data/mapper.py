@@ -23,6 +23,7 @@ from segdet.data.annotations import (
 )
 from segdet.data.image_io import FORMATS, check_image_size, file_name_of, read_image
 from segdet.data.proposals import transform_proposals
+from segdet.data.records import NEEDS
 from segdet.data.sem_seg import has_sem_seg, read_sem_seg
 from segdet.errors import ConfigError, DataError
 
@@ -111,11 +112,18 @@ class InputConfig:
         if self.color_aug_ssd:
             _require("FORMAT, with COLOR_AUG_SSD,", self.format, ("BGR", "RGB"))
         _require("MASK_FORMAT", self.mask_format, ("polygon", "bitmask"))
+        has_labels = "sem_seg" in NEEDS.get(self.meta_architecture, {"sem_seg"})
+        if self.crop.enabled and self.crop.single_category_max_area < 1 and not has_labels:
+            raise ConfigError(
+                "CROP.SINGLE_CATEGORY_MAX_AREA below 1 looks at label maps, which "
+                f"MODEL.META_ARCHITECTURE {self.meta_architecture} does not learn from; leave it 1"
+            )
 
     def augmentations(self, is_train: bool) -> list[T.Augmentation | T.Transform]:
         """For training crop, resize, change colours and flip, as enabled; else resize alone.
 
-        Official semantic configs mean crops of the resized image: SemanticSegmentor gets these.
+        Official semantic configs mean crops of the resized image: systems that learn from label
+        maps alone get these.
         """
         if not is_train:
             return [T.ResizeShortestEdge(self.min_size_test, self.max_size_test)]
@@ -124,7 +132,7 @@ class InputConfig:
             T.ResizeShortestEdge(sizes, self.max_size_train, style)
         ]
         if self.crop.enabled:
-            place = 1 if self.meta_architecture == "SemanticSegmentor" else 0
+            place = 1 if set(NEEDS.get(self.meta_architecture, {})) == {"sem_seg"} else 0
             augmentations.insert(place, self.crop.augmentation(self.ignore_value))
         if self.color_aug_ssd:
             augmentations.append(T.ColorAugSSDTransform(self.format))

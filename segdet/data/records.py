@@ -20,6 +20,26 @@ logger = logging.getLogger("segdet.data")
 
 Records = list[dict[str, Any]]
 
+# MODEL.META_ARCHITECTURE -> the labels that it learns from, and the field of `DataLoaderConfig`
+# that numbers their classes. Of systems that are not here, nothing is checked.
+_R_CNN: dict[str, str | None] = {"annotations": "roi_heads_classes"}
+NEEDS: dict[str, dict[str, str | None]] = {
+    "GeneralizedRCNN": _R_CNN,
+    "CascadeRCNN": _R_CNN,
+    "MaskRCNN": _R_CNN,
+    "ImplicitPointRend": _R_CNN,
+    "MaskRCNNC4": _R_CNN,
+    "MaskScoringRCNN": _R_CNN,
+    "PointRend": _R_CNN,
+    "RotatedRCNN": _R_CNN,
+    "ProposalNetwork": {"annotations": None},  # to which all classes are one
+    "RetinaNet": {"annotations": "retinanet_classes"},
+    "CascadePanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
+    "PanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
+    "PointRendSemSeg": {"sem_seg": "sem_seg_classes"},
+    "SemanticSegmentor": {"sem_seg": "sem_seg_classes"},
+}
+
 
 def get_detection_dataset_dicts(
     names: str | Sequence[str],

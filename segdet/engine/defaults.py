@@ -26,7 +26,7 @@ from segdet.data import (
 )
 from segdet.data import transforms as T
 from segdet.engine import hooks
-from segdet.engine.evaluators import EVALUATORS
+from segdet.engine.evaluators import EVALUATORS, check_evaluator_type
 from segdet.engine.pictures import TrainingPictures, save_predictions
 from segdet.engine.setup import (
     create_ddp_model,
@@ -185,6 +185,8 @@ class DefaultTrainer(TrainerBase):
         self._trainer.data_loader = self.data_loader
         for name in self.cfg.DATASETS.TEST:  # a mistake in one must not show after the training
             self.build_test_loader(self.cfg, name)
+            if self._evaluates_by_type():
+                check_evaluator_type(name)
         super().train(self.start_iter, self.max_iter)
         if comm.is_main_process():
             verify_results(self.cfg, self._last_eval_results or {})
@@ -193,6 +195,14 @@ class DefaultTrainer(TrainerBase):
             except SegdetError as error:  # the results of the run are worth more
                 _log.warning("No pictures of predictions: %s", error)
         return self._last_eval_results
+
+    def _evaluates_by_type(self) -> bool:
+        """Whether subclasses leave the choice of evaluators to `build_evaluator` here."""
+        kind = type(self)
+        return (kind.test.__func__, kind.build_evaluator.__func__) == (
+            DefaultTrainer.test.__func__,
+            DefaultTrainer.build_evaluator.__func__,
+        )
 
     def run_step(self) -> None:
         """One iteration of the inner trainer."""
@@ -308,13 +318,7 @@ class DefaultTrainer(TrainerBase):
             ConfigError: a type without an evaluator.
         """
         folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference")
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
-        if kind not in EVALUATORS:
-            raise ConfigError(
-                f'{dataset_name} has evaluator_type "{kind}"; built in are '
-                f"{', '.join(EVALUATORS)}. Override DefaultTrainer.build_evaluator for others"
-            )
-        return EVALUATORS[kind](cfg, dataset_name, folder)
+        return EVALUATORS[check_evaluator_type(dataset_name)](cfg, dataset_name, folder)
 
     @classmethod
     def test(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from segdet.config import CfgNode
 from segdet.data import DatasetCatalog, MetadataCatalog
 from segdet.data.sem_seg import has_sem_seg
+from segdet.errors import ConfigError
 from segdet.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -52,3 +53,18 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "cityscapes_sem_seg": lambda _, name, folder: CityscapesSemSegEvaluator(name),
     "cityscapes_panoptic_seg": _cityscapes_panoptic_evaluator,
 }
+
+
+def check_evaluator_type(name: str) -> str:
+    """The `evaluator_type` of a data set; "coco" where its metadata has none.
+
+    Raises:
+        ConfigError: there is no such evaluator.
+    """
+    kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
+    if kind not in EVALUATORS:
+        raise ConfigError(
+            f'{name} has evaluator_type "{kind}"; built in are {", ".join(EVALUATORS)}. '
+            "Override DefaultTrainer.build_evaluator for others"
+        )
+    return kind

@@ -7,6 +7,7 @@ import glob
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ Predictor = Callable[[np.ndarray], dict[str, Any]]  # (H, W, 3) uint8 BGR -> mod
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _DRAWN_SUFFIXES = {".jpeg", ".jpg", ".png"}  # pictures of other formats are drawn as PNG
+_MAPS = "panoptic", "sem_seg"  # folders
 
 
 def main(argv: list[str]) -> None:
@@ -140,11 +142,12 @@ def predict_images(
         min_score: objects below are left out.
 
     Raises:
-        DataError: a copy would overwrite an input (nothing is done then); or images could not
-            be read (each is reported, the others are done).
+        DataError: a copy or map would overwrite an input or another one (nothing is done then); or
+            images could not be read (each is reported, the others are done).
     """
     copies = _places_for_copies(files, output_dir)
     maps = _names_of_maps([copy.relative_to(output_dir) for copy in copies])
+    _check_places(files, copies + [output_dir / kind / name for kind in _MAPS for name in maps])
     rows: list[dict[str, Any]] = []
     segmented: list[dict[str, Any]] = []
     unreadable = 0
@@ -157,14 +160,14 @@ def predict_images(
             _log.error("%s", error)
             unreadable += 1
             continue
-        found = _predict(predictor, image, min_score)
+        found = _predict(predictor, image, metadata, min_score)
         rows += _to_coco(found, image_id, str(file), metadata)
         if "panoptic_seg" in found:
-            segments = _write_segments(output_dir / "panoptic" / name, found, metadata)
+            segments = _write_segments(output_dir / _MAPS[0] / name, found, metadata)
             row = {"image_id": image_id, "file_name": name.as_posix(), "segments_info": segments}
             segmented.append(row)
         elif "sem_seg" in found:
-            _write_labels(output_dir / "sem_seg" / name, found["sem_seg"])
+            _write_labels(output_dir / _MAPS[1] / name, found["sem_seg"])
         copy.parent.mkdir(parents=True, exist_ok=True)
         drawn = Visualizer(image[:, :, ::-1], metadata).draw_predictions(found)
         drawn.save(copy)
@@ -202,7 +205,7 @@ def predict_video(
     output_dir.mkdir(parents=True, exist_ok=True)
     with _video(file, copy) as (frames, write):
         for number, frame in enumerate(frames, start=1):
-            found = _predict(predictor, frame, min_score)
+            found = _predict(predictor, frame, metadata, min_score)
             rows += _to_coco(found, number, str(file), metadata)
             # Colours by class: those by instance would jump from frame to frame.
             drawn = Visualizer(frame[:, :, ::-1], metadata, 1, ColorMode.SEGMENTATION)
@@ -219,20 +222,47 @@ def _places_for_copies(files: Sequence[Path], output_dir: Path) -> list[Path]:
         if place.suffix.lower() not in _DRAWN_SUFFIXES:
             place = place.with_name(f"{place.name}.png")
         copies.append(place)
-    originals = {file.resolve() for file in files}
-    for copy in copies:
-        if copy.resolve() in originals:
-            raise DataError(f"--output {output_dir} would overwrite {copy}; choose another folder")
     return copies
 
 
-def _predict(predictor: Predictor, image: np.ndarray, min_score: float) -> dict[str, Any]:
-    """What is found; of instances those of a sufficient score."""
+def _check_places(files: Sequence[Path], places: Sequence[Path]) -> None:
+    """Refuse to write over an original, or to write two pictures to one place."""
+    taken = {file.resolve() for file in files}
+    for place in places:
+        if place.resolve() in taken:
+            raise DataError(
+                f"--output would overwrite {place}, which is an input or made of one; choose "
+                "another folder, or fewer images at once"
+            )
+        taken.add(place.resolve())
+
+
+def _predict(
+    predictor: Predictor, image: np.ndarray, metadata: Metadata | None, min_score: float
+) -> dict[str, Any]:
+    """What is found, segments with contiguous classes; of instances those of a sufficient score."""
     found = predictor(image)
+    if "panoptic_seg" in found and found["panoptic_seg"][1] is not None:
+        ids, segments = found["panoptic_seg"]
+        found = {**found, "panoptic_seg": (ids, [_contiguous(s, metadata) for s in segments])}
     if "instances" not in found:
         return found
     instances = found["instances"].to("cpu")
     return {**found, "instances": instances[instances.scores >= min_score]}
+
+
+def _contiguous(segment: dict[str, Any], metadata: Metadata | None) -> dict[str, Any]:
+    """A segment without `isthing` has the data set's id as `category_id`, see the evaluator."""
+    if segment.get("isthing") is not None:
+        return segment
+    category = segment["category_id"]
+    for kind in ("thing", "stuff"):
+        for label, dataset_id in _dataset_ids(metadata, kind).items():
+            if dataset_id == category:
+                return {**segment, "isthing": kind == "thing", "category_id": label}
+    raise DataError(
+        f"segment {segment['id']} has no isthing, and category {category} is none of the data set's"
+    )
 
 
 def _dataset_ids(metadata: Metadata | None, kind: str) -> dict[int, int]:
@@ -278,8 +308,9 @@ def _to_coco(
 def _names_of_maps(copies: Sequence[Path]) -> list[Path]:
     """Of each picture a PNG of its name; with its suffix where two differ in that alone."""
     names = [copy.with_suffix(".png") for copy in copies]
+    count = Counter(names)
     return [
-        name if names.count(name) == 1 else copy.with_name(f"{copy.name}.png")
+        name if count[name] == 1 else copy.with_name(f"{copy.name}.png")
         for name, copy in zip(names, copies, strict=True)
     ]
 

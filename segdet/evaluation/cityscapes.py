@@ -20,7 +20,7 @@ from segdet.data.image_io import read_labels
 from segdet.data.readers.cityscapes_labels import BY_ID, LABELS, THINGS, TRAINED
 from segdet.errors import DataError
 from segdet.evaluation.coco_report import table
-from segdet.evaluation.evaluator import DatasetEvaluator
+from segdet.evaluation.evaluator import DatasetEvaluator, part_of
 from segdet.evaluation.label_maps import best_labels, count_pairs, mean_of_known
 from segdet.utils import comm
 
@@ -92,7 +92,7 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
         label_of = np.array([_by_name(name) for name in self._metadata.thing_classes])
         for record, output in zip(inputs, outputs, strict=True):
             truth = self._read(record, "instanceIds")
-            found = output["instances"].to("cpu")
+            found = part_of(output, "instances", self._metadata.name).to("cpu")
             masks = found.pred_masks.bool().numpy()
             if masks.shape[1:] != truth.shape:
                 raise DataError(
@@ -205,7 +205,8 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         label_of = np.array([label.id for label in TRAINED])
         for record, output in zip(inputs, outputs, strict=True):
             truth = self._read(record, "labelIds")
-            found = label_of[best_labels(output["sem_seg"], truth, record["file_name"])]
+            scores = part_of(output, "sem_seg", self._metadata.name)
+            found = label_of[best_labels(scores, truth, record["file_name"])]
             if truth.max() >= len(LABELS):
                 raise DataError(f"{record['file_name']}: labelIds.png has the id {truth.max()}")
             self._confusion += count_pairs(truth, found, len(LABELS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ class COCOEvaluator(DatasetEvaluator):
             root = str(self._metadata.get("image_root", ""))
             return read_ground_truth(json_file, root, rotated=self.rotated)
         with tempfile.TemporaryDirectory() as temporary:
-            file = (self._output_dir or Path(temporary)) / f"{dataset_name}_coco_format.json"
+            name = re.sub(r"[^\w.-]+", "_", dataset_name)  # which may be made of paths
+            file = (self._output_dir or Path(temporary)) / f"{name}_coco_format.json"
             convert_to_coco_json(dataset_name, file, allow_cached=allow_cached)
             return read_ground_truth(file, rotated=self.rotated)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from segdet.errors import ConfigError
 from segdet.evaluation.coco_metrics import COCOMetrics
@@ -38,7 +39,8 @@ def report(task: str, metrics: COCOMetrics, truth: GroundTruth) -> dict[str, flo
     results = {name: percent(metrics.stats[name]) for name in REPORTED[task]}
     logger.info("Evaluation results for %s:\n%s", task, table(results))
     if len(truth.category_ids) > 1:
-        names = zip(_distinct_names(truth), metrics.category_ap, strict=True)
+        distinct = distinct_names(truth.category_names, truth.category_ids)
+        names = zip(distinct, metrics.category_ap, strict=True)
         per_class = {name: percent(ap) for name, ap in names}
         logger.info("%s AP per class:\n%s", task, table(per_class))
         results.update({f"AP-{name}": ap for name, ap in per_class.items()})
@@ -50,10 +52,10 @@ def percent(value: float) -> float:
     return float(value) * 100 if value > -1 else float("nan")
 
 
-def _distinct_names(truth: GroundTruth) -> list[str]:
+def distinct_names(names: Sequence[str], ids: Iterable[Any]) -> list[str]:
     """Class names; those of several classes get their ids added."""
-    count = Counter(truth.category_names)
-    both = zip(truth.category_names, truth.category_ids, strict=True)
+    count = Counter(names)
+    both = zip(names, ids, strict=True)
     return [name if count[name] == 1 else f"{name} ({key})" for name, key in both]
 
 

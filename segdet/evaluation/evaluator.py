@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from segdet.data.catalog import MetadataCatalog
+from segdet.errors import ConfigError
 from segdet.utils import comm
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,22 @@ class DatasetEvaluator:
 
     def evaluate(self) -> dict | None:
         """Task -> metric -> value; None on processes that have no result to give."""
+
+
+def part_of(output: Mapping[str, Any], key: str, dataset_name: str) -> Any:
+    """`output[key]` of a model.
+
+    Raises:
+        ConfigError: the model does not give it.
+    """
+    if key not in output:
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        raise ConfigError(
+            f"the model gives {', '.join(output) or 'nothing'}, no {key}, which the evaluation of "
+            f"{dataset_name} (evaluator_type {kind}) needs; MODEL.META_ARCHITECTURE must be a "
+            "system that gives it, or DATASETS.TEST another data set"
+        )
+    return output[key]
 
 
 class DatasetEvaluators(DatasetEvaluator):

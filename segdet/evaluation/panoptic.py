@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from segdet.data.catalog import Metadata, MetadataCatalog
-from segdet.data.readers.coco_json import parse_json, rows_of
+from segdet.data.readers.coco_json import file_below, parse_json, rows_of
 from segdet.data.segment_ids import read_segment_ids, segments_of_labels, write_segment_ids
 from segdet.errors import DataError
-from segdet.evaluation.evaluator import DatasetEvaluator
+from segdet.evaluation.coco_report import distinct_names
+from segdet.evaluation.evaluator import DatasetEvaluator, part_of
 from segdet.evaluation.panoptic_quality import (
     PanopticMap,
     Quality,
@@ -67,6 +68,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self._root = Path(_fact(self._metadata, "panoptic_root"))
         self._truth = _read_truth(Path(_fact(self._metadata, "panoptic_json")))
         self._row_of = {row["id"]: k for k, row in enumerate(self._truth.categories)}
+        self._file_names = {} if output_dir is None else _file_names(self._truth)
         self.reset()
 
     def reset(self) -> None:
@@ -86,7 +88,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 `isthing` is the data set's id. The segments may be None: see `segments_of_labels`.
         """
         for record, output in zip(inputs, outputs, strict=True):
-            ids, segments = output["panoptic_seg"]
+            ids, segments = part_of(output, "panoptic_seg", self._metadata.name)
             ids = torch.as_tensor(ids).cpu().numpy()
             source = f"prediction of {record['file_name']}"
             if segments is None:
@@ -104,8 +106,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                 )
             self._seen.append(record["image_id"])
             if self._output_dir is not None:
-                name = f"{Path(record['file_name']).stem}.png"
-                self._write(self._output_dir / _FOLDER / name, record["image_id"], found)
+                self._write(self._output_dir / _FOLDER, record["image_id"], found)
 
     def _read(self, annotations: Mapping[Hashable, dict], image_id: Hashable) -> PanopticMap:
         if image_id not in annotations:
@@ -116,11 +117,15 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             ids=read_segment_ids(file), segments=row["segments_info"], source=str(file)
         )
 
-    def _write(self, file: Path, image_id: Hashable, found: PanopticMap) -> None:
+    def _write(self, folder: Path, image_id: Hashable, found: PanopticMap) -> None:
+        if image_id not in self._file_names:
+            raise DataError(f"{self._truth.source} has no image {image_id!r}")
+        name = self._file_names[image_id]
+        file = Path(file_below(str(folder), name))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_segment_ids(file, found.ids)
         segments = [{key: s[key] for key in ("id", "category_id")} for s in found.segments]
-        self._rows.add({"image_id": image_id, "file_name": file.name, "segments_info": segments})
+        self._rows.add({"image_id": image_id, "file_name": name, "segments_info": segments})
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """`panoptic_seg`: PQ, SQ, RQ in percent, of things (PQ_th, ...) and stuff (PQ_st, ...).
@@ -152,9 +157,11 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             for suffix, mean in means.items()
             for name, value in zip(("PQ", "SQ", "RQ"), mean[:3], strict=True)
         }
-        for category, row in zip(self._truth.categories, 100 * quality, strict=True):
+        rows = self._truth.categories
+        classes = distinct_names([row["name"] for row in rows], [row["id"] for row in rows])
+        for category, row in zip(classes, 100 * quality, strict=True):
             for name, value in zip(("PQ", "SQ", "RQ"), row.tolist(), strict=True):
-                results[f"{name}-{category['name']}"] = value
+                results[f"{name}-{category}"] = value
         return {"panoptic_seg": results}
 
     def _check_complete(self, seen: Counter) -> None:
@@ -167,6 +174,21 @@ class COCOPanopticEvaluator(DatasetEvaluator):
                     f"{self._truth.source}: image {images[0]!r} was {what} predicted "
                     f"({len(images)} such images); panoptic quality needs each image once"
                 )
+
+
+def _file_names(truth: _Truth) -> dict[Hashable, str]:
+    """Image id -> name of its picture of segments: the annotation's, else after the image."""
+    if truth.annotations is not None:
+        names = {image: str(row["file_name"]) for image, row in truth.annotations.items()}
+    else:
+        rows = truth.head.get("images", [])
+        names = {row["id"]: f"{Path(row['file_name']).stem}.png" for row in rows}
+    most = Counter(names.values()).most_common(1)
+    if most and most[0][1] > 1:
+        raise DataError(
+            f"{truth.source}: {most[0][1]} images would have one picture of segments, {most[0][0]}"
+        )
+    return names
 
 
 def _with_dataset_id(segment: Mapping[str, Any], metadata: Metadata, source: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from segdet.data.catalog import DatasetCatalog, MetadataCatalog
 from segdet.data.image_io import read_labels
 from segdet.data.sem_seg import LABEL_KEYS, has_sem_seg, read_sem_seg
 from segdet.errors import ConfigError, DataError
-from segdet.evaluation.coco_report import table
-from segdet.evaluation.evaluator import DatasetEvaluator
+from segdet.evaluation.coco_report import distinct_names, table
+from segdet.evaluation.evaluator import DatasetEvaluator, part_of
 from segdet.evaluation.label_maps import (
     best_labels,
     boundary_of,
@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 _MAX_LABELS = 255  # that edges are worked out for: maps of 8 bits
 
 
+def _load_labels(file_name: str | os.PathLike[str], dtype: Any = None) -> np.ndarray:
+    return read_labels(file_name).astype(dtype)
+
+
 class SemSegEvaluator(DatasetEvaluator):
     """mIoU, its weighted forms and accuracies; of what was seen only tables of pixels are kept."""
 
@@ -42,7 +46,7 @@ class SemSegEvaluator(DatasetEvaluator):
         distributed: bool = True,
         output_dir: str | os.PathLike[str] | None = None,
         *,
-        sem_seg_loading_fn: Callable[..., Any] = read_labels,
+        sem_seg_loading_fn: Callable[..., Any] = _load_labels,
         num_classes: int | None = None,
         ignore_label: int | None = None,
     ) -> None:
@@ -56,7 +60,7 @@ class SemSegEvaluator(DatasetEvaluator):
                 main process; otherwise each evaluates what it was given.
             output_dir: for `sem_seg_predictions.json` and `sem_seg_evaluation.pth`; None writes
                 nothing.
-            sem_seg_loading_fn: file name -> (H, W) integers.
+            sem_seg_loading_fn: file name and `dtype=int` -> (H, W) integers.
             num_classes: of `stuff_classes`, where given.
             ignore_label: label of pixels that do not count; None is the metadata's.
 
@@ -90,6 +94,8 @@ class SemSegEvaluator(DatasetEvaluator):
         self._ignore = metadata.get("ignore_label") if ignore_label is None else ignore_label
         ids = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
         self._dataset_ids = {contiguous: one for one, contiguous in ids.items()}
+        keys = [self._dataset_ids.get(k, k) for k in range(len(self._classes))]
+        self._classes = distinct_names(self._classes, keys)
         self._has_edges = len(self._classes) < _MAX_LABELS
         self.reset()
 
@@ -111,7 +117,8 @@ class SemSegEvaluator(DatasetEvaluator):
         for record, output in zip(inputs, outputs, strict=True):
             file_name = record["file_name"]
             truth = self._read(file_name)
-            found = best_labels(output["sem_seg"], truth, file_name)
+            scores = part_of(output, "sem_seg", self._name)
+            found = best_labels(scores, truth, file_name)
             if found.max() >= count:
                 raise DataError(
                     f"{file_name}: the model predicts class {found.max()}, {self._name} has "
@@ -131,7 +138,7 @@ class SemSegEvaluator(DatasetEvaluator):
             raise DataError(f"{file_name} is not among the images of {self._name}")
         record = self._truth_of[file_name]
         file = record.get("sem_seg_file_name")
-        labels = np.array(self._load(file) if file else read_sem_seg(record), np.int64)
+        labels = np.array(self._load(file, dtype=int) if file else read_sem_seg(record), np.int64)
         count = len(self._classes)
         is_ignored = labels == self._ignore
         wrong = labels[~is_ignored & ((labels < 0) | (labels >= count))]

@@ -315,9 +315,10 @@ class Visualizer:
     def _masks_of_classes(self, label_map: np.ndarray) -> dict[int, np.ndarray]:
         """(H, W) bool of each class that is to be drawn."""
         names = getattr(self.metadata, "stuff_classes", None) or []
-        labels = range(len(names)) if names else np.unique(label_map).tolist()
+        labels = np.unique(label_map).tolist()
+        known = range(len(names)) if names else labels
         ignored = getattr(self.metadata, "ignore_label", 255)
-        return {k: label_map == k for k in labels if k != ignored}
+        return {k: label_map == k for k in labels if k in known and k != ignored}
 
     def _draw_stuff(
         self, masks: Mapping[int, np.ndarray], area_threshold: int | None, alpha: float

@@ -22,9 +22,10 @@ from segdet.data import (
 )
 from segdet.data import transforms as T
 from segdet.data.common import MapDataset
-from segdet.data.records import drop_objects_without_masks
+from segdet.data.records import NEEDS, drop_objects_without_masks
 from segdet.data.samplers import TrainingSampler
 from segdet.errors import ConfigError, DataError
+from segdet.modeling.meta_arch import SYSTEMS
 
 from .conftest import CocoFolder, PanopticFolder, a_config, annotation
 
@@ -231,6 +232,10 @@ def test_a_class_that_the_model_lacks_is_refused(cfg: CfgNode, system: str, sect
     cfg.MODEL[section].NUM_CLASSES = 0
     with pytest.raises(ConfigError, match=rf"2 classes, MODEL.{section}.NUM_CLASSES is 0"):
         build_detection_train_loader(cfg)
+
+
+def test_what_each_system_learns_from_is_known():
+    assert not SYSTEMS.keys() - NEEDS.keys()
 
 
 def test_proposals_have_no_classes(cfg: CfgNode):

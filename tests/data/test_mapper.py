@@ -193,8 +193,11 @@ def test_augmentations_of_semantic_configs():
         return [type(getattr(a, "transform", a)).__name__ for a in found]
 
     crop, rest = "RandomCrop_CategoryAreaConstraint", ["ColorAugSSDTransform", "RandomFlip"]
-    assert names() == [crop, "ResizeShortestEdge", *rest]
-    assert names(meta_architecture="SemanticSegmentor") == ["ResizeShortestEdge", crop, *rest]
+    assert names(meta_architecture="PanopticFPN") == [crop, "ResizeShortestEdge", *rest]
+    for system in ("SemanticSegmentor", "PointRendSemSeg"):
+        assert names(meta_architecture=system) == ["ResizeShortestEdge", crop, *rest]
+    with pytest.raises(ConfigError, match=r"MAX_AREA below 1 .* GeneralizedRCNN does not learn"):
+        names()
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,20 @@ def test_a_mistake_in_the_test_set_stops_the_run_before_it_trains(cfg):
     assert trainer.iter == 0 and not trainer.checkpointer.has_checkpoint()
 
 
+def test_a_type_without_evaluator_stops_the_run_before_it_trains(cfg):
+    class ByType(Trainer):
+        build_evaluator = DefaultTrainer.build_evaluator
+        test = DefaultTrainer.test
+
+    MetadataCatalog.get("engine_test_type").set(evaluator_type="own")
+    cfg.DATASETS.TEST = ("engine_test_type",)
+    trainer = ByType(cfg)
+    with pytest.raises(ConfigError, match='engine_test_type has evaluator_type "own"; built in'):
+        trainer.train()
+    assert trainer.iter == 0
+    assert Trainer(cfg).train() is not None, "users' own evaluators are not looked at"
+
+
 def test_resuming_without_a_checkpoint_begins_at_the_weights(cfg, tmp_path):
     donor = Net()
     DetectionCheckpointer(donor, str(tmp_path)).save("weights")

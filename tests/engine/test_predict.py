@@ -114,6 +114,11 @@ def test_originals_are_never_overwritten(pictures, tmp_path):
     for folder in ("in", "link", "in/deeper/.."):
         with pytest.raises(DataError, match=r"would overwrite .*; choose another folder"):
             predict_images(find_bright_parts, pictures, tmp_path / folder)
+    maps = [save_picture(tmp_path / name) for name in ("out/panoptic/in/b.png", "in/sem_seg/b.png")]
+    for more, folder in ((maps[0], "out"), (maps[1], "new")):  # an input; a copy and a map
+        with pytest.raises(DataError, match=r"would overwrite .*b\.png, which is an input or made"):
+            predict_images(find_bright_parts, [tmp_path / "in/b.png", more], tmp_path / folder)
+        assert not (tmp_path / folder / "predictions.json").exists()
     assert [file.read_bytes() for file in pictures] == before
 
 
@@ -166,6 +171,21 @@ def test_segments_of_unknown_classes_keep_their_numbers(pictures, tmp_path):
     predict_images(find_segments, pictures[:1], tmp_path / "out")
     (row,) = json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]
     assert [segment["category_id"] for segment in row["segments_info"]] == [0, 2]
+
+
+def test_segments_without_isthing_have_the_data_sets_ids(pictures, tmp_path):
+    def find(image: np.ndarray) -> dict:
+        ids, _ = find_segments(image)["panoptic_seg"]
+        return {
+            "panoptic_seg": (ids, [{"id": 300, "category_id": 17}, {"id": 2, "category_id": 91}])
+        }
+
+    predict_images(find, pictures[:1], tmp_path / "out", SCENE)
+    (row,) = json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"]
+    assert [segment["category_id"] for segment in row["segments_info"]] == [17, 91]
+    for metadata in (None, PETS):
+        with pytest.raises(DataError, match=r"segment 300 has no isthing, and category 17 is none"):
+            predict_images(find, pictures[:1], tmp_path / "out", metadata)
 
 
 def test_maps_that_say_their_segments_need_metadata(pictures, tmp_path):

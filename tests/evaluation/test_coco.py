@@ -173,6 +173,17 @@ def test_data_registered_by_hand_is_converted(tmp_path, with_folder):
     assert {file.name for file in tmp_path.iterdir()} == (expected if with_folder else set())
 
 
+def test_a_name_of_paths_is_converted_into_the_folder(tmp_path, monkeypatch):
+    register_by_hand()
+    name = f"{tmp_path}/pan.json:{tmp_path}/images"
+    monkeypatch.setitem(DatasetCatalog._loaders, name, DatasetCatalog._loaders[NAME])
+    monkeypatch.setitem(MetadataCatalog._metadata, name, MetadataCatalog.get(NAME))
+    COCOEvaluator(name, output_dir=tmp_path / "out")
+    assert [one.name for one in tmp_path.iterdir()] == ["out"], "nothing beside the user's files"
+    (file,) = (tmp_path / "out").iterdir()
+    assert file.is_file() and file.name.endswith("images_coco_format.json")
+
+
 def test_changed_data_is_converted_anew_unless_asked(tmp_path):
     register_by_hand()
     COCOEvaluator(NAME, output_dir=tmp_path)

@@ -173,11 +173,13 @@ def test_nothing_to_count_is_nan(one_image):
 
 
 def test_ground_truth_may_be_loaded_otherwise(one_image):
-    results = evaluate(one_image.clip(max=2), sem_seg_loading_fn=lambda file: one_image * 0)
+    results = evaluate(one_image.clip(max=2), sem_seg_loading_fn=lambda file, dtype: one_image * 0)
     assert results["IoU-a"] == pytest.approx(100 * 3 / 8) and math.isnan(results["IoU-b"])
     assert (
         evaluate(
-            one_image.clip(max=2), ignore_label=1, sem_seg_loading_fn=lambda file: one_image % 255
+            one_image.clip(max=2),
+            ignore_label=1,
+            sem_seg_loading_fn=lambda file, dtype: one_image % 255,
         )["pACC"]
         == 75
     )
@@ -193,6 +195,22 @@ def test_ground_truth_may_be_made_from_segments(shared_data, monkeypatch):
     found = [np.where(labels == 255, 3, labels) for labels in truth]
     evaluator.process(records, [{"sem_seg": as_scores(labels, 9)} for labels in found])
     assert evaluator.evaluate()["sem_seg"]["pACC"] == 100
+
+
+def test_classes_of_one_name_keep_their_numbers(one_image):
+    metadata = MetadataCatalog.get(NAME)
+    vars(metadata)["stuff_classes"] = ["a", "b", "a"]
+    results = evaluate(one_image.clip(max=2))
+    assert {"IoU-a (7)", "IoU-b", "IoU-a (91)"} <= results.keys() and "IoU-a" not in results
+
+
+def test_a_model_without_label_maps_is_named(one_image):
+    MetadataCatalog.get(NAME).set(evaluator_type="sem_seg")
+    evaluator = SemSegEvaluator(NAME)
+    with pytest.raises(
+        ConfigError, match=r"gives instances, no sem_seg, .* labelled_here .*sem_seg"
+    ):
+        evaluator.process([{"file_name": "a.jpg"}], [{"instances": 1}])
 
 
 def test_a_given_number_of_classes_must_be_right(one_image):

@@ -175,6 +175,13 @@ def test_a_map_of_classes_is_drawn_by_its_colours():
     assert not changed(picture)[30:].any()
 
 
+def test_only_classes_that_are_there_cost_memory():
+    metadata = SimpleNamespace(stuff_classes=["a", "b", "c"], ignore_label=255)
+    label_map = np.full((60, 80), 255)
+    label_map[:10], label_map[10:20] = 2, 3  # of which the names know nothing
+    assert list(Visualizer(GREY, metadata)._masks_of_classes(label_map)) == [2]
+
+
 def test_classes_without_names_are_drawn_by_number():
     written = []
     visualizer = Visualizer(GREY)

@@ -19,6 +19,7 @@ from segdet.data.transforms.transform import (
 )
 
 _MODES = {Image.Resampling.NEAREST: "nearest", Image.Resampling.BILINEAR: "bilinear"}
+_IGNORED = 255  # label of what was outside the image
 
 
 class _Warp(Transform):
@@ -36,13 +37,17 @@ class _Warp(Transform):
     interp: int = Image.Resampling.BILINEAR
     fill: float = 0
 
-    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+    def apply_image(
+        self, img: np.ndarray, interp: int | None = None, fill: float | None = None
+    ) -> np.ndarray:
         """Sample the image; at its border it mixes with `fill`.
 
         Args:
             img: (H, W) or (H, W, C).
             interp: overrides the constructor's.
+            fill: likewise.
         """
+        fill = self.fill if fill is None else fill
         method = Image.Resampling(self.interp if interp is None else interp)
         if method not in _MODES:
             raise ValueError(f"interp must be nearest or bilinear, is {method!r}")
@@ -54,20 +59,21 @@ class _Warp(Transform):
         kind = torch.float32 if img.dtype == np.uint8 else torch.float64
         pixels = torch.from_numpy(np.ascontiguousarray(img.reshape(height, width, -1))).to(kind)
         sampled = F.grid_sample(
-            pixels.movedim(2, 0)[None] - self.fill,
+            pixels.movedim(2, 0)[None] - fill,
             grid.to(kind),
             mode=_MODES[method],
             padding_mode="zeros",
             align_corners=False,
         )
-        out = (sampled[0] + self.fill).movedim(0, 2).numpy()
+        out = (sampled[0] + fill).movedim(0, 2).numpy()
         if np.issubdtype(img.dtype, np.floating):
             return out.reshape(*self.output_size, *img.shape[2:]).astype(img.dtype)
         return out.round().reshape(*self.output_size, *img.shape[2:]).astype(img.dtype)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Take each label from the nearest pixel."""
-        return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
+        """Take each label from the nearest pixel; outside a bool mask is False, labels are 255."""
+        fill = 0 if segmentation.dtype == bool else _IGNORED
+        return self.apply_image(segmentation, Image.Resampling.NEAREST, fill)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Move x and y."""
@@ -112,14 +118,16 @@ class RotationTransform(_Warp):
         self.matrix = np.column_stack([turn, shift])
         self.output_size = (bound_h, bound_w)
 
-    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+    def apply_image(
+        self, img: np.ndarray, interp: int | None = None, fill: float | None = None
+    ) -> np.ndarray:
         """Rotate an image of the size given; corners that it leaves free are 0."""
         if img.shape[:2] != (self.h, self.w):
             raise ValueError(
                 f"the rotation is for images of {(self.h, self.w)} (height, width), this is "
                 f"{img.shape[:2]}"
             )
-        return img if self.angle % 360 == 0 else super().apply_image(img, interp)
+        return img if self.angle % 360 == 0 else super().apply_image(img, interp, fill)
 
     def apply_rotated_box(self, boxes: np.ndarray) -> np.ndarray:
         """Move the middles and turn."""

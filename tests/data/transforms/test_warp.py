@@ -102,6 +102,12 @@ def test_extent_of_a_window_that_leaves_the_image():
     np.testing.assert_array_equal(out[:, 2:], image[:, :4])
     assert (out[:, :2] == 9).all()
     assert window.apply_coords(np.array([[1.0, 2.0]])).tolist() == [[3, 2]]
+    for labels, outside in ((image, 255), (image.astype(np.int64), 255), (image > 0, 0)):
+        moved = window.apply_segmentation(labels)
+        assert moved.dtype == labels.dtype and (moved[:, :2] == outside).all()
+        np.testing.assert_array_equal(moved[:, 2:], labels[:, :4])
+    turn = T.RotationTransform(4, 6, 45, expand=True)
+    assert turn.apply_segmentation(image)[0, 0] == 255 and turn.apply_image(image)[0, 0] == 0
     double = T.ExtentTransform((1, 1, 3, 2), (2, 4))
     assert double.apply_segmentation(image).tolist() == [[7, 7, 8, 8]] * 2
     assert double.apply_box(np.array([[1, 1, 3, 2]])).tolist() == [[0, 0, 4, 2]]
