@@ -5,8 +5,10 @@ docs/data.md states each rule.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,11 +76,8 @@ def read_panoptic_json(
         logger.warning("%s: left out %d images without annotation", file, lacking)
     records = in_order_of_ids(file, segmented)
     if with_objects:
-        for record in records:
-            try:
-                record["annotations"] = _objects(record)
-            except DataError as error:
-                raise DataError(f"{file}: image {record['image_id']}: {error}") from None
+        for record, objects in zip(records, _objects_of(file, records), strict=True):
+            record["annotations"] = objects
     return CocoFile(records=records, metadata=metadata)
 
 
@@ -234,6 +233,33 @@ def _read_segment(row: dict[str, Any], metadata: dict[str, Any], separated: bool
         "sem_seg_label": 0 if separated and isthing else ids[category_id],
         **{key: row[key] for key in ("bbox", "area") if key in row},
     }
+
+
+_last_objects: dict[Any, bytes] = {}  # what was read -> pickled objects; of the last file alone
+
+
+def _objects_of(file: Path, records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The things of each record as annotations.
+
+    An evaluation asks for a data set several times, and decoding its pictures takes long: what
+    was read last is kept, for as long as rows and pictures stay as they are.
+    """
+    rows, state = hashlib.sha256(), []
+    for record in records:
+        rows.update(repr(sorted(record.items())).encode())
+        picture = os.stat(record["pan_seg_file_name"])
+        state.append((picture.st_mtime_ns, picture.st_size))
+    key = rows.digest(), *state
+    if key not in _last_objects:
+        _last_objects.clear()
+        objects = []
+        for record in records:
+            try:
+                objects.append(_objects(record))
+            except DataError as error:
+                raise DataError(f"{file}: image {record['image_id']}: {error}") from None
+        _last_objects[key] = pickle.dumps(objects)
+    return pickle.loads(_last_objects[key])
 
 
 def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:

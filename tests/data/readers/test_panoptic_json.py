@@ -9,6 +9,7 @@ from PIL import Image
 
 from segdet.data import DatasetMapper
 from segdet.data.coco_classes import coco_panoptic_categories
+from segdet.data.readers import panoptic_json
 from segdet.data.readers.coco_json import parse_json
 from segdet.data.readers.panoptic_json import (
     read_panoptic_categories,
@@ -77,6 +78,29 @@ def test_objects_come_from_the_segments(panoptic_folder: PanopticFolder):
     targets = mapper(first)["instances"]
     assert targets.gt_classes.tolist() == [1], "a crowd is no target"
     assert targets.gt_boxes.tensor.tolist() == [[10, 40, 30, 50]]
+
+
+def test_pictures_are_decoded_once_as_long_as_they_stay(
+    panoptic_folder: PanopticFolder, monkeypatch: pytest.MonkeyPatch
+):
+    decoded = []
+    read = panoptic_json.read_segment_ids
+    monkeypatch.setattr(
+        panoptic_json, "read_segment_ids", lambda file: decoded.append(file) or read(file)
+    )
+    files = panoptic_folder.write()
+    first = read_panoptic_json(*files, with_objects=True).records[0]["annotations"]
+    expected = [dict(one) for one in first]
+    first[0].clear()
+    assert read_panoptic_json(*files, with_objects=True).records[0]["annotations"] == expected
+    assert len(decoded) == 2, "one for each picture"
+    standard = read_panoptic_json(*files, with_objects=True, separated=False).records[0]
+    assert [one["category_id"] for one in standard["annotations"]] == [1, 3]
+    ids = np.where(panoptic_folder.ids == 7, 0, panoptic_folder.ids)
+    ids[0, 0] = 7
+    write_segment_ids(panoptic_folder.pngs / "a.png", ids)
+    moved = read_panoptic_json(*files, with_objects=True).records[0]["annotations"]
+    assert moved[1]["bbox"] == [0, 0, 1, 1] and len(decoded) == 6
 
 
 def test_a_class_of_id_0_is_a_class(panoptic_folder: PanopticFolder):
