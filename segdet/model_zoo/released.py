@@ -55,6 +55,24 @@ RELEASED = {
     "Misc/scratch_mask_rcnn_R_50_FPN_9x_syncbn": "184226666/model_final_5ce33e.pkl",
     "Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x": "139797668/model_final_be35db.pkl",
     "Misc/cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv": "18131413/model_0039999_e76410.pkl",
+    "PointRend/InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_coco": (
+        "164254221/model_final_736f5a.pkl"
+    ),
+    "PointRend/InstanceSegmentation/pointrend_rcnn_R_50_FPN_3x_coco": (
+        "164955410/model_final_edd263.pkl"
+    ),
+    "PointRend/InstanceSegmentation/pointrend_rcnn_R_101_FPN_3x_coco": (
+        "28119983/model_final_3f4d2a.pkl"
+    ),
+    "PointRend/InstanceSegmentation/pointrend_rcnn_X_101_32x8d_FPN_3x_coco": (
+        "28119989/model_final_ba17b9.pkl"
+    ),
+    "PointRend/InstanceSegmentation/pointrend_rcnn_R_50_FPN_1x_cityscapes": (
+        "164255101/model_final_115bfb.pkl"
+    ),
+    "PointRend/SemanticSegmentation/pointrend_semantic_R_101_FPN_1x_cityscapes": (
+        "202576688/model_final_cf6ac1.pkl"
+    ),
     "Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x": "137781054/model_final_7ab50c.pkl",
     "Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x": "137781281/model_final_62ca52.pkl",
     "Detectron1-Comparisons/keypoint_rcnn_R_50_FPN_1x": "137781195/model_final_cce136.pkl",
