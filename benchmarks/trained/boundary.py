@@ -8,12 +8,10 @@ the AP of masks and their Boundary AP (arXiv:2103.16562) on the first of DATASET
 
 from __future__ import annotations
 
-import argparse
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.trained.load import load_run
+from benchmarks.trained.run import load_run, main
 from segdet.data import build_detection_test_loader
 from segdet.evaluation import COCOEvaluator, inference_on_dataset
 
@@ -26,6 +24,9 @@ class Row:
     segm_ap: float
     boundary_ap: float
 
+    def __str__(self) -> str:
+        return f"{self.name}: segm AP {self.segm_ap:.2f}, Boundary AP {self.boundary_ap:.2f}"
+
 
 def measure(run: Path, device: str) -> Row:
     """The line of the model in a folder that training left."""
@@ -36,21 +37,5 @@ def measure(run: Path, device: str) -> Row:
     return Row(name=str(run), segm_ap=results["segm"]["AP"], boundary_ap=results["boundary"]["AP"])
 
 
-def main() -> None:
-    """Measure each folder and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders that training left")
-    parser.add_argument("--json", type=Path, help="also write the rows there")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    rows = [measure(run, args.device) for run in args.runs]
-    for row in rows:
-        print(f"{row.name}: segm AP {row.segm_ap:.2f}, Boundary AP {row.boundary_ap:.2f}")
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

@@ -10,17 +10,15 @@ class in its image, 0 where there is none. Masks that lie in a crowd for the mos
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.trained.load import load_run
+from benchmarks.trained.run import load_run, main
 from segdet.config import CfgNode
 from segdet.data import DatasetCatalog, build_detection_test_loader
 from segdet.data.annotations import masks_from_segmentations
@@ -38,6 +36,12 @@ class Row:
     correlation: float  # of mask score and true IoU
     mean_iou: float
     detections: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: correlation of mask score and true IoU {self.correlation:.3f}, "
+            f"mean IoU {self.mean_iou:.3f}, {self.detections} detections"
+        )
 
 
 def measure(run: Path, device: str) -> Row:
@@ -94,24 +98,5 @@ def correlation(scores: Tensor, ious: Tensor) -> float:
     return torch.corrcoef(torch.stack((scores.double(), ious.double())))[0, 1].item()
 
 
-def main() -> None:
-    """Measure each folder and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders that training left")
-    parser.add_argument("--json", type=Path, help="also write the rows there")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    rows = [measure(run, args.device) for run in args.runs]
-    for row in rows:
-        print(
-            f"{row.name}: correlation of mask score and true IoU {row.correlation:.3f}, "
-            f"mean IoU {row.mean_iou:.3f}, {row.detections} detections"
-        )
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

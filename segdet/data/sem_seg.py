@@ -13,14 +13,8 @@ from segdet.errors import DataError
 
 IGNORE_LABEL = 255
 LABEL_KEYS = (  # of a record, that `read_sem_seg` looks at
-    *(
-        "sem_seg_file_name",
-        "pan_seg_file_name",
-        "segments_info",
-        "sem_seg_label",
-        "height",
-        "width",
-    ),
+    *("sem_seg_file_name", "pan_seg_file_name", "segments_info", "sem_seg_label"),
+    *("height", "width"),
 )
 
 
