@@ -82,7 +82,7 @@ def _rcnn(cfg: CfgNode) -> Any:
 def build_anchor_generator(cfg: CfgNode, input_shape: Sequence[ShapeSpec]) -> Any:
     """What MODEL.ANCHOR_GENERATOR.NAME names, for levels of these shapes."""
     section = read_section(AnchorGeneratorConfig, cfg, at="MODEL.ANCHOR_GENERATOR")
-    return section.build([shape.stride or 1 for shape in input_shape])
+    return section.build([_known(shape, "stride") for shape in input_shape])
 
 
 def build_box_head(cfg: CfgNode, input_shape: ShapeSpec) -> Any:
@@ -110,9 +110,14 @@ def build_sem_seg_head(cfg: CfgNode, input_shape: Shapes) -> SemSegHead:
 
 
 def _channels(shape: ShapeSpec) -> int:
-    if shape.channels is None:
-        raise ConfigError(f"the channels of the input must be known, {shape} has none")
-    return shape.channels
+    return _known(shape, "channels")
+
+
+def _known(shape: ShapeSpec, what: str) -> int:
+    value = getattr(shape, what)
+    if value is None:
+        raise ConfigError(f"the {what} of the input must be known, {shape} has none")
+    return value
 
 
 class _TakesConfig:

@@ -23,6 +23,7 @@ from segdet.modeling import (
     Backbone,
     GeneralizedRCNN,
     StandardROIHeads,
+    build_anchor_generator,
     build_backbone,
     build_box_head,
     build_model,
@@ -357,6 +358,14 @@ def test_an_rpn_head(cfg):
     model = build_model(cfg)
     train_and_predict(model)
     assert model.proposal_generator.rpn_head.logits.weight.grad is not None
+
+
+def test_shapes_that_are_not_known_are_refused(cfg):
+    with pytest.raises(ConfigError, match="the stride of the input must be known"):
+        build_anchor_generator(cfg, [ShapeSpec(channels=8)])
+    with pytest.raises(ConfigError, match="the channels of the input must be known"):
+        build_box_head(cfg, ShapeSpec(stride=8))
+    assert build_anchor_generator(cfg, [ShapeSpec(stride=8)]).strides == (8,)
 
 
 def test_an_anchor_generator(cfg):
