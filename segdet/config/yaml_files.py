@@ -31,6 +31,15 @@ class _Loader(yaml.SafeLoader):
         except ConfigError as error:
             raise self._refusal(f"of {text[:80]!r} {error}", node) from None
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; PyYAML meets `!!bool maybe` and its like with bare exceptions."""
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            tag, value = node.tag.rpartition(":")[2], str(node.value)[:80]
+            where = f"{node.start_mark.name}, line {node.start_mark.line + 1}"
+            raise ConfigError(f"{where}: {value!r} is no {tag} ({error!r})") from None
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Write out what `<<` names; a few lines that name each other twice mean any number."""
         super().flatten_mapping(node)
@@ -104,7 +113,7 @@ def _read_mapping(file: str, named_by: str) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
             content = yaml.load(stream, _Loader)
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: of dates and numbers, too
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read{named_by}: {error}") from None
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"

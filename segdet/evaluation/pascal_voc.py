@@ -57,8 +57,16 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             inputs: with `image_id`, the name in the split's list.
             outputs: with `instances`: `pred_boxes`, `scores`, `pred_classes`, in the frame of the
                 original image.
+
+        Raises:
+            DataError: outputs without `instances`, or with boxes or scores that are not finite.
         """
         for image, output in zip(inputs, outputs, strict=True):
+            if "instances" not in output:
+                raise DataError(
+                    f"image {image['image_id']}: the model gives {', '.join(output) or 'nothing'}; "
+                    "Pascal VOC's evaluation is of boxes, it needs a model that gives instances"
+                )
             found = output["instances"].to("cpu")
             boxes = found.pred_boxes.tensor.double().numpy().copy()
             boxes[:, :2] += 1  # files count pixels from 1, and the last one is inside

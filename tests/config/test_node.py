@@ -189,6 +189,9 @@ def test_one_base_may_be_reached_twice(cfg, write):
             "X: !!python/object/apply:os.system ['touch owned']",
             r"a.yaml, line 1: .*python/object/apply:os.system",
         ),
+        ("X: 1\nMODEL: !!bool maybe", r"a.yaml, line 2: 'maybe' is no bool"),
+        ("X: !!int ''", r"a.yaml, line 1: '' is no int"),
+        ("X: 2026-99-99", r"a.yaml, line 1: '2026-99-99' is no timestamp"),
     ],
 )
 def test_a_bad_file_is_refused(cfg, write, monkeypatch, tmp_path, text, message):
