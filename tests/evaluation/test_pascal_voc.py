@@ -120,7 +120,7 @@ def test_errors_name_the_image(registered):
     evaluator = PascalVOCDetectionEvaluator("eggs")
     with pytest.raises(DataError, match=r"image c: .* NaN or infinite"):
         evaluator.process([{"image_id": "c"}], [found_in([[0, 0, 5, 5]], [0], float("nan"))])
-    with pytest.raises(DataError, match="image c: the model gives sem_seg; .* needs a model"):
+    with pytest.raises(DataError, match=r"image c: the model gives sem_seg; .* needs a model"):
         evaluator.process([{"image_id": "c"}], [{"sem_seg": torch.zeros(1, 2, 2)}])
     evaluator.process([{"image_id": "c"}], [found_in([[0, 0, 5, 5]], [0])])
     with pytest.raises(DataError, match="no image of the predicted image_id 'c'"):
