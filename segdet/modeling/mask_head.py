@@ -60,6 +60,7 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         conv_dim: channels inside.
         num_conv: 3x3 convolutions before the deconvolution.
         norm: of those convolutions.
+        spatial_attention: cells are weighed between those convolutions and the deconvolution.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         conv_dim: int,
         num_conv: int,
         norm: str = "",
+        spatial_attention: bool = False,
     ) -> None:
         super().__init__()
         self.convs: list[nn.Module] = []
@@ -80,6 +82,9 @@ class MaskRCNNConvUpsampleHead(nn.Module):
             self.add_module(f"mask_fcn{k}", conv)
             self.convs.append(conv)
             channels = conv_dim
+        if spatial_attention:
+            self.spatialAtt = SpatialAttention()  # so in the official weights
+            self.convs.append(self.spatialAtt)
         self.deconv = nn.ConvTranspose2d(channels, conv_dim, kernel_size=2, stride=2)
         c2_msra_fill(self.deconv)
         num_masks = 1 if cls_agnostic_mask else num_classes
@@ -94,19 +99,42 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         return self.predictor(F.relu(self.deconv(x)))
 
 
-def _conv_upsample_head(section: MaskHeadConfig) -> Callable[[int, int], MaskRCNNConvUpsampleHead]:
+class SpatialAttention(nn.Module):
+    """Weighs the cells of each map by the mean and the maximum of their channels.
+
+    Source: CenterMask (arXiv:1911.06667), section 3.2, "SAG-Mask", equation 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size=3, padding=1, bias=False)
+        c2_msra_fill(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, S, S) to the same shape."""
+        summary = torch.cat((x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)), dim=1)
+        return x * self.conv(summary).sigmoid()
+
+
+def _conv_upsample_head(
+    section: MaskHeadConfig, spatial_attention: bool = False
+) -> Callable[[int, int], MaskRCNNConvUpsampleHead]:
     return functools.partial(
         MaskRCNNConvUpsampleHead,
         cls_agnostic_mask=section.cls_agnostic_mask,
         conv_dim=section.conv_dim,
         num_conv=section.num_conv,
         norm=section.norm,
+        spatial_attention=spatial_attention,
     )
 
 
 # MODEL.ROI_MASK_HEAD.NAME -> section to constructor: channels of the pooled maps, classes
 MASK_HEADS: dict[str, Callable[[MaskHeadConfig], Callable[[int, int], MaskRCNNConvUpsampleHead]]]
-MASK_HEADS = {"MaskRCNNConvUpsampleHead": _conv_upsample_head}
+MASK_HEADS = {
+    "MaskRCNNConvUpsampleHead": _conv_upsample_head,
+    "SpatialAttentionMaskHead": functools.partial(_conv_upsample_head, spatial_attention=True),
+}
 
 
 def mask_loss(logits: Tensor, gt_masks: Tensor, gt_classes: Tensor) -> Losses:

@@ -1,8 +1,11 @@
-"""MaskIoU head of Mask Scoring R-CNN (arXiv:1903.00241): how well a mask fits its object."""
+"""MaskIoU head of Mask Scoring R-CNN (arXiv:1903.00241): how well a mask fits its object.
+
+CenterMask (arXiv:1911.06667) has the same head, and counts polygons in a way of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +15,15 @@ from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses, c2_xavier_fill, conv3x3_relu, normal_fill
+from segdet.modeling.mask_head import (
+    MaskRCNNConvUpsampleHead,
+    mask_loss,
+    mask_targets,
+    masks_of_class,
+)
+from segdet.modeling.roi_heads import attach_masks
 from segdet.structures import BitMasks, Detections, PolygonMasks, Proposals, Targets
-from segdet.structures.polygons import Box, Polygon, rasterized_area
+from segdet.structures.polygons import Box, Polygon, polygon_area, rasterized_area
 
 FC_DIM = 1024  # of both hidden layers, in every release
 # Below it a share counts as this much: an object off its region has a target of about 0, not NaN.
@@ -34,10 +44,21 @@ class MaskIoUHeadConfig:
         if self.num_conv < 1:
             raise ConfigError(f"NUM_CONV must be >= 1, is {self.num_conv}: the last one halves")
 
-    def build(self, in_channels: int, num_classes: int, side: int) -> MaskIoUHead:
+    def build(
+        self,
+        in_channels: int,
+        num_classes: int,
+        side: int,
+        fill: Callable[[nn.Linear], None] = c2_xavier_fill,
+    ) -> MaskIoUHead:
         """The head for pooled maps of `in_channels` channels and `side` cells a side."""
         return MaskIoUHead(
-            in_channels, num_classes, side=side, conv_dim=self.conv_dim, num_conv=self.num_conv
+            in_channels,
+            num_classes,
+            side=side,
+            conv_dim=self.conv_dim,
+            num_conv=self.num_conv,
+            fill=fill,
         )
 
 
@@ -53,10 +74,18 @@ class MaskIoUHead(nn.Module):
         side: cells of the pooled features a side; masks have twice as many.
         conv_dim: channels of the convolutions.
         num_conv: 3x3 convolutions, the last one with stride 2.
+        fill: gives the hidden layers their random weights.
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, *, side: int, conv_dim: int, num_conv: int
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        side: int,
+        conv_dim: int,
+        num_conv: int,
+        fill: Callable[[nn.Linear], None] = c2_xavier_fill,
     ) -> None:
         super().__init__()
         self.convs: list[nn.Module] = []
@@ -69,8 +98,8 @@ class MaskIoUHead(nn.Module):
         self.maskiou_fc1 = nn.Linear(conv_dim * ((side + 1) // 2) ** 2, FC_DIM)
         self.maskiou_fc2 = nn.Linear(FC_DIM, FC_DIM)
         self.maskiou = nn.Linear(FC_DIM, num_classes)
-        c2_xavier_fill(self.maskiou_fc1)
-        c2_xavier_fill(self.maskiou_fc2)
+        fill(self.maskiou_fc1)
+        fill(self.maskiou_fc2)
         normal_fill(self.maskiou, std=0.01)
 
     def forward(self, pooled: Tensor, masks: Tensor) -> Tensor:
@@ -141,13 +170,44 @@ def maskiou_targets(logits: Tensor, gt_masks: Tensor, shares: Tensor) -> Tensor:
     return inter / (pred_area + whole - inter).clamp(min=1)
 
 
+# (R,) of objects, boxes (R, 4) and the image's (height, width)
+PolygonShares = Callable[[PolygonMasks, Tensor, tuple[int, int]], Tensor]
+
+
+def canvas_shares(masks: PolygonMasks, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """As Mask Scoring R-CNN counts, on two canvases of whole pixels: it may come to 1.003.
+
+    In float32 as there, because the areas depend on how the last digit of a point is rounded.
+    """
+    shares = []
+    for parts, box in zip(masks, boxes.float().cpu().numpy(), strict=True):
+        polygons = [part.astype(np.float32) for part in parts]
+        whole = rasterized_area(polygons, _window(polygons, box, image_size)) if polygons else 0
+        shares.append(rasterized_area(polygons, box) / max(whole, 1))
+    return boxes.new_tensor(shares)
+
+
+def outline_shares(masks: PolygonMasks, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """As CenterMask counts: pixels of a canvas, divided by the area within the outlines."""
+    shares = []
+    for polygons, box in zip(masks, boxes.cpu().numpy(), strict=True):
+        whole = sum(polygon_area(polygon) for polygon in polygons)
+        shares.append(min(rasterized_area(polygons, box) / whole, 1.0) if whole else 0.0)
+    return boxes.new_tensor(shares)
+
+
 @torch.no_grad()
-def shares_inside(proposals: Sequence[Proposals], targets: Sequence[Targets]) -> Tensor:
+def shares_inside(
+    proposals: Sequence[Proposals],
+    targets: Sequence[Targets],
+    polygon_shares: PolygonShares = canvas_shares,
+) -> Tensor:
     """(R,) how much of its object lies in each foreground proposal's box, about in [0, 1].
 
     Args:
         proposals: foreground only, with `gt_index`, the row of the image's targets.
         targets: with `gt_masks`.
+        polygon_shares: counts objects that are polygons; those of pixels are counted exactly.
     """
     shares = []
     for p, target in zip(proposals, targets, strict=True):
@@ -159,7 +219,7 @@ def shares_inside(proposals: Sequence[Proposals], targets: Sequence[Targets]) ->
         if isinstance(masks, BitMasks):
             shares.append(_bitmask_shares(masks, boxes))
         else:
-            shares.append(_polygon_shares(masks, boxes, target.image_size))
+            shares.append(polygon_shares(masks, boxes, target.image_size))
     return torch.cat(shares)
 
 
@@ -176,19 +236,6 @@ def _bitmask_shares(masks: BitMasks, boxes: Tensor) -> Tensor:
     return inside / pixels.sum(dim=(1, 2)).clamp(min=1)
 
 
-def _polygon_shares(masks: PolygonMasks, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """As the official code counts, on two canvases of whole pixels: it may come to 1.003.
-
-    In float32 as there, because the areas depend on how the last digit of a point is rounded.
-    """
-    shares = []
-    for parts, box in zip(masks, boxes.float().cpu().numpy(), strict=True):
-        polygons = [part.astype(np.float32) for part in parts]
-        whole = rasterized_area(polygons, _window(polygons, box, image_size)) if polygons else 0
-        shares.append(rasterized_area(polygons, box) / max(whole, 1))
-    return boxes.new_tensor(shares)
-
-
 def _window(polygons: Sequence[Polygon], box: Box, image_size: tuple[int, int]) -> Box:
     """The part of the image around an object and a box: (4,) XYXY."""
     points = np.concatenate(polygons).reshape(-1, 2)
@@ -196,6 +243,48 @@ def _window(polygons: Sequence[Polygon], box: Box, image_size: tuple[int, int]) 
     low = np.minimum(np.trunc(box[:2]), points.min(0)).clip(0, last)
     high = np.maximum(np.trunc(box[2:]) + 1, points.max(0)).clip(0, last)
     return np.concatenate((low, high))
+
+
+def scored_mask_losses(
+    mask_head: MaskRCNNConvUpsampleHead,
+    maskiou_head: MaskIoUHead,
+    pooled: Tensor,
+    fg: Sequence[Proposals],
+    targets: Sequence[Targets],
+    *,
+    weight: float,
+    polygon_shares: PolygonShares = canvas_shares,
+) -> Losses:
+    """`loss_mask` and `loss_maskiou` of the foreground regions.
+
+    Args:
+        mask_head: makes masks of the regions.
+        maskiou_head: predicts how well these fit.
+        pooled: (R, C, S, S), the regions' features; rows in the order of `fg`.
+        fg: foreground only, with `gt_index` and `gt_classes`.
+        targets: with `gt_masks`.
+        weight: of `loss_maskiou`.
+        polygon_shares: as in `shares_inside`.
+    """
+    logits = mask_head(pooled)  # (R, K, M, M)
+    classes = torch.cat([p.gt_classes for p in fg])
+    own = masks_of_class(logits, classes)  # (R, M, M)
+    gt_masks = mask_targets(fg, targets, logits.shape[-1])
+    ious = maskiou_head(pooled, own.sigmoid())  # (R, K)
+    target_ious = maskiou_targets(own, gt_masks, shares_inside(fg, targets, polygon_shares))
+    return mask_loss(logits, gt_masks, classes) | maskiou_loss(ious, target_ious, classes, weight)
+
+
+def attach_scored_masks(
+    mask_head: MaskRCNNConvUpsampleHead,
+    maskiou_head: MaskIoUHead,
+    pooled: Tensor,
+    detections: list[Detections],
+) -> list[Detections]:
+    """Sets `pred_masks` (N, 1, M, M) probabilities and `mask_scores` (N,), from pooled features."""
+    attach_masks(mask_head(pooled), detections)
+    masks = torch.cat([d.pred_masks[:, 0] for d in detections])  # (sum N, M, M)
+    return attach_mask_scores(maskiou_head(pooled, masks), detections)
 
 
 def attach_mask_scores(ious: Tensor, detections: list[Detections]) -> list[Detections]:

@@ -21,14 +21,14 @@ POOLERS: dict[str, Callable[[int, float, int], nn.Module]] = {
 class ROIPooler(nn.Module):
     """ROIAlign over the levels of a feature pyramid.
 
-    Source: FPN (arXiv:1612.03144), equation 1: a box of side 224 belongs to level 4.
-
     Args:
         output_size: cells per side.
         strides: of the levels, ascending powers of two.
         sampling_ratio: samples per cell and axis; 0 adapts them to the box.
         pooler_type: ROIAlignV2 (aligned), ROIAlign (legacy half-pixel offset), or ROIAlignRotated,
             for rotated boxes.
+        assign_criterion: what chooses a box's level: its "area" (`assign_levels`), or the "ratio"
+            of that to the image's (`assign_levels_by_ratio`).
     """
 
     def __init__(
@@ -38,12 +38,16 @@ class ROIPooler(nn.Module):
         strides: Sequence[int],
         sampling_ratio: int = 0,
         pooler_type: str = "ROIAlignV2",
+        assign_criterion: str = "area",
     ) -> None:
         super().__init__()
+        if assign_criterion not in ("area", "ratio"):
+            raise ConfigError(f"ASSIGN_CRITERION must be area or ratio, is {assign_criterion!r}")
         if pooler_type not in POOLERS:
             known = ", ".join(POOLERS)
             raise ConfigError(f"POOLER_TYPE {pooler_type!r} is unknown; known: {known}")
         self.output_size = output_size
+        self.assign_criterion = assign_criterion
         self.min_level = int(strides[0]).bit_length() - 1
         self.max_level = self.min_level + len(strides) - 1
         expected = [2**level for level in range(self.min_level, self.max_level + 1)]
@@ -53,12 +57,18 @@ class ROIPooler(nn.Module):
             POOLERS[pooler_type](output_size, 1 / s, sampling_ratio) for s in strides
         )
 
-    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]] = (),
+    ) -> Tensor:
         """Pools the boxes of every image.
 
         Args:
             features: one (B, C, H, W) map per level.
             boxes: per image, (N_i, 4) XYXY in pixels of the network input; rotated ones (N_i, 5).
+            image_sizes: per image, (height, width) without padding; needed for "ratio" only.
 
         Returns:
             (sum N_i, C, output_size, output_size), rows in the order of `boxes`.
@@ -66,7 +76,7 @@ class ROIPooler(nn.Module):
         rois = to_rois(boxes)
         if len(self.level_poolers) == 1:
             return self.level_poolers[0](features[0], rois)
-        levels = assign_levels(rois[:, 1:], self.min_level, self.max_level) - self.min_level
+        levels = self._levels(rois, image_sizes) - self.min_level
         shape = (len(rois), features[0].shape[1], self.output_size, self.output_size)
         pooled = features[0].new_zeros(shape)
         for level, (feature, pooler) in enumerate(zip(features, self.level_poolers, strict=True)):
@@ -74,14 +84,46 @@ class ROIPooler(nn.Module):
             pooled = pooled.index_put((rows,), pooler(feature, rois[rows]).to(pooled.dtype))
         return pooled
 
+    def _levels(self, rois: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+        if self.assign_criterion == "area":
+            return assign_levels(rois[:, 1:], self.min_level, self.max_level)
+        areas = rois.new_tensor([height * width for height, width in image_sizes])
+        of_image = areas[rois[:, 0].to(torch.int64)]
+        return assign_levels_by_ratio(rois[:, 1:], of_image, self.min_level, self.max_level)
+
 
 def assign_levels(boxes: Tensor, min_level: int, max_level: int) -> Tensor:
-    """(N,) int64 pyramid level of (N, 4) XYXY or (N, 5) rotated boxes: log2 of its stride."""
-    size = boxes[:, 2:] - boxes[:, :2] if boxes.shape[1] == 4 else boxes[:, 2:4]
-    side = size.prod(dim=1).sqrt()
+    """(N,) int64 pyramid level of (N, 4) XYXY or (N, 5) rotated boxes: log2 of its stride.
+
+    Source: FPN (arXiv:1612.03144), equation 1: a box of side 224 belongs to level 4.
+    """
     # 1e-8 keeps log2 finite on empty boxes and is detectron2's, so level borders agree.
-    level = torch.floor(4 + torch.log2(side / 224 + 1e-8))
+    level = torch.floor(4 + torch.log2(_areas(boxes).sqrt() / 224 + 1e-8))
     return level.clamp(min_level, max_level).to(torch.int64)
+
+
+def assign_levels_by_ratio(
+    boxes: Tensor, image_areas: Tensor, min_level: int, max_level: int
+) -> Tensor:
+    """(N,) int64 pyramid level of boxes by how much of their image they take.
+
+    Source: CenterMask (arXiv:1911.06667), equation 2: more than half of the image belongs to the
+    coarsest level, more than a quarter to the one below.
+
+    Args:
+        boxes: (N, 4) XYXY or (N, 5) rotated.
+        image_areas: (N,) of each box's image without padding.
+        min_level: of the pyramid.
+        max_level: of the pyramid.
+    """
+    # An empty box takes an infinitely small part, which belongs to the finest level.
+    level = torch.ceil(max_level - torch.log2(image_areas / _areas(boxes) + 1e-8))
+    return level.clamp(min_level, max_level).to(torch.int64)
+
+
+def _areas(boxes: Tensor) -> Tensor:
+    size = boxes[:, 2:] - boxes[:, :2] if boxes.shape[1] == 4 else boxes[:, 2:4]
+    return size.prod(dim=1)
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:

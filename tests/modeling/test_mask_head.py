@@ -1,8 +1,14 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from segdet.errors import ConfigError
-from segdet.modeling.mask_head import MaskHeadConfig, mask_loss, masks_of_class
+from segdet.modeling.mask_head import (
+    MaskHeadConfig,
+    SpatialAttention,
+    mask_loss,
+    masks_of_class,
+)
 
 
 def test_names_and_shapes():
@@ -18,6 +24,33 @@ def test_names_and_shapes():
         "predictor.bias": [3],
     }
     assert head(torch.rand(5, 4, 14, 14)).shape == (5, 3, 28, 28)
+
+
+def test_spatial_attention_stands_before_the_deconvolution():
+    config = MaskHeadConfig(name="SpatialAttentionMaskHead", num_conv=1, conv_dim=8)
+    head = config.build(in_channels=4, num_classes=3)
+    assert [name.rpartition(".")[0] for name, _ in head.named_parameters()][1:6] == [
+        "mask_fcn1",
+        "spatialAtt.conv",
+        "deconv",
+        "deconv",
+        "predictor",
+    ]
+    assert head(torch.rand(0, 4, 14, 14)).shape == (0, 3, 28, 28)
+    x, seen = torch.rand(5, 4, 14, 14), []
+    head.deconv.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    assert head(x).shape == (5, 3, 28, 28)
+    torch.testing.assert_close(seen[0], head.spatialAtt(head.mask_fcn1(x)))
+
+
+def test_spatial_attention_is_its_definition():
+    attention = SpatialAttention()
+    attention.conv.weight.data = torch.zeros(1, 2, 3, 3)
+    attention.conv.weight.data[0, :, 1, 2] = torch.tensor([2.0, -1.0])  # mean first, then maximum
+    x = torch.randn(1, 6, 4, 5)
+    right = F.pad(x, (0, 1))[..., 1:]  # the kernel looks one cell to the right
+    weights = (2 * right.mean(1) - right.amax(1)).sigmoid()
+    torch.testing.assert_close(attention(x), x * weights[:, None])
 
 
 @pytest.mark.parametrize("agnostic", [False, True])

@@ -1,14 +1,20 @@
+import itertools
+
 import numpy as np
 import pytest
 import shapely
 import torch
 
 from segdet.errors import ConfigError
+from segdet.layers import c2_msra_fill
+from segdet.modeling.mask_head import mask_loss
 from segdet.modeling.maskiou_head import (
     MaskIoUHeadConfig,
     attach_mask_scores,
+    canvas_shares,
     maskiou_loss,
     maskiou_targets,
+    outline_shares,
     shares_inside,
 )
 from segdet.structures import (
@@ -52,6 +58,19 @@ def test_it_has_as_many_parameters_as_the_original():
     assert sum(p.numel() for p in head.parameters()) == 16_341_329
 
 
+def test_hidden_layers_start_as_asked():
+    torch.manual_seed(0)
+    spread = [
+        MaskIoUHeadConfig(num_conv=1, conv_dim=4)
+        .build(4, 3, side=14, **given)
+        .maskiou_fc1.weight.std()
+        for given in ({}, {"fill": c2_msra_fill})
+    ]
+    assert [one.item() for one in spread] == pytest.approx(
+        [(1 / (4 * 49)) ** 0.5, (2 / 1024) ** 0.5], rel=0.02
+    )
+
+
 def test_bad_settings_name_the_key():
     with pytest.raises(ConfigError, match="NAME 'Nope' is unknown; known: MaskIoUHead"):
         MaskIoUHeadConfig(name="Nope")
@@ -84,25 +103,34 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
     return [x0, y0, x1, y0, x1, y1, x0, y1]
 
 
-def share_of(mask, *boxes, size=(100, 100)) -> list[float]:
+def share_of(mask, *boxes, size=(100, 100), polygon_shares=canvas_shares) -> list[float]:
     """How much of one object lies in each box."""
     proposals = Proposals(size, proposal_boxes=Boxes(torch.tensor(boxes)))
     proposals.gt_index = torch.zeros(len(boxes), dtype=torch.int64)
     masks = mask if isinstance(mask, BitMasks) else PolygonMasks([mask])
-    return shares_inside([proposals], [Targets(size, gt_masks=masks)]).tolist()
+    targets = Targets(size, gt_masks=masks)
+    return shares_inside([proposals], [targets], polygon_shares).tolist()
 
 
-def test_targets_count_what_lies_off_the_region():
+@pytest.mark.parametrize("polygon_shares", [canvas_shares, outline_shares])
+def test_targets_count_what_lies_off_the_region(polygon_shares):
     """CenterMask2's golden values: the object goes on beyond the region, or fills half of it."""
     boxes = torch.tensor([[20.0, 20, 48, 48], [10, 10, 38, 38]])
     objects = [rectangle(20, 20, 60, 48)], [rectangle(10, 10, 24, 38)]
-    shares = torch.tensor([share_of(o, b.tolist())[0] for o, b in zip(objects, boxes, strict=True)])
+    shares = torch.tensor(
+        [
+            share_of(o, b.tolist(), polygon_shares=polygon_shares)[0]
+            for o, b in zip(objects, boxes, strict=True)
+        ]
+    )
     assert shares.tolist() == pytest.approx([0.7, 1])
     logits = torch.full((2, 28, 28), -5.0)
     logits[0, :, :14] = logits[1, :, :21] = 5
     gt_masks = PolygonMasks(list(objects)).crop_and_resize(boxes, 28)
     targets = maskiou_targets(logits, gt_masks, shares)
     assert targets.tolist() == pytest.approx([0.35, 2 / 3])
+    loss = mask_loss(logits[:, None].expand(-1, 2, -1, -1), gt_masks, torch.tensor([0, 1]))
+    assert loss["loss_mask"].item() == pytest.approx(1.8817154)
 
 
 @pytest.mark.parametrize("is_bitmask", [False, True])
@@ -136,6 +164,18 @@ def test_targets_are_the_ious_of_pixels(is_bitmask):
         )
         wrong.append(abs(target.item() - expected))
     assert len(wrong) > 50 and max(wrong) < 1e-6
+
+
+def test_the_two_ways_to_count_polygons():
+    """A canvas loses a row of an outline on pixel borders; the share of an outline ends at 1."""
+    size, box = (100, 100), [9.0, 9, 21, 21]
+    speck = [rectangle(10, 10, 10.4, 10.4)]
+    assert share_of(speck, box, size=size, polygon_shares=outline_shares) == [0.0]
+    wide = [[10.0, 10, 20.6, 10, 20.6, 20.6, 10, 20.6]]
+    assert share_of(wide, box, size=size, polygon_shares=outline_shares) == [1.0]
+    half = [rectangle(10, 10, 20, 20)] * 2  # parts that overlap count twice, inside and out
+    boxes = [10.0, 10, 20, 15], [10.0, 10, 20, 20]
+    assert share_of(half, *boxes, polygon_shares=outline_shares) == pytest.approx([0.5, 1.0])
 
 
 def star(rng: np.random.Generator) -> np.ndarray:
@@ -191,8 +231,9 @@ def test_objects_of_a_pixel_of_none_and_regions_of_none_give_numbers():
     dot, nothing = [rectangle(10, 10, 11, 11)], []
     boxes = [10.0, 10, 11, 11], [10.2, 10.2, 10.9, 10.9], [5.0, 5, 5, 5], [0.0, 0, 100, 100]
     empty = BitMasks(np.zeros((1, 100, 100), bool))
-    for mask in (dot, nothing, empty):
-        shares = torch.tensor(share_of(mask, *boxes))
+    ways = itertools.product((dot, nothing, empty), (canvas_shares, outline_shares))
+    for mask, polygon_shares in ways:
+        shares = torch.tensor(share_of(mask, *boxes, polygon_shares=polygon_shares))
         masks = mask if isinstance(mask, BitMasks) else PolygonMasks([mask])
         gt_masks = masks[[0, 0, 0, 0]].crop_and_resize(torch.tensor(boxes), 28)
         for sign in (1.0, -1.0):

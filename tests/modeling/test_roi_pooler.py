@@ -3,7 +3,7 @@ import torch
 
 from segdet.errors import ConfigError
 from segdet.layers import ROIAlign
-from segdet.modeling.roi_pooler import ROIPooler, assign_levels
+from segdet.modeling.roi_pooler import ROIPooler, assign_levels, assign_levels_by_ratio
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,28 @@ from segdet.modeling.roi_pooler import ROIPooler, assign_levels
 def test_level_of_a_square(side, level):
     boxes = torch.tensor([[5.0, 5, 5 + side, 5 + side]])
     assert assign_levels(boxes, 2, 5).item() == level
+
+
+def test_level_of_a_share_of_the_image():
+    """Golden values of CenterMask2: exactly a half and a quarter belong to the finer level."""
+    sizes = [(w, 800) for w in (1088, 700, 544, 543, 272, 271)] + [(100, 100), (0, 800)]
+    boxes = torch.tensor([[0.0, 0, width, height] for width, height in sizes])
+    areas = torch.full((len(boxes),), 800.0 * 1088)
+    levels = assign_levels_by_ratio(boxes, areas, 3, 5)
+    assert levels.tolist() == [5, 5, 4, 4, 3, 3, 3, 3]
+
+
+def test_shares_are_of_each_boxs_own_image():
+    maps = [torch.full((2, 1, 64 // s, 64 // s), float(s)) for s in (8, 16, 32)]
+    boxes = [torch.tensor([[0.0, 0, 40, 40]]), torch.tensor([[0.0, 0, 30, 40], [0, 0, 5, 5]])]
+    pooler = ROIPooler(1, strides=[8, 16, 32], assign_criterion="ratio")
+    pooled = pooler(maps, boxes, [(64, 64), (40, 40)])
+    assert pooled.flatten().tolist() == [16, 32, 8]  # 0.39, 0.75 and 0.02 of their images
+
+
+def test_an_unknown_criterion_is_named():
+    with pytest.raises(ConfigError, match="ASSIGN_CRITERION must be area or ratio, is 'size'"):
+        ROIPooler(7, strides=[4], assign_criterion="size")
 
 
 def test_rows_keep_the_order_of_the_boxes():

@@ -18,6 +18,7 @@ from segdet.modeling.backbones.resnet import (
     ResNetConfig,
     make_stage,
 )
+from segdet.modeling.backbones.vovnet import VoVNet, VoVNetConfig
 
 __all__ = [
     "BACKBONES",
@@ -35,6 +36,8 @@ __all__ = [
     "MobileNetV2",
     "ResNet",
     "ResNetConfig",
+    "VoVNet",
+    "VoVNetConfig",
     "make_stage",
 ]
 
@@ -54,6 +57,7 @@ class BackboneSections:
     pixel_mean: tuple[float, ...] = (103.53, 116.28, 123.675)  # in the order of INPUT.FORMAT
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     resnets: ResNetConfig = field(default_factory=ResNetConfig)
+    vovnet: VoVNetConfig = field(default_factory=VoVNetConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
 
     def build_backbone(self, input_channels: int | None = None) -> Backbone:
@@ -107,10 +111,22 @@ def _mobilenetv2_fpn(sections: BackboneSections, input_channels: int) -> FPN:
     return sections.fpn.build(_mobilenetv2(sections, input_channels), LastLevelMaxPool())
 
 
+def _vovnet(sections: BackboneSections, input_channels: int) -> VoVNet:
+    return sections.vovnet.build(
+        freeze_at=sections.backbone.freeze_at, input_channels=input_channels
+    )
+
+
+def _vovnet_fpn(sections: BackboneSections, input_channels: int) -> FPN:
+    return sections.fpn.build(_vovnet(sections, input_channels), LastLevelMaxPool())
+
+
 BACKBONES: dict[str, Callable[[BackboneSections, int], Backbone]] = {  # (_, input channels)
     "build_resnet_backbone": _resnet,
     "build_resnet_fpn_backbone": _resnet_fpn,
     "build_retinanet_resnet_fpn_backbone": _retinanet_resnet_fpn,
     "build_mobilenetv2_backbone": _mobilenetv2,
     "build_mobilenetv2_fpn_backbone": _mobilenetv2_fpn,
+    "build_vovnet_backbone": _vovnet,
+    "build_vovnet_fpn_backbone": _vovnet_fpn,
 }

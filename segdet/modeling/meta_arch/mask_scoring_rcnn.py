@@ -10,24 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
-from segdet.modeling.mask_head import mask_loss, mask_targets, masks_of_class
 from segdet.modeling.maskiou_head import (
     MaskIoUHead,
     MaskIoUHeadConfig,
-    attach_mask_scores,
-    maskiou_loss,
-    maskiou_targets,
-    shares_inside,
+    attach_scored_masks,
+    scored_mask_losses,
 )
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNNConfig
-from segdet.modeling.roi_heads import StandardROIHeads, attach_masks
+from segdet.modeling.roi_heads import StandardROIHeads
 from segdet.structures import Detections, Proposals, Targets
 
 
@@ -92,14 +88,13 @@ class MaskScoringROIHeads(StandardROIHeads):
         if self.mask_pooler is None or self.mask_head is None:
             return Losses()
         pooled = self.mask_pooler(maps, [p.proposal_boxes.tensor for p in fg])
-        logits = self.mask_head(pooled)  # (R, K, M, M)
-        classes = torch.cat([p.gt_classes for p in fg])
-        own = masks_of_class(logits, classes)  # (R, M, M)
-        gt_masks = mask_targets(fg, targets, logits.shape[-1])
-        ious = self.maskiou_head(pooled, own.sigmoid())  # (R, K)
-        target_ious = maskiou_targets(own, gt_masks, shares_inside(fg, targets))
-        return mask_loss(logits, gt_masks, classes) | maskiou_loss(
-            ious, target_ious, classes, self.maskiou_loss_weight
+        return scored_mask_losses(
+            self.mask_head,
+            self.maskiou_head,
+            pooled,
+            fg,
+            targets,
+            weight=self.maskiou_loss_weight,
         )
 
     def predict_masks(
@@ -110,6 +105,4 @@ class MaskScoringROIHeads(StandardROIHeads):
             return detections
         maps = [features[name] for name in self.in_features]
         pooled = self.mask_pooler(maps, [d.pred_boxes.tensor for d in detections])
-        attach_masks(self.mask_head(pooled), detections)
-        masks = torch.cat([d.pred_masks[:, 0] for d in detections])  # (sum N, M, M)
-        return attach_mask_scores(self.maskiou_head(pooled, masks), detections)
+        return attach_scored_masks(self.mask_head, self.maskiou_head, pooled, detections)

@@ -15,6 +15,7 @@ from segdet.modeling.backbones import (
     FPNConfig,
     LastLevelP6P7,
     ResNetConfig,
+    VoVNetConfig,
 )
 
 OFFICIAL = ("build_resnet_backbone", "build_resnet_fpn_backbone")
@@ -37,6 +38,7 @@ def sections_of(overrides: dict[str, Any]) -> BackboneSections:
     return BackboneSections(
         backbone=read(BackboneConfig, "BACKBONE"),
         resnets=read(ResNetConfig, "RESNETS"),
+        vovnet=read(VoVNetConfig, "VOVNET"),
         fpn=read(FPNConfig, "FPN"),
     )
 
@@ -67,6 +69,19 @@ def test_official_resnets_have_official_names_shapes_and_frozen_parts(shared_con
         checked += 1
     assert checked > 70
     assert len(seen) >= 9
+
+
+def test_official_vovnets_have_official_names_and_shapes(shared_configs):
+    checked = set()
+    for path, entry in read_table(shared_configs, "centermask2").items():
+        sections = sections_of(entry["overrides"])
+        if "vovnet" in sections.backbone.name:
+            with torch.device("meta"):
+                bottom_up = BACKBONES["build_vovnet_backbone"](sections, 3)
+            prefix = "backbone.bottom_up."
+            assert names_and_shapes(bottom_up, prefix) == part(entry, prefix), path
+            checked.add(sections.vovnet)
+    assert len(checked) >= 12
 
 
 def test_mobilenetv2_has_centermask_names(shared_configs):
@@ -111,7 +126,7 @@ def test_images_have_one_channel_per_pixel_mean(name):
         pixel_mean=(0.5,),
         backbone=BackboneConfig(name=name),
         resnets=ResNetConfig(out_features=outputs),
-        fpn=FPNConfig(in_features=outputs),
+        fpn=FPNConfig(in_features=VoVNetConfig.out_features if "vovnet" in name else outputs),
     )
     with torch.device("meta"):
         features = sections.build_backbone()(torch.zeros(2, 1, 64, 96))

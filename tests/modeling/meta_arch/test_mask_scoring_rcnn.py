@@ -125,7 +125,7 @@ def test_targets_see_the_whole_object(cfg, monkeypatch):
         seen.append(target_ious)
         return maskiou_loss(ious, target_ious, *others)
 
-    module = "segdet.modeling.meta_arch.mask_scoring_rcnn"
+    module = "segdet.modeling.maskiou_head"
     monkeypatch.setattr(f"{module}.maskiou_loss", spy)
     monkeypatch.setattr(f"{module}.masks_of_class", lambda x, c: torch.ones(len(x), 28, 28))
     heads = build_model(cfg).roi_heads
