@@ -148,7 +148,13 @@ PROJECTS = {
 BEYOND = {
     "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0},
     "MODEL.ROI_MASKIOU_HEAD": {"NAME": "MaskIoUHead", "CONV_DIM": 256, "NUM_CONV": 4},
-}
+    "MODEL.VOVNET": {
+        "CONV_BODY": "V-39-eSE", "OUT_FEATURES": ["stage2", "stage3", "stage4", "stage5"],
+        "NORM": "FrozenBN", "STAGE_WITH_DCN": (False, False, False, False),
+        "WITH_MODULATED_DCN": False, "DEFORMABLE_GROUPS": 1, "OUT_CHANNELS": 256,
+        "BACKBONE_OUT_CHANNELS": 256,
+    },
+}  # fmt: skip
 
 
 def flat(cfg: CfgNode) -> dict[str, object]:

@@ -264,8 +264,8 @@ class DeformLayer(nn.Module):
         self.name, self.num_offsets = name, 2 * num_groups * 9  # y and x of each kernel cell
         num_masks = num_groups * 9 if modulated else 0
         offset = nn.Conv2d(in_channels, self.num_offsets + num_masks, 3, padding=1)
-        nn.init.zeros_(offset.weight)
-        nn.init.zeros_(offset.bias)
+        for parameter in offset.parameters():
+            nn.init.zeros_(parameter)
         kind = ModulatedDeformConv if modulated else DeformConv
         conv = kind(
             in_channels, out_channels, 3, padding=1, deformable_groups=num_groups, bias=False
