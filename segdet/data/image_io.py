@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segdet.data.defects import Defect, located
 from segdet.errors import DataError
 
 FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
@@ -65,7 +66,8 @@ def read_labels(file_name: str | os.PathLike[str]) -> np.ndarray:
     with opened(file_name) as image:
         labels = np.array(image)
         if labels.ndim != 2 or labels.dtype.kind not in "ui":
-            raise DataError(f"label maps have one integer channel, this is mode {image.mode}")
+            message = f"label maps have one integer channel, this is mode {image.mode}"
+            raise Defect("map-malformed", message)
         return labels
 
 
@@ -100,9 +102,11 @@ def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
     height, width = image.shape[:2]
     known = dataset_dict.get("width", width), dataset_dict.get("height", height)
     if known != (width, height):
-        raise DataError(
+        raise Defect(
+            "size-differs",
             f"{dataset_dict['file_name']}: the picture is {width} x {height} (width x height, "
-            f"upright), its record says {known[0]} x {known[1]}; correct the annotation file"
+            f"upright), its record says {known[0]} x {known[1]}; correct the annotation file",
+            "width, height",
         )
     dataset_dict["width"], dataset_dict["height"] = width, height
 
@@ -133,14 +137,16 @@ def opened(file_name: str | os.PathLike[str]) -> Iterator[Image.Image]:
         with Image.open(file_name) as image:
             yield image
     except FileNotFoundError:
-        raise DataError(f"image {file_name} does not exist") from None
+        raise Defect("image-missing", f"image {file_name} does not exist", "file_name") from None
     except DataError as error:
-        raise DataError(f"image {file_name}: {error}") from None
+        raise located(f"image {file_name}", error) from None
     except Image.DecompressionBombError as error:
-        raise DataError(f"image {file_name} is refused: {error}") from None
+        message = f"image {file_name} is refused: {error}"
+        raise Defect("image-too-large", message, "file_name") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"image {file_name} cannot be read ({reason})") from error
+        message = f"image {file_name} cannot be read ({reason})"
+        raise Defect("image-unreadable", message, "file_name") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -158,13 +164,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise DataError("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
+        raise _unreadable("floating-point pixels have no agreed range; convert it to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)  # "I;16", or "I" for 16 bits in older Pillow
     if values.min() < 0 or values.max() > 65535:
-        raise DataError("pixels have more than 16 bits; convert it to 8 or 16 bits")
+        raise _unreadable("pixels have more than 16 bits; convert it to 8 or 16 bits")
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _unreadable(message: str) -> Defect:
+    return Defect("image-unreadable", message, "file_name")
 
 
 def _to_array(image: Image.Image, format: str | None) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pycocotools.mask as mask_api
 
-from segdet.errors import DataError
+from segdet.data.defects import Defect
 
 
 def rle_runs(rle: dict) -> np.ndarray:
@@ -33,22 +33,26 @@ def rle_runs(rle: dict) -> np.ndarray:
         and len(size) == 2
         and all(isinstance(side, int | np.integer) and side > 0 for side in size)
     ):
-        raise DataError(f"RLE size must be [height, width], is {size!r}")
+        raise _damaged(f"RLE size must be [height, width], is {size!r}")
     if isinstance(counts, str | bytes):
         runs = _parse_counts(counts)
     else:
         runs = np.asarray(counts)
         if runs.ndim != 1 or runs.dtype.kind not in "iu":
-            raise DataError("RLE counts must be a string or a list of whole numbers")
+            raise _damaged("RLE counts must be a string or a list of whole numbers")
         runs = runs.astype(np.int64)
     if runs.min() < 0:
-        raise DataError(f"RLE counts must be >= 0, hold {runs.min()}")
+        raise _damaged(f"RLE counts must be >= 0, hold {runs.min()}")
     if runs.sum() != size[0] * size[1]:
-        raise DataError(
+        raise _damaged(
             f"RLE counts sum to {runs.sum()}, but a mask of size {list(size)} has "
             f"{size[0] * size[1]} pixels"
         )
     return runs
+
+
+def _damaged(message: str) -> Defect:
+    return Defect("rle-damaged", message, "segmentation")
 
 
 def _parse_counts(counts: str | bytes) -> np.ndarray:
@@ -56,15 +60,15 @@ def _parse_counts(counts: str | bytes) -> np.ndarray:
     try:
         data = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError:
-        raise DataError("RLE counts hold characters that no RLE string has") from None
+        raise _damaged("RLE counts hold characters that no RLE string has") from None
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
-        raise DataError("RLE counts are not a COCO RLE string (cut or damaged)")
+        raise _damaged("RLE counts are not a COCO RLE string (cut or damaged)")
     ends = np.flatnonzero(codes & 0x20 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     group = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
     if group.max() > 6:
-        raise DataError("RLE counts are not a COCO RLE string (a run of more than 35 bits)")
+        raise _damaged("RLE counts are not a COCO RLE string (a run of more than 35 bits)")
     runs = np.add.reduceat((codes & 0x1F) << (5 * group), starts)
     runs -= np.where(codes[ends] & 0x10, 1 << (5 * (group[ends] + 1)), 0)
     runs[1::2] = np.cumsum(runs[1::2])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segdet.data.defects import Defect
 from segdet.data.image_io import opened
 from segdet.errors import DataError
 
@@ -62,7 +63,8 @@ def read_segment_ids(file_name: str | os.PathLike[str]) -> np.ndarray:
     """
     with opened(file_name) as image:
         if image.mode not in ("RGB", "RGBA", "P"):
-            raise DataError(f"panoptic pictures hold ids as RGB, this is mode {image.mode}")
+            message = f"panoptic pictures hold ids as RGB, this is mode {image.mode}"
+            raise Defect("map-malformed", message, "file_name")
         if image.mode == "P":
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         return rgb2id(np.asarray(image))

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from segdet.data.defects import Defect
 from segdet.data.image_io import read_labels
 from segdet.data.segment_ids import read_segment_ids
-from segdet.errors import DataError
 
 IGNORE_LABEL = 255
 LABEL_KEYS = (  # of a record, that `read_sem_seg` looks at
@@ -60,9 +60,10 @@ def check_size_of_map(file: str, labels: np.ndarray, record: dict[str, Any]) -> 
     height, width = labels.shape
     known = record.get("width", width), record.get("height", height)
     if known != (width, height):
-        raise DataError(
+        raise Defect(
+            "map-size",
             f"{file}: the map is {width} x {height} (width x height), its picture is "
-            f"{known[0]} x {known[1]}"
+            f"{known[0]} x {known[1]}",
         )
 
 
@@ -87,8 +88,10 @@ def labels_of_segments(
     place = np.searchsorted(known, ids).clip(max=len(known) - 1)
     unknown = ids[known[place] != ids]
     if len(unknown):
-        raise DataError(f"{file}: has pixels of segment {unknown[0]}, which segments_info lacks")
+        message = f"{file}: has pixels of segment {unknown[0]}, which segments_info lacks"
+        raise Defect("segment-unknown", message, "segments_info")
     absent = known[np.bincount(place.reshape(-1), minlength=len(known)) == 0]
     if absent.any():
-        raise DataError(f"{file}: segment {absent.max()} of segments_info has no pixel")
+        message = f"{file}: segment {absent.max()} of segments_info has no pixel"
+        raise Defect("segment-without-pixels", message, "segments_info")
     return np.array([label_of[one] for one in known.tolist()], np.uint8)[place]

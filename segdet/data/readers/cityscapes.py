@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from segdet.data.defects import Defect, located
 from segdet.data.image_io import image_size_of, read_labels
 from segdet.data.readers.cityscapes_labels import BY_ID, BY_NAME, THINGS, Label
 from segdet.data.rle import encode_rle, tight_box
@@ -48,7 +49,8 @@ def cityscapes_files(
         names = ("instanceIds.png", "labelIds.png", "polygons.json")
         files.append(CityscapesFiles(image, *(Path(stem + name) for name in names)))
     if not files:
-        raise DataError(f"{image_dir} has no CITY/*{IMAGE_SUFFIX}; is it a split of Cityscapes?")
+        message = f"{image_dir} has no CITY/*{IMAGE_SUFFIX}; is it a split of Cityscapes?"
+        raise Defect("nothing-pairs", message)
     return files
 
 
@@ -75,7 +77,7 @@ def load_cityscapes_instances(
     for files in cityscapes_files(image_dir, gt_dir):
         record: dict[str, Any] = {"file_name": str(files.image), "image_id": files.image.name}
         if from_json:
-            tree = _read_json(files.polygons)
+            tree = read_json(files.polygons)
             record |= {"height": tree["imgHeight"], "width": tree["imgWidth"]}
             record["annotations"] = _from_polygons(tree["objects"], files.polygons)
         else:
@@ -102,9 +104,10 @@ def load_cityscapes_semantic(
     for files in cityscapes_files(image_dir, gt_dir):
         labels = str(files.label_ids).replace("labelIds.png", "labelTrainIds.png")
         if not os.path.isfile(labels):
-            raise DataError(
+            raise Defect(
+                "file-missing",
                 f"{labels} does not exist; make these files with tools/prepare_cityscapes.py, or "
-                "with cityscapesscripts' csCreateTrainIdLabelImgs"
+                "with cityscapesscripts' csCreateTrainIdLabelImgs",
             )
         height, width = image_size_of(files.image)
         size = {"height": height, "width": width}
@@ -112,17 +115,20 @@ def load_cityscapes_semantic(
     return records
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The content of a polygons.json."""
     try:
         tree = json.loads(file.read_bytes())
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
+        message = f"{file}: cannot be read ({error.strerror or error})"
+        raise Defect("file-unreadable", message) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: is not valid JSON ({error})") from None
+        raise Defect("json-invalid", f"{file}: is not valid JSON ({error})") from None
     keys = {"imgHeight": int, "imgWidth": int, "objects": list}
     for key, kind in keys.items():
         if not isinstance(tree, dict) or type(tree.get(key)) is not kind:
-            raise DataError(f"{file}: must be an object with {', '.join(keys)}; {key} is not so")
+            message = f"{file}: must be an object with {', '.join(keys)}; {key} is not so"
+            raise Defect("wrong-type", message, key)
     return tree
 
 
@@ -134,12 +140,12 @@ def _from_polygons(objects: list[dict[str, Any]], file: Path) -> list[dict[str, 
     in_front: list[Any] = []
     for number, row in reversed(list(enumerate(objects))):  # the last one is nearest
         try:
-            label, is_group = _label_of(row)
+            label, is_group = label_of(row)
             if label.id < 0 or row.get("deleted"):
                 continue
-            shape = _shape_of(row)
+            shape = shape_of(row)
         except DataError as error:
-            raise DataError(f"{file}: objects[{number}]: {error}") from None
+            raise located(f"{file}: objects[{number}]", error) from None
         if label in THINGS:
             near = [other for other in in_front if other.intersects(shape)]
             visible = shape.difference(shapely.union_all(near)) if near else shape
@@ -149,19 +155,19 @@ def _from_polygons(objects: list[dict[str, Any]], file: Path) -> list[dict[str, 
     return annotations
 
 
-def _label_of(row: Any) -> tuple[Label, bool]:
+def label_of(row: Any) -> tuple[Label, bool]:
     """The class of an object, and whether it is a group of such objects."""
     name = row.get("label") if isinstance(row, dict) else None
     if not isinstance(name, str):
-        raise DataError(f"label must be text, is {name!r}")
+        raise Defect("name-invalid", f"label must be text, is {name!r}", "label")
     if name in BY_NAME:
         return BY_NAME[name], name.endswith("group")
     if name.endswith("group") and name.removesuffix("group") in BY_NAME:
         return BY_NAME[name.removesuffix("group")], True
-    raise DataError(f"label {name!r} is no class of Cityscapes")
+    raise Defect("class-unknown", f"label {name!r} is no class of Cityscapes", "label")
 
 
-def _shape_of(row: dict[str, Any]) -> Any:
+def shape_of(row: dict[str, Any]) -> Any:
     """The polygon, from the middles of its pixels out to their borders."""
     import shapely
 
@@ -171,7 +177,8 @@ def _shape_of(row: dict[str, Any]) -> Any:
             return shapely.Polygon(points).buffer(0.5, quad_segs=4)
     except (TypeError, ValueError, shapely.errors.ShapelyError):
         pass
-    raise DataError(f"polygon must be points [x, y], at least 3; is {row.get('polygon')!r:.80}")
+    message = f"polygon must be points [x, y], at least 3; is {row.get('polygon')!r:.80}"
+    raise Defect("segmentation-malformed", message, "polygon")
 
 
 def _annotation(visible: Any, label: Label, is_group: bool) -> dict[str, Any]:

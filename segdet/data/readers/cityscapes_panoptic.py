@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from segdet.data.defects import Defect, located
 from segdet.data.image_io import image_size_of
 from segdet.data.readers.cityscapes import IMAGE_SUFFIX, cityscapes_files
 from segdet.data.readers.cityscapes_labels import COLORS, TRAINED
@@ -57,22 +58,25 @@ def load_cityscapes_panoptic(
         for one in cityscapes_files(image_dir, file.parent / Path(image_dir).name)
     }
     if not file.is_file():
-        raise DataError(
+        raise Defect(
+            "file-missing",
             f"{file} does not exist; make it with tools/prepare_cityscapes.py, or with "
-            "cityscapesscripts' csCreatePanopticImgs"
+            "cityscapesscripts' csCreatePanopticImgs",
         )
     records = []
     for i, row in enumerate(rows_of(file, parse_json(file), "annotations")):
         image_id = row.get("image_id")
         if image_id not in photos:
-            raise DataError(f"{file}: annotations[{i}]: {image_dir} has no picture {image_id!r}")
+            message = f"{file}: annotations[{i}]: {image_dir} has no picture {image_id!r}"
+            raise Defect("image-unknown", message, "image_id")
         picture = os.path.join(gt_dir, str(row.get("file_name")))
         if not os.path.isfile(picture):
-            raise DataError(f"{file}: image {image_id}: {picture} does not exist")
+            message = f"{file}: image {image_id}: {picture} does not exist"
+            raise Defect("file-missing", message, "file_name")
         try:
             segments = read_segments(row.get("segments_info"), metadata, separated=False)
         except DataError as error:
-            raise DataError(f"{file}: image {image_id}: {error}") from None
+            raise located(f"{file}: image {image_id}", error) from None
         photo = photos[image_id]
         height, width = image_size_of(photo.image)
         record = {"file_name": str(photo.image), "image_id": image_id}

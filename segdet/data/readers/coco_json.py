@@ -10,14 +10,15 @@ import json
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdet.data.defects import Defect, Drop, located
 from segdet.data.image_io import image_size_of
-from segdet.data.readers.coco_annotation import Drop, read_annotation, whole_number
+from segdet.data.readers.coco_annotation import read_annotation, whole_number
 from segdet.errors import DataError
 
 logger = logging.getLogger("segdet.data")
@@ -100,7 +101,8 @@ def in_order_of_ids(file: Path, images: dict[Any, dict[str, Any]]) -> list[dict[
     try:
         return [images[image_id] for image_id in sorted(images)]
     except TypeError:
-        raise DataError(f"{file}: image ids are partly numbers, partly text; use one") from None
+        message = f"{file}: image ids are partly numbers, partly text; use one"
+        raise Defect("ids-of-two-kinds", message, "id") from None
 
 
 def parse_json(file: Path) -> dict[str, Any]:
@@ -110,29 +112,33 @@ def parse_json(file: Path) -> dict[str, Any]:
         DataError: it cannot be read, or is none.
     """
     try:
-        tree = json.loads(file.read_bytes(), object_pairs_hook=_unique_keys)
+        tree = json.loads(file.read_bytes(), object_pairs_hook=unique_keys)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from None
+        message = f"{file}: cannot be read ({error.strerror or error})"
+        raise Defect("file-unreadable", message) from None
+    except Defect as error:
+        raise located(file, error) from None
     except RecursionError:
-        raise DataError(f"{file}: is nested too deeply for an annotation file") from None
+        message = f"{file}: is nested too deeply for an annotation file"
+        raise Defect("json-invalid", message) from None
     except ValueError as error:  # JSONDecodeError says line and column; or a broken encoding
-        raise DataError(f"{file}: is not valid JSON ({error})") from None
+        raise Defect("json-invalid", f"{file}: is not valid JSON ({error})") from None
     if not isinstance(tree, dict):
         hint = "; a results file is no ground truth" if isinstance(tree, list) else ""
-        raise DataError(
+        raise Defect(
+            "wrong-type",
             f"{file}: must be an object with images, annotations and categories, "
-            f"is {_kind(tree)}{hint}"
+            f"is {_kind(tree)}{hint}",
         )
     return tree
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a json; refuses a key that it has twice."""
     record = dict(pairs)
     if len(record) != len(pairs):
         key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise DataError(f"an object has the key {key!r} twice; keep one")
+        raise Defect("key-twice", f"an object has the key {key!r} twice; keep one", key)
     return record
 
 
@@ -149,14 +155,32 @@ def rows_of(file: Path, tree: dict[str, Any], key: str) -> list[dict[str, Any]]:
         DataError: it is missing or is none.
     """
     if key not in tree:
-        raise DataError(f"{file}: has no key {key!r} (it has {', '.join(tree) or 'none'})")
+        message = f"{file}: has no key {key!r} (it has {', '.join(tree) or 'none'})"
+        raise Defect("key-missing", message, key)
     rows = tree[key]
     if not isinstance(rows, list):
-        raise DataError(f"{file}: {key!r} must be a list, is {_kind(rows)}")
+        raise Defect("wrong-type", f"{file}: {key!r} must be a list, is {_kind(rows)}", key)
     for i, row in enumerate(rows):
-        if type(row) is not dict:
-            raise DataError(f"{file}: {key}[{i}] must be an object, is {_kind(row)}")
+        try:
+            check_row(row)
+        except Defect as error:
+            raise Defect(error.kind, f"{file}: {key}[{i}] {error}", key) from None
     return rows
+
+
+def check_row(row: Any) -> None:
+    """Refuse what is no object."""
+    if type(row) is not dict:
+        raise Defect("wrong-type", f"must be an object, is {_kind(row)}")
+
+
+_ROWS = {"categories": "category", "images": "image", "annotations": "annotation"}
+
+
+def name_of(row: dict[str, Any], table: str, number: int) -> str:
+    """What messages call a row: by its id, or by its place where it has none."""
+    named = isinstance(row.get("id"), int | float | str)
+    return f"{_ROWS[table]} {row['id']}" if named else f"{table}[{number}]"
 
 
 def read_categories(file: Path, rows: list[dict]) -> tuple[dict[int, int], list[str]]:
@@ -168,21 +192,25 @@ def read_categories(file: Path, rows: list[dict]) -> tuple[dict[int, int], list[
     names: dict[int, str] = {}
     for i, row in enumerate(rows):
         try:
-            category_id = whole_number(row.get("id"), "id")
+            category_id, name = read_category_row(row, names)
         except DataError as error:
-            raise DataError(f"{file}: categories[{i}]: {error}") from None
-        if category_id in names:
-            raise DataError(f"{file}: two categories have the id {category_id}")
-        if not isinstance(row.get("name"), str):
-            raise DataError(
-                f"{file}: category {category_id}: name must be text, is {row.get('name')!r}"
-            )
-        names[category_id] = row["name"]
+            raise located(f"{file}: {name_of(row, 'categories', i)}", error) from None
+        names[category_id] = name
     twice = [name for name, n in Counter(names.values()).items() if n > 1]
     if twice:
         logger.warning("%s: categories share the name %s", file, ", ".join(map(repr, twice)))
     order = sorted(names)
     return {category_id: k for k, category_id in enumerate(order)}, [names[i] for i in order]
+
+
+def read_category_row(row: dict[str, Any], known: Container[int]) -> tuple[int, str]:
+    """Id and name of a category; `known` are the ids before it."""
+    category_id = whole_number(row.get("id"), "id")
+    if category_id in known:
+        raise Defect("id-twice", f"two categories have the id {category_id}", "id")
+    if not isinstance(row.get("name"), str):
+        raise Defect("name-invalid", f"name must be text, is {row.get('name')!r}", "name")
+    return category_id, row["name"]
 
 
 def read_images(file: Path, rows: list[dict], root: str) -> dict[int | str, dict[str, Any]]:
@@ -193,33 +221,44 @@ def read_images(file: Path, rows: list[dict], root: str) -> dict[int | str, dict
     """
     images: dict[int | str, dict[str, Any]] = {}
     for i, row in enumerate(rows):
-        image_id = row.get("id")
         try:
-            if not isinstance(image_id, str):
-                image_id = whole_number(image_id, "id")
-        except DataError as error:
-            raise DataError(f"{file}: images[{i}]: {error}") from None
-        if image_id in images:
-            raise DataError(f"{file}: two images have the id {image_id}")
-        try:
+            image_id = read_image_id(row, images)
             images[image_id] = _read_image(row, image_id, root)
         except DataError as error:
-            raise DataError(f"{file}: image {image_id}: {error}") from None
+            raise located(f"{file}: {name_of(row, 'images', i)}", error) from None
     return images
+
+
+def read_image_id(row: dict[str, Any], known: Container[int | str]) -> int | str:
+    """The id of an image; `known` are the ids before it."""
+    image_id = row.get("id")
+    if not isinstance(image_id, str):
+        image_id = whole_number(image_id, "id")
+    if image_id in known:
+        raise Defect("id-twice", f"two images have the id {image_id}", "id")
+    return image_id
 
 
 def _read_image(row: dict[str, Any], image_id: int | str, root: str) -> dict[str, Any]:
     path = file_below(root, row.get("file_name"))
-    if row.get("width") is None and row.get("height") is None:
-        height, width = image_size_of(path)
-    else:
-        height, width = (
-            whole_number(row.get("height"), "height"),
-            whole_number(row.get("width"), "width"),
-        )
-    if height < 1 or width < 1:
-        raise DataError(f"width and height must be >= 1, are {width} and {height} ({path})")
+    size = read_size(row, path)
+    height, width = image_size_of(path) if size is None else size
     return {"file_name": path, "height": height, "width": width, "image_id": image_id}
+
+
+def read_size(row: dict[str, Any], path: str) -> tuple[int, int] | None:
+    """(height, width) that a row says; None where it says none. `path` is for messages."""
+    if row.get("width") is None and row.get("height") is None:
+        return None
+    height = whole_number(row.get("height"), "height")
+    width = whole_number(row.get("width"), "width")
+    if height < 1 or width < 1:
+        raise Defect(
+            "size-invalid",
+            f"width and height must be >= 1, are {width} and {height} ({path})",
+            "width, height",
+        )
+    return height, width
 
 
 def file_below(root: str, name: Any) -> str:
@@ -229,11 +268,13 @@ def file_below(root: str, name: Any) -> str:
         DataError: it is no text, or leaves the folder.
     """
     if not isinstance(name, str) or not name:
-        raise DataError(f"file_name must be text, is {name!r}")
+        raise Defect("file-name-invalid", f"file_name must be text, is {name!r}", "file_name")
     if root and (os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir):
-        raise DataError(
+        raise Defect(
+            "file-name-outside",
             f"file_name {name!r} leaves the image folder {root}; make it relative to that folder, "
-            'or give "" as the folder to take paths as they stand'
+            'or give "" as the folder to take paths as they stand',
+            "file_name",
         )
     return os.path.join(root, name)
 
@@ -251,28 +292,37 @@ def _attach_annotations(
     places: defaultdict[str, list[str]] = defaultdict(list)  # remark -> the annotations
     ids: set[int] = set()
     for i, row in enumerate(rows):
-        where = f"annotation {row['id']}" if "id" in row else f"annotations[{i}]"
-        remarks = [] if "id" in row else ["annotation without id"]
+        where = name_of(row, "annotations", i)
+        remarks: list[Defect] = []
         try:
-            if "id" in row:
-                annotation_id = whole_number(row["id"], "id")
-                # The official minival split repeats ids.
-                if annotation_id in ids and "minival" not in file.name:
-                    raise DataError("another annotation has the same id")
-                ids.add(annotation_id)
+            read_annotation_id(row, ids, file, remarks)
             image = image_of(row, images)
             record = read_annotation(row, image, id_map, remarks)
             record.update({key: row[key] for key in extra_keys if key in row})
             image["annotations"].append(record)
         except Drop as drop:
-            remarks.append(str(drop))
+            remarks.append(drop)
         except DataError as error:
-            raise DataError(f"{file}: {where}: {error}") from None
+            raise located(f"{file}: {where}", error) from None
         for remark in remarks:
-            places[remark].append(where)
+            places[str(remark)].append(where)
     for remark, where in places.items():
         shown = ", ".join(where[:5]) + (", ..." if len(where) > 5 else "")
         logger.warning("%s: %d x %s (%s)", file, len(where), remark, shown)
+
+
+def read_annotation_id(
+    row: dict[str, Any], known: set[int], file: Path, remarks: list[Defect]
+) -> None:
+    """Check the id of an annotation and add it to those before it, `known`."""
+    if "id" not in row:
+        remarks.append(Defect("id-missing", "annotation without id", "id"))
+        return
+    annotation_id = whole_number(row["id"], "id")
+    # The official minival split repeats ids.
+    if annotation_id in known and "minival" not in file.name:
+        raise Defect("id-twice", "another annotation has the same id", "id")
+    known.add(annotation_id)
 
 
 def image_of(row: dict, images: dict[int | str, dict[str, Any]]) -> dict[str, Any]:
@@ -285,5 +335,6 @@ def image_of(row: dict, images: dict[int | str, dict[str, Any]]) -> dict[str, An
     if not isinstance(image_id, str):
         image_id = whole_number(image_id, "image_id")
     if image_id not in images:
-        raise DataError(f"image_id {image_id!r} is no image of this file")
+        message = f"image_id {image_id!r} is no image of this file"
+        raise Defect("image-unknown", message, "image_id")
     return images[image_id]

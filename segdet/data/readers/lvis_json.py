@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from segdet.data.defects import Defect, located
 from segdet.data.readers.coco_annotation import whole_number
 from segdet.data.readers.coco_json import CocoFile, parse_json, paused_gc, read_tree, rows_of
 from segdet.errors import DataError
@@ -43,9 +44,9 @@ def read_lvis_json(
         tree = parse_json(file)
         categories = rows_of(file, tree, "categories")
         images = rows_of(file, tree, "images")
-        _name_categories(categories)
+        name_categories(categories)
         for row in images:
-            _name_image(row)
+            name_image(row)
         data = read_tree(file, tree, str(image_root), tuple(extra_annotation_keys))
     id_map = data.metadata["thing_dataset_id_to_contiguous_id"]
     listed = {row["id"]: row for row in images}
@@ -53,9 +54,9 @@ def read_lvis_json(
         row = listed[record["image_id"]]
         for key in FEDERATED_KEYS:
             try:
-                record[key] = _ids(row.get(key, []), key, id_map)
+                record[key] = read_class_ids(row, key, id_map)
             except DataError as error:
-                raise DataError(f"{file}: image {record['image_id']}: {error}") from None
+                raise located(f"{file}: image {record['image_id']}", error) from None
     data.metadata.update(_counts(file, categories))
     return data
 
@@ -69,12 +70,12 @@ def read_lvis_categories(json_file: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(json_file)
     with paused_gc():
         categories = rows_of(file, parse_json(file), "categories")
-    _name_categories(categories)
+    name_categories(categories)
     tree = {"images": [], "categories": categories}
     return read_tree(file, tree, "", ()).metadata | _counts(file, categories)
 
 
-def _name_categories(rows: list[dict[str, Any]]) -> None:
+def name_categories(rows: list[dict[str, Any]]) -> None:
     """Give each category its first synonym as its name, as detectron2 does."""
     for row in rows:
         synonyms = row.get("synonyms")
@@ -82,19 +83,23 @@ def _name_categories(rows: list[dict[str, Any]]) -> None:
             row["name"] = synonyms[0]
 
 
-def _name_image(row: dict[str, Any]) -> None:
+def name_image(row: dict[str, Any]) -> None:
     """Give an image the path below COCO's folder that its address ends with."""
     url = row.get("coco_url")
     if isinstance(url, str) and url.count("/"):
         row["file_name"] = "/".join(url.split("/")[-2:])
 
 
-def _ids(values: Any, key: str, id_map: dict[int, int]) -> list[int]:
+def read_class_ids(row: dict[str, Any], key: str, id_map: dict[int, int]) -> list[int]:
+    """One of `FEDERATED_KEYS` of an image's row: ids of categories."""
+    values = row.get(key, [])
     if not isinstance(values, list):
-        raise DataError(f"{key} must be a list of category ids, is {values!r:.80}")
+        message = f"{key} must be a list of category ids, is {values!r:.80}"
+        raise Defect("wrong-type", message, key)
     ids = [whole_number(value, key) for value in values]
     if unknown := [one for one in ids if one not in id_map]:
-        raise DataError(f"{key} holds {unknown[0]}, which is no category of this file")
+        message = f"{key} holds {unknown[0]}, which is no category of this file"
+        raise Defect("category-unknown", message, key)
     return ids
 
 
@@ -108,10 +113,16 @@ def _counts(file: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
         ]
     if rows and all("frequency" in row for row in rows):
         for row in rows:
-            if row["frequency"] not in FREQUENCIES:
-                raise DataError(
-                    f"{file}: category {row['id']}: frequency must be one of "
-                    f"{', '.join(FREQUENCIES)}, is {row['frequency']!r}"
-                )
+            try:
+                check_frequency(row)
+            except Defect as error:
+                raise located(f"{file}: category {row['id']}", error) from None
         known["class_frequency"] = [row["frequency"] for row in rows]
     return known
+
+
+def check_frequency(row: dict[str, Any]) -> None:
+    """Refuse a category of another frequency than `FREQUENCIES`."""
+    if row["frequency"] not in FREQUENCIES:
+        message = f"frequency must be one of {', '.join(FREQUENCIES)}, is {row['frequency']!r}"
+        raise Defect("frequency-invalid", message, "frequency")

@@ -9,13 +9,13 @@ import hashlib
 import logging
 import os
 import pickle
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from segdet.data.defects import Defect, located
 from segdet.data.readers.coco_annotation import whole_number
 from segdet.data.readers.coco_json import (
     CocoFile,
@@ -90,12 +90,18 @@ def read_panoptic_categories(file: Path, tree: dict[str, Any]) -> list[dict[str,
     rows = rows_of(file, tree, "categories")
     read_categories(file, rows)
     for row in rows:
-        if row.get("isthing") not in (0, 1):
-            raise DataError(
-                f"{file}: category {row['id']} ({row['name']}): isthing must be 1 for things and 0 "
-                f"for stuff, is {row.get('isthing')!r}"
-            )
+        try:
+            check_isthing(row)
+        except Defect as error:
+            raise located(f"{file}: category {row['id']} ({row['name']})", error) from None
     return rows
+
+
+def check_isthing(row: dict[str, Any]) -> None:
+    """Refuse a category that is neither things nor stuff."""
+    if row.get("isthing") not in (0, 1):
+        message = f"isthing must be 1 for things and 0 for stuff, is {row.get('isthing')!r}"
+        raise Defect("isthing-invalid", message, "isthing")
 
 
 def separated_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -111,7 +117,8 @@ def separated_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     things = sorted((row for row in categories if row["isthing"]), key=lambda row: row["id"])
     stuff = [row for row in categories if not row["isthing"]]
     if len(stuff) >= 255:
-        raise DataError(f"label maps have room for 254 classes of stuff, there are {len(stuff)}")
+        message = f"label maps have room for 254 classes of stuff, there are {len(stuff)}"
+        raise Defect("too-many-classes", message)
     no_category = min([0, *(row["id"] - 1 for row in categories)])  # 0, unless a class has that
     metadata = {
         "thing_classes": [row["name"] for row in things],
@@ -142,7 +149,8 @@ def standard_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
         `thing_classes` and `stuff_classes` are both all names; the maps of ids tell them apart.
     """
     if len(categories) > 255:
-        raise DataError(f"label maps have room for 255 classes, there are {len(categories)}")
+        message = f"label maps have room for 255 classes, there are {len(categories)}"
+        raise Defect("too-many-classes", message)
     names = [row["name"] for row in categories]
     place = {row["id"]: k for k, row in enumerate(categories)}
     isthing = {row["id"]: bool(row["isthing"]) for row in categories}
@@ -172,17 +180,15 @@ def _read_annotations(
         try:
             image = image_of(row, images)
         except DataError as error:
-            raise DataError(f"{file}: annotations[{i}]: {error}") from None
+            raise located(f"{file}: annotations[{i}]", error) from None
         image_id = image["image_id"]
         try:
             if image_id in segmented:
-                raise DataError("has two annotations")
-            picture = file_below(root, row.get("file_name"))
-            if not os.path.isfile(picture):
-                raise DataError(f"{picture} does not exist")
+                raise Defect("annotated-twice", "has two annotations", "image_id")
+            picture = read_picture_name(row, root)
             segments = read_segments(row.get("segments_info"), metadata, separated)
         except DataError as error:
-            raise DataError(f"{file}: image {image_id}: {error}") from None
+            raise located(f"{file}: image {image_id}", error) from None
         segmented[image_id] = image | {
             "pan_seg_file_name": picture,
             "segments_info": segments,
@@ -190,6 +196,14 @@ def _read_annotations(
         if not segments:
             segmented[image_id]["sem_seg_label"] = IGNORE_LABEL
     return segmented
+
+
+def read_picture_name(row: dict[str, Any], root: str) -> str:
+    """The picture of an annotation's segments, in the folder `root`."""
+    picture = file_below(root, row.get("file_name"))
+    if not os.path.isfile(picture):
+        raise Defect("file-missing", f"{picture} does not exist", "file_name")
+    return picture
 
 
 def read_segments(rows: Any, metadata: dict[str, Any], separated: bool) -> list[dict[str, Any]]:
@@ -203,28 +217,38 @@ def read_segments(rows: Any, metadata: dict[str, Any], separated: bool) -> list[
     Raises:
         DataError: a row breaks a rule; the message names the segment and the field.
     """
+    rows, ids = segment_rows(rows), set()
+    return [read_segment(row, metadata, separated, ids) for row in rows]
+
+
+def segment_rows(rows: Any) -> list[dict[str, Any]]:
+    """The rows of `segments_info`; refuses what is no list of objects."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"segments_info must be a list of objects, is {rows!r:.80}")
-    segments = [_read_segment(row, metadata, separated) for row in rows]
-    count = Counter(segment["id"] for segment in segments)
-    if twice := [one for one, n in count.items() if n > 1]:
-        raise DataError(f"two segments have the id {twice[0]}")
-    return segments
+        message = f"segments_info must be a list of objects, is {rows!r:.80}"
+        raise Defect("wrong-type", message, "segments_info")
+    return rows
 
 
-def _read_segment(row: dict[str, Any], metadata: dict[str, Any], separated: bool) -> dict[str, Any]:
+def read_segment(
+    row: dict[str, Any], metadata: dict[str, Any], separated: bool, known: set[int]
+) -> dict[str, Any]:
+    """One row of `segments_info`; adds its id to those before it, `known`."""
     segment_id = whole_number(row.get("id"), "the id of a segment")
     if not 0 < segment_id < ID_LIMIT:
-        raise DataError(f"the id of a segment must be in [1, {ID_LIMIT}), is {segment_id}")
+        message = f"the id of a segment must be in [1, {ID_LIMIT}), is {segment_id}"
+        raise Defect("segment-id-invalid", message, "segments_info")
+    if segment_id in known:
+        raise Defect("id-twice", f"two segments have the id {segment_id}", "segments_info")
+    known.add(segment_id)
     category_id = whole_number(row.get("category_id"), f"segment {segment_id}: category_id")
     isthing = category_id in metadata["thing_dataset_id_to_contiguous_id"]
     ids = metadata[f"{'thing' if isthing else 'stuff'}_dataset_id_to_contiguous_id"]
     if category_id not in ids:
-        raise DataError(
-            f"segment {segment_id}: category_id {category_id} is no category of this file"
-        )
+        message = f"segment {segment_id}: category_id {category_id} is no category of this file"
+        raise Defect("category-unknown", message, "segments_info")
     if row.get("iscrowd", 0) not in (0, 1):
-        raise DataError(f"segment {segment_id}: iscrowd must be 0 or 1, is {row['iscrowd']!r}")
+        message = f"segment {segment_id}: iscrowd must be 0 or 1, is {row['iscrowd']!r}"
+        raise Defect("iscrowd-invalid", message, "segments_info")
     return {
         "id": segment_id,
         "category_id": ids[category_id],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdet.data.defects import Defect, located
 from segdet.errors import DataError
 from segdet.structures import BoxMode
 
@@ -72,14 +73,24 @@ def load_voc_instances(
 
 
 def _standard(one: VocObject, classes: dict[str, int], file: Path) -> dict[str, Any]:
-    if one.name not in classes:
-        raise DataError(f"{file}: class {one.name!r} is none of {', '.join(classes)}")
+    try:
+        category_id = class_of(one, classes)
+    except Defect as error:
+        raise located(file, error) from None
     x0, y0, x1, y1 = one.box
     return {
-        "category_id": classes[one.name],
+        "category_id": category_id,
         "bbox": [x0 - 1.0, y0 - 1.0, x1, y1],  # the last pixel belongs to the object
         "bbox_mode": BoxMode.XYXY_ABS,
     }
+
+
+def class_of(one: VocObject, classes: dict[str, int]) -> int:
+    """The number of an object's class."""
+    if one.name not in classes:
+        message = f"class {one.name!r} is none of {', '.join(classes)}"
+        raise Defect("class-unknown", message, "name")
+    return classes[one.name]
 
 
 def read_split(dirname: str | os.PathLike[str], split: str) -> list[str]:
@@ -92,7 +103,8 @@ def read_split(dirname: str | os.PathLike[str], split: str) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: the list of images cannot be read ({error})") from None
+        message = f"{file}: the list of images cannot be read ({error})"
+        raise Defect("file-unreadable", message) from None
     return [line.split()[0] for line in lines if line.strip()]
 
 
@@ -107,27 +119,39 @@ def read_voc_annotation(file: Path) -> VocAnnotation:
     Raises:
         DataError: it is absent, no XML, or lacks something; says what.
     """
+    tree = parse_xml(file)
     try:
-        tree = ElementTree.parse(file).getroot()
-        return VocAnnotation(
-            height=int(_number(tree, "size/height")),
-            width=int(_number(tree, "size/width")),
-            objects=[_read_object(node) for node in tree.findall("object")],
-        )
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except ElementTree.ParseError as error:
-        raise DataError(f"{file}: is not valid XML ({error})") from None
+        height, width = read_size(tree)
+        objects = [read_object(node) for node in tree.findall("object")]
     except DataError as error:
-        raise DataError(f"{file}: {error}") from None
+        raise located(file, error) from None
+    return VocAnnotation(height=height, width=width, objects=objects)
 
 
-def _read_object(node: ElementTree.Element) -> VocObject:
+def parse_xml(file: Path) -> ElementTree.Element:
+    """The root of an annotation file."""
+    try:
+        return ElementTree.parse(file).getroot()
+    except OSError as error:
+        message = f"{file}: cannot be read ({error.strerror or error})"
+        raise Defect("file-unreadable", message) from None
+    except ElementTree.ParseError as error:
+        raise Defect("xml-invalid", f"{file}: is not valid XML ({error})") from None
+
+
+def read_size(tree: ElementTree.Element) -> tuple[int, int]:
+    """(height, width) of the picture of an annotation file."""
+    return int(_number(tree, "size/height")), int(_number(tree, "size/width"))
+
+
+def read_object(node: ElementTree.Element) -> VocObject:
+    """One `<object>`."""
     keys = ("xmin", "ymin", "xmax", "ymax")
     xmin, ymin, xmax, ymax = (_number(node, f"bndbox/{key}") for key in keys)
     box = (xmin, ymin, xmax, ymax)
     if xmax < xmin or ymax < ymin:
-        raise DataError(f"a bndbox must have xmin <= xmax and ymin <= ymax, is {list(box)}")
+        message = f"a bndbox must have xmin <= xmax and ymin <= ymax, is {list(box)}"
+        raise Defect("box-malformed", message, "bndbox")
     difficult = (node.findtext("difficult") or "0").strip()
     return VocObject(name=_text(node, "name"), box=box, difficult=difficult != "0")
 
@@ -135,7 +159,7 @@ def _read_object(node: ElementTree.Element) -> VocObject:
 def _text(node: ElementTree.Element, path: str) -> str:
     text = node.findtext(path)
     if text is None or not text.strip():
-        raise DataError(f"<{node.tag}> has no <{path}>")
+        raise Defect("key-missing", f"<{node.tag}> has no <{path}>", path)
     return text.strip()
 
 
@@ -144,7 +168,8 @@ def _number(node: ElementTree.Element, path: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise DataError(f"<{path}> must be a number, is {text!r}") from None
+        raise Defect("not-a-number", f"<{path}> must be a number, is {text!r}", path) from None
     if not abs(value) < 1e5:  # also refuses NaN
-        raise DataError(f"<{path}> must be a finite number of pixels, is {text!r}")
+        message = f"<{path}> must be a finite number of pixels, is {text!r}"
+        raise Defect("not-finite", message, path)
     return value

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from segdet.data.defects import Defect
 from segdet.data.readers.coco_json import parse_json, read_categories, rows_of
-from segdet.errors import DataError
 
 logger = logging.getLogger("segdet.data")
 
@@ -40,9 +40,10 @@ def read_sem_seg_folder(
     labels, images = _files(gt_root, gt_ext), _files(image_root, image_ext)
     pairs = sorted(labels.keys() & images.keys())
     if not pairs:
-        raise DataError(
+        raise Defect(
+            "nothing-pairs",
             f"no label map in {gt_root} has the name of a picture in {image_root} "
-            f"({len(labels)} and {len(images)} files)"
+            f"({len(labels)} and {len(images)} files)",
         )
     for root, files, partner in ((gt_root, labels, "picture"), (image_root, images, "label map")):
         if lone := sorted(files.keys() - set(pairs)):
@@ -57,7 +58,7 @@ def _files(root: str | os.PathLike[str], ext: str) -> dict[str, str]:
     """Path below the folder, without suffix -> path."""
     suffixes = (f".{ext.lstrip('.')}",) if ext else PICTURES
     if not os.path.isdir(root):
-        raise DataError(f"{root} is no folder")
+        raise Defect("file-missing", f"{root} is no folder")
     files: dict[str, str] = {}
     for path in sorted(Path(root).rglob("*")):
         suffix = next((one for one in suffixes if path.name.lower().endswith(one.lower())), None)
@@ -65,7 +66,8 @@ def _files(root: str | os.PathLike[str], ext: str) -> dict[str, str]:
             continue
         stem = str(path.relative_to(root))[: -len(suffix)]
         if stem in files:
-            raise DataError(f"{files[stem]} and {path} have the same name; keep one of them")
+            message = f"{files[stem]} and {path} have the same name; keep one of them"
+            raise Defect("name-twice", message)
         files[stem] = str(path)
     return files
 
@@ -95,9 +97,10 @@ def read_class_names(file: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); it names the classes of the label maps, one a line"
+        raise Defect(
+            "file-unreadable",
+            f"{path}: cannot be read ({error}); it names the classes of the label maps, one a line",
         ) from None
     if not any(lines):
-        raise DataError(f"{path}: holds no names of classes")
+        raise Defect("file-unreadable", f"{path}: holds no names of classes")
     return {"stuff_classes": [line.strip() for line in lines if line.strip()]}

@@ -293,7 +293,7 @@ def test_broken_annotation_is_named(coco_folder: CocoFolder, change: dict, messa
         ({"images": [5]}, r"images\[0\] must be an object, is 5"),
         ({"images": [{"file_name": "a"}]}, r"images\[0\]: id must be a whole number, is None"),
         ({"categories": [{"id": 1}]}, "category 1: name must be text, is None"),
-        ({"categories": [{"id": "1", "name": "a"}]}, r"categories\[0\]: id must be a whole"),
+        ({"categories": [{"id": "1", "name": "a"}]}, "category 1: id must be a whole"),
         ({"annotations": None}, "'annotations' must be a list, is null"),
     ],
 )
