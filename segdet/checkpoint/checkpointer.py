@@ -8,17 +8,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from segdet.checkpoint.catalog import locate
 from segdet.checkpoint.loading import LoadReport, load_weights
+from segdet.checkpoint.manifest import defect_of, numbered_before, save_with_hash
 from segdet.checkpoint.reading import read_checkpoint
-from segdet.checkpoint.settings import differing_settings
+from segdet.checkpoint.settings import differing_settings, refuse_changes, settings_of
 from segdet.checkpoint.writing import write_atomically
 from segdet.config.node import CfgNode
-from segdet.errors import CheckpointError
+from segdet.errors import CheckpointError, SegdetError
 from segdet.utils import comm
 
 _log = logging.getLogger("segdet.checkpoint")
@@ -35,12 +35,13 @@ class DetectionCheckpointer:
         save_dir: folder of the checkpoints; "" never saves.
         save_to_disk: whether this process writes; by default the main one does.
         cfg: compared, when given, with what the loaded weights tell of how they were trained; a
-            difference is a warning.
+            difference is a warning. Saved, too: a run is resumed with the settings it had.
         checkpointables: further objects with `state_dict` and `load_state_dict`, by the names
             that they have in the file (`trainer=...`).
 
     Attributes:
         report: what became of each tensor at the last `load`; None before.
+        resumed_from: the checkpoint that `resume_or_load` went on from; "" where there was none.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class DetectionCheckpointer:
         self.cfg = cfg
         self.checkpointables = checkpointables
         self.report: LoadReport | None = None
+        self.resumed_from = ""
 
     def save(self, name: str, *, tag: bool = True, **extra: Any) -> None:
         """Write `save_dir`/`name`.pth, and its name into `last_checkpoint`.
@@ -67,18 +69,29 @@ class DetectionCheckpointer:
             name: without folder and suffix.
             tag: whether it becomes the last checkpoint.
             extra: further entries of the file (`iteration=...`).
+
+        Raises:
+            CheckpointError: no space, no permission; earlier checkpoints are as they were.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         content = {"model": self.model.state_dict()}
         content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
         content |= extra
+        if self.cfg is not None:
+            content["config"] = settings_of(self.cfg)
         path = Path(self.save_dir) / f"{name}.pth"
-        path.parent.mkdir(parents=True, exist_ok=True)
         _log.info("saving %s", path)
-        write_atomically(path, lambda file: torch.save(content, file))
-        if tag:
-            self.tag_last_checkpoint(path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_with_hash(path, content)
+            if tag:
+                self.tag_last_checkpoint(path.name)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be saved: {error.strerror}. Earlier checkpoints are as they were: "
+                "make room or permit writing, and go on with --resume"
+            ) from error
 
     def load(
         self,
@@ -106,7 +119,16 @@ class DetectionCheckpointer:
             _log.info("no checkpoint given: the weights stay as they were initialised")
             return {}
         file, by_suffix = locate(os.fspath(path))
-        checkpoint = read_checkpoint(file)
+        return self._take(file, read_checkpoint(file), by_suffix, checkpointables, strict)
+
+    def _take(
+        self,
+        file: Path,
+        checkpoint: dict[str, Any],
+        by_suffix: bool = False,
+        checkpointables: list[str] | None = None,
+        strict: bool = False,
+    ) -> dict[str, Any]:
         by_suffix |= checkpoint.pop("matching_heuristics")
         self.report = load_weights(
             self.model, checkpoint.pop("model"), file=str(file), by_suffix=by_suffix, strict=strict
@@ -123,7 +145,7 @@ class DetectionCheckpointer:
     def _load_other(self, key: str, state: Any, file: Path) -> None:
         try:
             self.checkpointables[key].load_state_dict(state)
-        except CheckpointError:
+        except SegdetError:
             raise
         except Exception as error:  # the state comes from outside and can be wrong in any way
             raise CheckpointError(
@@ -136,16 +158,45 @@ class DetectionCheckpointer:
     ) -> dict[str, Any]:
         """Everything from the last checkpoint of `save_dir` if resuming, else the model of `path`.
 
+        A damaged checkpoint is passed over for the one before, with a warning.
+
         Args:
             path: initial weights, used when not resuming or when there is no checkpoint yet.
             resume: go on from the last checkpoint if there is one.
 
         Returns:
             As `load`.
+
+        Raises:
+            CheckpointError: no checkpoint is whole, or as `load`.
+            ConfigError: the run had other settings, and SOLVER.RESUME_CHANGED does not allow that.
         """
-        if resume and self.has_checkpoint():
-            return self.load(self.get_checkpoint_file())
-        return self.load(path, checkpointables=[])
+        # One process looks, since hashing takes a while and all must agree.
+        found = self._last_whole_checkpoint() if resume and comm.is_main_process() else ""
+        self.resumed_from = comm.all_gather(found)[0]
+        if not self.resumed_from:
+            return self.load(path, checkpointables=[])
+        file = Path(self.resumed_from)
+        checkpoint = read_checkpoint(file)
+        if self.cfg is not None:
+            refuse_changes(self.cfg, checkpoint.pop("config", {}), file)
+        return self._take(file, checkpoint)
+
+    def _last_whole_checkpoint(self) -> str:
+        """The last checkpoint, or the one before it that is whole; "" when there is none."""
+        tagged = ""
+        try:
+            tagged = self.get_checkpoint_file()
+            problem = defect_of(Path(tagged)) if tagged else ""
+        except CheckpointError as error:
+            problem = str(error)
+        if not problem:
+            return tagged
+        for older in numbered_before(Path(self.save_dir), Path(tagged).name):
+            if not defect_of(older):
+                _log.warning("%s; going on from %s, the last that is whole", problem, older.name)
+                return str(older)
+        raise CheckpointError(problem)
 
     def has_checkpoint(self) -> bool:
         """Whether `save_dir` has a last checkpoint; raises as `get_checkpoint_file`."""

@@ -28,6 +28,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     _sync_folder(path.parent)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writers left; only while no other process writes into the folder."""
+    for path in folder.glob(".*.*.tmp"):
+        if path.name.split(".")[-2].isdigit():
+            path.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the new name survive a power cut; Windows opens no folders and does it by itself."""
     if os.name != "posix":

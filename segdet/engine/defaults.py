@@ -173,7 +173,7 @@ class DefaultTrainer(TrainerBase):
             resume: whether to look for a checkpoint of an earlier run.
         """
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        if self.checkpointer.resumed_from:
             self.start_iter = self.iter + 1  # the checkpoint names the last finished iteration
 
     def train(self) -> Mapping[str, Any] | None:  # type: ignore[override]
@@ -243,14 +243,19 @@ class DefaultTrainer(TrainerBase):
             self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 
-        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        section = self.cfg.SOLVER
+        kept = section.CHECKPOINTS_KEPT or None
+        periodic = hooks.PeriodicCheckpointer(
+            self.checkpointer, section.CHECKPOINT_PERIOD, max_to_keep=kept
+        )
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             hooks.ProgressBar() if is_main and sys.stderr.isatty() else None,
             self._precise_bn() if self.cfg.TEST.PRECISE_BN.ENABLED else None,
-            hooks.PeriodicCheckpointer(self.checkpointer, period) if is_main else None,
+            periodic if is_main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
+            self._best_checkpointer() if is_main and self.cfg.TEST.BEST_METRIC else None,
             self._training_pictures() if is_main and self.cfg.VIS_PERIOD > 0 else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
         ]
@@ -268,6 +273,10 @@ class DefaultTrainer(TrainerBase):
         return hooks.PreciseBN(
             section.EVAL_PERIOD, self.model, build_loader, section.PRECISE_BN.NUM_ITER
         )
+
+    def _best_checkpointer(self) -> hooks.BestCheckpointer:
+        section = self.cfg.TEST
+        return hooks.BestCheckpointer(section.EVAL_PERIOD, self.checkpointer, section.BEST_METRIC)
 
     def _training_pictures(self) -> TrainingPictures:
         names = self.cfg.DATASETS.TRAIN

@@ -210,6 +210,8 @@ class BestCheckpointer(HookBase):
         if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
             self._compare()
 
+    catch_up = after_step
+
     def after_train(self) -> None:
         """Compare after the final evaluation."""
         if self.trainer.iter >= self.trainer.max_iter:
@@ -255,12 +257,18 @@ class EvalHook(HookBase):
         self._period = eval_period
         self._function = eval_function
         self._at_end = eval_after_train
+        self._evaluated = -1  # the iteration of the last evaluation
 
     def after_step(self) -> None:
         """Evaluate if it is time; the last iteration's turn is `after_train`'s."""
         done = self.trainer.iter + 1
         if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
             self._evaluate()
+
+    def catch_up(self) -> None:
+        """Evaluate if it was time and the checkpoint was saved before that."""
+        if self._evaluated < self.trainer.iter:
+            self.after_step()
 
     def after_train(self) -> None:
         """Evaluate, unless the run failed."""
@@ -278,8 +286,17 @@ class EvalHook(HookBase):
                     f"eval_function must give a nested dict of floats, {name} is {value!r}"
                 ) from None
             self.trainer.storage.put_scalar(name, number, smoothing_hint=False)
+        self._evaluated = self.trainer.iter
         # Processes evaluate for different times: begin the next iteration together.
         comm.synchronize()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The iteration of the last evaluation, if there was one."""
+        return {"evaluated": self._evaluated} if self._evaluated >= 0 else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The iteration of the last evaluation."""
+        self._evaluated = state_dict["evaluated"]
 
 
 class PeriodicWriter(HookBase):
@@ -300,6 +317,12 @@ class PeriodicWriter(HookBase):
         if done % self._period == 0 or done == self.trainer.max_iter:
             for writer in self._writers:
                 writer.write()
+
+    def catch_up(self) -> None:
+        """Let writers take back what the resumed run will write again; write what was cut off."""
+        for writer in self._writers:
+            writer.rewind(self.trainer.iter - 1)
+        self.after_step()
 
     def after_train(self) -> None:
         """Write what other hooks stored after the last iteration, and close."""

@@ -43,6 +43,13 @@ class HookBase:
         `trainer.iter` is `trainer.max_iter` exactly when the run finished.
         """
 
+    def catch_up(self) -> None:
+        """In a resumed run, before `before_train`: what the checkpoint's iteration had yet to do.
+
+        The checkpoint is saved amid that iteration's `after_step`; a hook behind the checkpointer
+        may have been cut off. `trainer.iter` is that iteration.
+        """
+
     def before_step(self) -> None:
         """Before each iteration."""
 
@@ -69,6 +76,7 @@ class TrainerBase:
     def __init__(self) -> None:
         self._hooks: list[HookBase] = []
         self._storage: EventStorage | None = None
+        self._measured: dict[str, Any] | None = None  # of the run that is resumed
         self.iter = 0
         self.start_iter = 0
         self.max_iter = 0
@@ -93,6 +101,7 @@ class TrainerBase:
         _log.info("Starting training from iteration %d", start_iter)
         with EventStorage(start_iter) as self._storage:
             try:
+                self._catch_up()
                 self.before_train()
                 for self.iter in range(start_iter, max_iter):
                     self.before_step()
@@ -101,6 +110,15 @@ class TrainerBase:
                 self.iter = max(start_iter, max_iter)
             finally:
                 self.after_train()
+
+    def _catch_up(self) -> None:
+        if self._measured is not None:
+            self.storage.load_state_dict(self._measured)
+            self._measured = None
+            self.iter = self.storage.iter = self.start_iter - 1
+            for hook in self._hooks:
+                hook.catch_up()
+            self.iter = self.storage.iter = self.start_iter
 
     def before_train(self) -> None:
         """Call the hooks."""
@@ -134,7 +152,7 @@ class TrainerBase:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The last finished iteration, and the state of the hooks that have one, by class name."""
+        """The last finished iteration, what was measured, and the hooks' states by class name."""
         hooks: dict[str, Any] = {}
         for name, hook in self._named_hooks():
             if state := hook.state_dict():
@@ -142,16 +160,18 @@ class TrainerBase:
         # A trainer that another one steps has no max_iter.
         is_over = 0 < self.max_iter <= self.iter
         iteration = self.iter - 1 if is_over else self.iter
-        return {"iteration": iteration, **({"hooks": hooks} if hooks else {})}
+        state = {"iteration": iteration, **({"hooks": hooks} if hooks else {})}
+        return state if self._storage is None else {**state, "storage": self._storage.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; hooks are matched by class name."""
         self.iter = state_dict["iteration"]
+        self._measured = state_dict.get("storage")
         present = dict(self._named_hooks())
         for name, state in state_dict.get("hooks", {}).items():
             if name in present:
                 present[name].load_state_dict(state)  # type: ignore[attr-defined]
-            else:
+            elif comm.is_main_process():  # which has hooks that the others have not
                 _log.warning("the checkpoint has the state of a hook %s, this run has none", name)
 
     def _named_hooks(self) -> Iterator[tuple[str, HookBase]]:

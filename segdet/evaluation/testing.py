@@ -30,6 +30,7 @@ class TestConfig:
 
     expected_results: tuple[tuple[str | float, ...], ...] = ()  # see verify_results
     eval_period: int = 0  # iterations between evaluations; 0 evaluates at the end only
+    best_metric: str = ""  # such as "segm/AP": the model with the highest is kept as model_best
     keypoint_oks_sigmas: tuple[float, ...] = ()
     detections_per_image: int = 100
     aug: TestAugConfig = field(default_factory=TestAugConfig)

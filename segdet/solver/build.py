@@ -88,6 +88,8 @@ class SolverConfig:
     warmup_method: str = "linear"
     rescale_interval: bool = False
     checkpoint_period: int = 5000
+    checkpoints_kept: int = 0  # of those saved at the period; 0 keeps all
+    resume_changed: bool = False  # whether a run may be resumed with other settings
     ims_per_batch: int = 16  # over all processes
     reference_world_size: int = 0  # 0: never scale the recipe to the number of processes
     clip_gradients: ClipGradientsConfig = field(default_factory=ClipGradientsConfig)
@@ -106,6 +108,8 @@ class SolverConfig:
         for name in ("max_iter", "ims_per_batch", "checkpoint_period", "num_decays"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name.upper()} must be >= 1, is {getattr(self, name)}")
+        if self.checkpoints_kept < 0:
+            raise ConfigError(f"CHECKPOINTS_KEPT must be >= 0, is {self.checkpoints_kept}")
         if self.base_lr <= 0:
             raise ConfigError(f"BASE_LR must be > 0, is {self.base_lr}")
         if not 0 <= self.base_lr_end <= self.base_lr:

@@ -9,7 +9,7 @@ import json
 import logging
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
+
+_KEPT = 20  # values of a scalar in a checkpoint, the writers' window
 
 _STORAGES: ContextVar[tuple[EventStorage, ...]] = ContextVar("storages", default=())
 
@@ -216,6 +218,19 @@ class EventStorage:
         histograms, self._histograms = self._histograms, []
         return histograms
 
+    def state_dict(self) -> dict[str, Any]:
+        """Of every scalar its latest values, as many as writers look at, and its hint."""
+        return {
+            name: {"values": history.values()[-_KEPT:], "smooth": self._smooth[name]}
+            for name, history in self._history.items()
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for name, scalar in state_dict.items():
+            for value, iteration in scalar["values"]:
+                self.put_scalar(name, value, scalar["smooth"], iteration)
+
     def __enter__(self) -> EventStorage:
         _STORAGES.set((*_STORAGES.get(), self))
         return self
@@ -230,6 +245,9 @@ class EventWriter:
     def write(self) -> None:
         """Write what came since the last call."""
         raise NotImplementedError
+
+    def rewind(self, iteration: int) -> None:
+        """A run is resumed: what is later than `iteration` will come again."""
 
     def close(self) -> None:
         """Nothing will be written any more."""
@@ -249,10 +267,22 @@ class JSONWriter(EventWriter):
     """
 
     def __init__(self, json_file: str | Path, window_size: int = 20) -> None:
+        self._path = Path(json_file)
         # Open as long as the run; unbuffered, so that one write is one system call.
-        self._file = open(json_file, "ab", buffering=0)  # noqa: SIM115
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
         self._window_size = window_size
         self._last_write = -1
+
+    def rewind(self, iteration: int) -> None:
+        """Take the lines of later iterations off the end, and one that was cut short."""
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        while lines:
+            last = _iteration_of(lines[-1])
+            if last is not None and last <= iteration:
+                self._last_write = last
+                break
+            lines.pop()
+        self._file.truncate(sum(map(len, lines)))
 
     def write(self) -> None:
         """Write the new scalars; only those stored at different iterations take several lines."""
@@ -269,6 +299,14 @@ class JSONWriter(EventWriter):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _iteration_of(line: bytes) -> int | None:
+    """Of a line of metrics.json; None if it is not whole."""
+    try:
+        return json.loads(line)["iteration"] if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class TensorboardXWriter(EventWriter):

@@ -7,6 +7,7 @@ from torch import nn
 
 from segdet.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
 from segdet.checkpoint.catalog import MIRROR
+from segdet.checkpoint.manifest import MANIFEST
 from segdet.errors import CheckpointError
 
 
@@ -27,7 +28,8 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def names(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """What lies in a folder, but for the manifest."""
+    return sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
 
 
 def test_save_and_load(tmp_path):
@@ -113,6 +115,21 @@ def test_a_lost_last_checkpoint_is_named(tmp_path, text, said):
     checkpointer.tag_last_checkpoint(text)
     with pytest.raises(CheckpointError, match=rf"last_checkpoint must name .*{said}; write"):
         checkpointer.resume_or_load("", resume=True)
+
+
+def test_a_lost_last_checkpoint_is_replaced_by_the_one_before(tmp_path, caplog):
+    model = nn.Linear(2, 3)
+    checkpointer = DetectionCheckpointer(model, tmp_path)
+    for number in (1, 3, 5):
+        checkpointer.save(f"model_{number:07d}", iteration=number)
+    (tmp_path / "model_0000003.pth").unlink()
+    for text in ("model_0000003.pth", "model_0000005.pth"):
+        checkpointer.tag_last_checkpoint(text)
+        (tmp_path / "model_0000005.pth").write_bytes(b"")
+        assert checkpointer.resume_or_load("") == {"iteration": 1}
+        assert checkpointer.resumed_from == str(tmp_path / "model_0000001.pth")
+        assert "going on from model_0000001.pth" in caplog.text
+        caplog.clear()
 
 
 def test_the_last_checkpoint_may_lie_in_a_folder_of_the_run(tmp_path, monkeypatch):

@@ -7,8 +7,14 @@ from torch import nn
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.checkpoint.families import FAMILIES
 from segdet.checkpoint.loading import LoadReport
-from segdet.checkpoint.settings import differing_settings
+from segdet.checkpoint.settings import (
+    FREE_ON_RESUME,
+    differing_settings,
+    refuse_changes,
+    settings_of,
+)
 from segdet.config import get_cfg
+from segdet.errors import ConfigError
 
 RGB = {
     "INPUT.FORMAT": "RGB",
@@ -109,3 +115,25 @@ def test_loading_warns_where_a_config_is_given(tmp_path, caplog):
         assert "trained with" not in caplog.text
         DetectionCheckpointer(model, cfg=get_cfg()).load(tmp_path / "resnet18.pth")
     assert "resnet18.pth: these weights were trained with INPUT.FORMAT RGB" in caplog.text
+
+
+def test_a_run_is_resumed_with_its_settings_or_by_permission(tmp_path):
+    cfg = get_cfg()
+    before = {**settings_of(cfg), "GONE.KEY": "1"}
+    refuse_changes(cfg, before, tmp_path)
+    cfg.SOLVER.BASE_LR = 0.5
+    cfg.SOLVER.STEPS = (1, 2)
+    cfg.DATALOADER.NUM_WORKERS = 9
+    changed = (
+        r"other settings: .*BASE_LR is 0.5, was 0.001; SOLVER.STEPS is \(1, 2\), was \(30000,\)"
+    )
+    with pytest.raises(ConfigError, match=changed) as error:
+        refuse_changes(cfg, before, tmp_path)
+    assert "NUM_WORKERS" not in str(error.value)
+    cfg.SOLVER.RESUME_CHANGED = True
+    refuse_changes(cfg, before, tmp_path)
+
+
+def test_every_free_key_exists():
+    keys = list(settings_of(get_cfg()))
+    assert [one for one in FREE_ON_RESUME if not any(key.startswith(one) for key in keys)] == []

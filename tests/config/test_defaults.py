@@ -146,6 +146,8 @@ PROJECTS = {
 }  # fmt: skip
 # Keys of systems that are not detectron2's, with the defaults of their originals.
 BEYOND = {
+    "SOLVER": {"CHECKPOINTS_KEPT": 0, "RESUME_CHANGED": False},
+    "TEST": {"BEST_METRIC": ""},
     "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0},
     "MODEL.ROI_MASKIOU_HEAD": {"NAME": "MaskIoUHead", "CONV_DIM": 256, "NUM_CONV": 4},
     "MODEL.VOVNET": {

@@ -99,11 +99,11 @@ def test_a_resumed_schedule_goes_on():
     second.load_state_dict(first.state_dict())
     second.train(2, 4)
     rates = [value for value, _ in second.storage.history("lr").values()]
-    assert rates == pytest.approx([0.01, 0.01])
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01])  # those of the first run, too
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {"checkpoints.json"}
 
 
 def test_checkpoints_at_the_period_and_at_the_end(tmp_path):
@@ -203,6 +203,62 @@ def best(folder: Path, values: list[float], state: dict | None = None, mode: str
         hook.load_state_dict(state)
     trainer_with(evaluate, hook).train(0, len(values))
     return hook, saved
+
+
+class Trace(HookBase):
+    """Where a run is cut: at the first `after_step` behind iteration `at`."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.at:
+            raise KeyError("cut")
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_run_cut_between_hooks_makes_up_for_what_is_missing(tmp_path, place):
+    """Cut behind the checkpointer, the evaluation, the writer: metrics.json is the same."""
+
+    def run(folder: Path, cut: int | None, start: int = 0) -> None:
+        folder.mkdir(exist_ok=True)
+        evaluate = hooks.EvalHook(2, lambda: {"bbox": {"AP": float(trainer.iter)}})
+        writer = hooks.PeriodicWriter([JSONWriter(folder / "metrics.json")], 2)
+        trainer = trainer_with()
+        checkpointer = DetectionCheckpointer(trainer.model, folder, trainer=trainer)
+        given = [hooks.PeriodicCheckpointer(checkpointer, 2), evaluate, writer]
+        given.insert(place, Trace(3) if cut else None)
+        trainer.register_hooks(given)
+        if start:
+            checkpointer.resume_or_load("")
+        trainer.train(start, 6)
+
+    torch.manual_seed(1)
+    run(tmp_path / "whole", None)
+    torch.manual_seed(1)
+    with pytest.raises(KeyError, match="cut"):
+        run(tmp_path / "cut", 3)
+    run(tmp_path / "cut", None, start=4)
+    whole, cut = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()]
+        for name in ("whole", "cut")
+    )
+    for line in [*whole, *cut]:
+        line.pop("data_time", None), line.pop("rank_data_time", None)
+    assert [line["iteration"] for line in whole] == [1, 3, 5, 6]
+    assert whole == cut
+
+
+def test_an_evaluation_that_a_checkpoint_knows_of_is_not_made_again():
+    done = []
+    hook = hooks.EvalHook(2, lambda: done.append(1))
+    trainer = trainer_with(hook)
+    trainer.train(0, 3)
+    assert len(done) == 2
+    again = trainer_with(hooks.EvalHook(2, lambda: done.append(2)))
+    again.load_state_dict({**trainer.state_dict(), "iteration": 1})
+    again.train(2, 3)
+    assert done == [1, 1, 2]  # the final one
 
 
 def test_the_best_checkpoint_is_saved_whenever_it_improves(tmp_path):

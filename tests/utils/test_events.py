@@ -105,6 +105,38 @@ def test_json_of_a_second_run_is_appended(tmp_path):
     assert [json.loads(line)["iteration"] for line in lines] == [0, 7]
 
 
+@pytest.mark.parametrize(
+    "rest", ["", '{"iteration": 9, "lr', "\0\0", "[]\n", '"iteration"\n', "{}\n"]
+)
+@pytest.mark.parametrize(
+    "iteration, left", [(-1, []), (4, [0, 3]), (7, [0, 3, 7]), (99, [0, 3, 7])]
+)
+def test_a_resumed_run_takes_back_the_lines_that_it_writes_again(tmp_path, iteration, left, rest):
+    file = tmp_path / "metrics.json"
+    file.write_text("".join(f'{{"iteration": {i}, "lr": 1.0}}\n' for i in (0, 3, 7)) + rest)
+    writer = JSONWriter(file)
+    writer.rewind(iteration)
+    with EventStorage(8) as storage:
+        storage.put_scalar("lr", 0.5)
+        storage.put_scalar("old", 1.0, cur_iter=max(left, default=-1))  # is in the file
+        writer.write()
+    writer.close()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [*left, 8]
+
+
+def test_what_was_measured_comes_back_as_far_as_writers_look():
+    first, second = EventStorage(), EventStorage(30)
+    for value in range(30):
+        first.put_scalars(loss=value)
+        first.put_scalar("lr", 0.1, smoothing_hint=False)
+        first.step()
+    second.load_state_dict(first.state_dict())
+    assert second.latest() == first.latest()
+    assert second.latest_with_smoothing_hint(20) == first.latest_with_smoothing_hint(20)
+    assert len(second.history("loss").values()) == 20
+
+
 def test_console_line(caplog):
     caplog.set_level(logging.INFO)
     with EventStorage(19) as storage:
