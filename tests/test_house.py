@@ -32,7 +32,12 @@ LAYERS = {
     "segdet.ops": ["segdet.errors"],
     "segdet.structures": ["segdet.errors", "segdet.ops"],
     "segdet.layers": ["segdet.errors", "segdet.ops", "segdet.structures"],
-    "segdet.modeling": ["segdet.errors", "segdet.structures", "segdet.layers"],  # parts, backbones
+    "segdet.modeling": [  # parts, backbones
+        "segdet.errors",
+        "segdet.structures",
+        "segdet.layers",
+        "segdet.utils",  # comm: what losses are divided by
+    ],
     "segdet.modeling.meta_arch": [
         "segdet.errors",
         "segdet.structures",
@@ -304,6 +309,7 @@ def test_files_name_no_machine():
 # Systems without a page in docs/systems; who writes it takes the name out.
 PAGE_TO_BE_WRITTEN = {
     "cascade_rcnn",
+    "fcos",
     "implicit_pointrend",
     "mask_rcnn",
     "mask_rcnn_c4",

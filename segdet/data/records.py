@@ -23,8 +23,11 @@ Records = list[dict[str, Any]]
 # MODEL.META_ARCHITECTURE -> the labels that it learns from, and the field of `DataLoaderConfig`
 # that numbers their classes. Of systems that are not here, nothing is checked.
 _R_CNN: dict[str, str | None] = {"annotations": "roi_heads_classes"}
+_FCOS: dict[str, str | None] = {"annotations": "fcos_classes"}
 NEEDS: dict[str, dict[str, str | None]] = {
     "GeneralizedRCNN": _R_CNN,
+    "OneStageDetector": _FCOS,
+    "FCOS": _FCOS,
     "CascadeRCNN": _R_CNN,
     "MaskRCNN": _R_CNN,
     "ImplicitPointRend": _R_CNN,

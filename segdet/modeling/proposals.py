@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -17,6 +18,20 @@ class ProposalGeneratorConfig:
 
     name: str = "RPN"
     min_size: float = 0  # boxes with a side of at most this many pixels are dropped
+
+
+class ProposalGenerator(Protocol):
+    """The first stage of an R-CNN."""
+
+    def losses(
+        self, images: ImageList, features: dict[str, Tensor], targets: Sequence[Targets]
+    ) -> tuple[list[Proposals], Losses]:
+        """What the heads train on, and the losses of the first stage."""
+        ...
+
+    def predict(self, images: ImageList, features: dict[str, Tensor]) -> list[Any]:
+        """Per image, what the heads work on: Proposals; of FCOS, Detections."""
+        ...
 
 
 class ImagesWithProposals(ImageList):

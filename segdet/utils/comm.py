@@ -102,6 +102,20 @@ def reduce_dict(input_dict: dict[str, Tensor], average: bool = True) -> dict[str
         return dict(zip(names, values, strict=True))
 
 
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of what the processes pass, in all of them, without gradient.
+
+    Args:
+        values: of one shape in all of them.
+    """
+    world_size = get_world_size()
+    if world_size == 1:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size
+
+
 @functools.lru_cache(maxsize=1)
 def _cpu_group(world: Any) -> Any:
     """A group that carries pickled objects in main memory: NCCL would take them over the GPU."""

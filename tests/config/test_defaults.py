@@ -148,8 +148,21 @@ PROJECTS = {
 BEYOND = {
     "SOLVER": {"CHECKPOINTS_KEPT": 0, "RESUME_CHANGED": False},
     "TEST": {"BEST_METRIC": ""},
-    "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0},
+    "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0, "MOBILENET": False},
     "MODEL.ROI_MASKIOU_HEAD": {"NAME": "MaskIoUHead", "CONV_DIM": 256, "NUM_CONV": 4},
+    "MODEL.FCOS": {
+        "NUM_CLASSES": 80, "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
+        "FPN_STRIDES": [8, 16, 32, 64, 128], "TOP_LEVELS": 2, "PRIOR_PROB": 0.01,
+        "INFERENCE_TH_TRAIN": 0.05, "INFERENCE_TH_TEST": 0.05, "NMS_TH": 0.6,
+        "PRE_NMS_TOPK_TRAIN": 1000, "PRE_NMS_TOPK_TEST": 1000,
+        "POST_NMS_TOPK_TRAIN": 100, "POST_NMS_TOPK_TEST": 100,
+        "NORM": "GN", "USE_SCALE": True, "BOX_QUALITY": "ctrness", "THRESH_WITH_CTR": False,
+        "LOSS_ALPHA": 0.25, "LOSS_GAMMA": 2.0, "LOSS_NORMALIZER_CLS": "fg", "LOSS_WEIGHT_CLS": 1.0,
+        "SIZES_OF_INTEREST": [64, 128, 256, 512], "USE_RELU": True, "USE_DEFORMABLE": False,
+        "NUM_CLS_CONVS": 4, "NUM_BOX_CONVS": 4, "NUM_SHARE_CONVS": 0,
+        "CENTER_SAMPLE": True, "POS_RADIUS": 1.5, "LOC_LOSS_TYPE": "giou",
+        "YIELD_PROPOSAL": False, "YIELD_BOX_FEATURES": False,
+    },
     "MODEL.VOVNET": {
         "CONV_BODY": "V-39-eSE", "OUT_FEATURES": ["stage2", "stage3", "stage4", "stage5"],
         "NORM": "FrozenBN", "STAGE_WITH_DCN": (False, False, False, False),

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 
 from segdet.errors import ConfigError, did_you_mean
 from segdet.modeling.backbones.backbone import Backbone, known
-from segdet.modeling.backbones.fpn import FPN, FPNConfig, LastLevelMaxPool, LastLevelP6P7
+from segdet.modeling.backbones.fpn import (
+    FPN,
+    FPNConfig,
+    LastLevelMaxPool,
+    LastLevelP6,
+    LastLevelP6P7,
+)
 from segdet.modeling.backbones.mobilenet import MobileNetV2
 from segdet.modeling.backbones.resnet import (
     BasicBlock,
@@ -30,8 +36,10 @@ __all__ = [
     "BasicStem",
     "BottleneckBlock",
     "DeformBottleneckBlock",
+    "FCOSLevelsConfig",
     "FPNConfig",
     "LastLevelMaxPool",
+    "LastLevelP6",
     "LastLevelP6P7",
     "MobileNetV2",
     "ResNet",
@@ -51,6 +59,13 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FCOSLevelsConfig:
+    """MODEL.FCOS, as the backbones of its files read it."""
+
+    top_levels: int = 2  # of the pyramid above p5, each made from the one before
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneSections:
     """The MODEL keys that backbones read; a system's section subclasses it."""
 
@@ -59,6 +74,8 @@ class BackboneSections:
     resnets: ResNetConfig = field(default_factory=ResNetConfig)
     vovnet: VoVNetConfig = field(default_factory=VoVNetConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
+    fcos: FCOSLevelsConfig = field(default_factory=FCOSLevelsConfig)
+    mobilenet: bool = False  # AdelaiDet's: build_fcos_resnet_fpn_backbone has a MobileNetV2 body
 
     def build_backbone(self, input_channels: int | None = None) -> Backbone:
         """The backbone that `backbone.name` names, with random weights.
@@ -121,6 +138,29 @@ def _vovnet_fpn(sections: BackboneSections, input_channels: int) -> FPN:
     return sections.fpn.build(_vovnet(sections, input_channels), LastLevelMaxPool())
 
 
+def fcos_fpn(sections: BackboneSections, bottom_up: Backbone) -> FPN:
+    """A pyramid over p3 to p5 of AdelaiDet's and CenterMask2's files, with FCOS.TOP_LEVELS more."""
+    channels, levels = sections.fpn.out_channels, sections.fcos.top_levels
+    tops = {0: None, 1: LastLevelP6, 2: LastLevelP6P7}
+    if levels not in tops:
+        raise ConfigError(f"MODEL.FCOS.TOP_LEVELS must be 0, 1 or 2, is {levels}")
+    top = tops[levels]
+    return sections.fpn.build(bottom_up, top and top(channels, channels, in_feature="p5"))
+
+
+def _fcos_resnet_fpn(sections: BackboneSections, input_channels: int) -> FPN:
+    body = _mobilenetv2 if sections.mobilenet else _resnet
+    return fcos_fpn(sections, body(sections, input_channels))
+
+
+def _fcos_mobilenetv2_fpn(sections: BackboneSections, input_channels: int) -> FPN:
+    return fcos_fpn(sections, _mobilenetv2(sections, input_channels))
+
+
+def _fcos_vovnet_fpn(sections: BackboneSections, input_channels: int) -> FPN:
+    return fcos_fpn(sections, _vovnet(sections, input_channels))
+
+
 BACKBONES: dict[str, Callable[[BackboneSections, int], Backbone]] = {  # (_, input channels)
     "build_resnet_backbone": _resnet,
     "build_resnet_fpn_backbone": _resnet_fpn,
@@ -129,4 +169,7 @@ BACKBONES: dict[str, Callable[[BackboneSections, int], Backbone]] = {  # (_, inp
     "build_mobilenetv2_fpn_backbone": _mobilenetv2_fpn,
     "build_vovnet_backbone": _vovnet,
     "build_vovnet_fpn_backbone": _vovnet_fpn,
+    "build_fcos_resnet_fpn_backbone": _fcos_resnet_fpn,
+    "build_fcos_mobilenetv2_fpn_backbone": _fcos_mobilenetv2_fpn,
+    "build_fcos_vovnet_fpn_backbone": _fcos_vovnet_fpn,
 }

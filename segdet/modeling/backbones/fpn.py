@@ -27,9 +27,7 @@ class FPNConfig:
         if self.fuse_type not in ("sum", "avg"):
             raise ConfigError(f"FUSE_TYPE must be sum or avg, is {self.fuse_type!r}")
 
-    def build(
-        self, bottom_up: Backbone, top_block: LastLevelMaxPool | LastLevelP6P7 | None = None
-    ) -> FPN:
+    def build(self, bottom_up: Backbone, top_block: TopBlock | None = None) -> FPN:
         """The pyramid over `bottom_up`, with random weights."""
         shapes = bottom_up.output_shape()
         if not self.in_features or not set(self.in_features) <= set(shapes):
@@ -72,7 +70,7 @@ class FPN(Backbone):
         out_channels: int,
         *,
         norm: str = "",
-        top_block: LastLevelMaxPool | LastLevelP6P7 | None = None,
+        top_block: TopBlock | None = None,
         fuse_type: str = "sum",
     ) -> None:
         super().__init__()
@@ -170,6 +168,31 @@ class LastLevelP6P7(nn.Module):
         """(B, in_channels, H, W) to p6 and p7 at a half and a quarter of its size."""
         p6 = self.p6(x)
         return [p6, self.p7(F.relu(p6))]
+
+
+class LastLevelP6(nn.Module):
+    """p6 alone, as p6 of `LastLevelP6P7`.
+
+    Args:
+        in_channels: of the map that it is made from.
+        out_channels: of p6.
+        in_feature: name of that map.
+    """
+
+    num_levels = 1
+
+    def __init__(self, in_channels: int, out_channels: int, in_feature: str = "p5") -> None:
+        super().__init__()
+        self.in_feature = in_feature
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        c2_xavier_fill(self.p6)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) to p6 at a half of its size."""
+        return [self.p6(x)]
+
+
+TopBlock = LastLevelMaxPool | LastLevelP6 | LastLevelP6P7
 
 
 def _conv(in_channels: int, out_channels: int, size: int, norm: str) -> Conv2d:

@@ -6,6 +6,7 @@ from typing import Any
 
 from segdet.errors import ConfigError
 from segdet.modeling.meta_arch.cascade_rcnn import CascadeRCNNConfig
+from segdet.modeling.meta_arch.fcos import OneStageDetector, OneStageDetectorConfig
 from segdet.modeling.meta_arch.implicit_pointrend import ImplicitPointRendConfig
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from segdet.modeling.meta_arch.mask_rcnn_c4 import MaskRCNNC4Config
@@ -36,6 +37,8 @@ __all__ = [
     "MaskRCNNC4Config",
     "MaskRCNNConfig",
     "MaskScoringRCNNConfig",
+    "OneStageDetector",
+    "OneStageDetectorConfig",
     "PanopticFPN",
     "PanopticFPNConfig",
     "PointRendConfig",
@@ -57,6 +60,7 @@ MASKIOU_ON = "MODEL.MASKIOU_ON"
 SYSTEMS: dict[str, type[SystemConfig]] = {
     "CascadePanopticFPN": CascadePanopticFPNConfig,
     "CascadeRCNN": CascadeRCNNConfig,
+    "FCOS": OneStageDetectorConfig,
     "ImplicitPointRend": ImplicitPointRendConfig,
     "MaskRCNN": MaskRCNNConfig,
     "MaskRCNNC4": MaskRCNNC4Config,
@@ -94,6 +98,7 @@ OFFICIAL_NAMES: list[tuple[dict[str, Any], str]] = [
     ({META: "GeneralizedRCNN", ROI_HEADS: "PointRendROIHeads"}, "PointRend"),
     ({META: "PanopticFPN", ROI_HEADS: "StandardROIHeads"}, "PanopticFPN"),
     ({META: "PanopticFPN", ROI_HEADS: "CascadeROIHeads"}, "CascadePanopticFPN"),
+    ({META: "OneStageDetector"}, "FCOS"),
     ({META: "ProposalNetwork"}, "ProposalNetwork"),
     ({META: "RetinaNet"}, "RetinaNet"),
     ({META: "SemanticSegmentor"}, "SemanticSegmentor"),

@@ -20,9 +20,8 @@ from segdet.modeling.box_kind import UPRIGHT, BoxKind
 from segdet.modeling.keypoint_head import KeypointHeadConfig
 from segdet.modeling.mask_head import MaskHeadConfig
 from segdet.modeling.meta_arch.proposal_network import PRECOMPUTED, ProposalNetworkConfig
-from segdet.modeling.proposals import PrecomputedProposals
+from segdet.modeling.proposals import PrecomputedProposals, ProposalGenerator
 from segdet.modeling.roi_heads import ROIHeads, ROIHeadsConfig, StandardROIHeads
-from segdet.modeling.rpn import RPN
 from segdet.modeling.system import System
 from segdet.structures import Detections, ImageList, Targets
 
@@ -85,6 +84,11 @@ class MaskRCNNConfig(ProposalNetworkConfig):
         kind: BoxKind = UPRIGHT,
     ) -> FastRCNNOutputLayers:
         """Scores and boxes from vectors of length `in_features`."""
+        if self.proposal_generator.name == "FCOS":
+            raise ConfigError(
+                "PROPOSAL_GENERATOR.NAME FCOS finds detections, which a box head cannot refine; "
+                "use RPN, or heads without one"
+            )
         return self.roi_box_head.build_predictor(
             in_features,
             num_classes=self.roi_heads.num_classes,
@@ -111,7 +115,7 @@ class MaskRCNN(System):
         self,
         backbone: Backbone,
         *,
-        proposal_generator: RPN | PrecomputedProposals,
+        proposal_generator: ProposalGenerator,
         roi_heads: ROIHeads,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],

@@ -24,9 +24,8 @@ from segdet.modeling.postprocessing import (
     requested_size,
     sem_seg_postprocess,
 )
-from segdet.modeling.proposals import PrecomputedProposals
+from segdet.modeling.proposals import ProposalGenerator
 from segdet.modeling.roi_heads import ROIHeads
-from segdet.modeling.rpn import RPN
 from segdet.modeling.sem_seg_head import SemSegHead, SemSegHeadConfig
 from segdet.modeling.system import System
 from segdet.structures import Detections, ImageList, Instances, Targets
@@ -136,7 +135,7 @@ class PanopticFPN(System):
         self,
         backbone: Backbone,
         *,
-        proposal_generator: RPN | PrecomputedProposals,
+        proposal_generator: ProposalGenerator,
         roi_heads: ROIHeads,
         sem_seg_head: SemSegHead,
         combine: Callable[[Detections, Tensor], Panoptic] | None,

@@ -12,7 +12,12 @@ from segdet.modeling.anchors import AnchorGeneratorConfig
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_kind import ROTATED, UPRIGHT, BoxKind
-from segdet.modeling.proposals import PrecomputedProposals, ProposalGeneratorConfig
+from segdet.modeling.fcos import FCOS, FCOSConfig
+from segdet.modeling.proposals import (
+    PrecomputedProposals,
+    ProposalGenerator,
+    ProposalGeneratorConfig,
+)
 from segdet.modeling.rpn import RPN, RPNConfig
 from segdet.modeling.system import System, SystemConfig
 from segdet.structures import ImageList, Proposals, Targets
@@ -25,6 +30,7 @@ class ProposalNetworkConfig(SystemConfig):
     proposal_generator: ProposalGeneratorConfig = field(default_factory=ProposalGeneratorConfig)
     anchor_generator: AnchorGeneratorConfig = field(default_factory=AnchorGeneratorConfig)
     rpn: RPNConfig = field(default_factory=RPNConfig)
+    fcos: FCOSConfig = field(default_factory=FCOSConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,6 +46,11 @@ class ProposalNetworkConfig(SystemConfig):
             raise ConfigError(
                 "PROPOSAL_GENERATOR.NAME PrecomputedProposals leaves a ProposalNetwork no work"
             )
+        if isinstance(generator, FCOS):
+            raise ConfigError(
+                "PROPOSAL_GENERATOR.NAME FCOS finds detections, which a ProposalNetwork does not "
+                "return; use META_ARCHITECTURE OneStageDetector"
+            )
         return ProposalNetwork(
             backbone,
             proposal_generator=generator,
@@ -48,7 +59,7 @@ class ProposalNetworkConfig(SystemConfig):
         )
 
     @property
-    def build_proposal_generator(self) -> Callable[[Backbone], RPN | PrecomputedProposals]:
+    def build_proposal_generator(self) -> Callable[[Backbone], ProposalGenerator]:
         """Builds what PROPOSAL_GENERATOR.NAME names, on a backbone's maps."""
         return functools.partial(PROPOSAL_GENERATORS[self.proposal_generator.name], self)
 
@@ -65,13 +76,17 @@ def _rpn(section: ProposalNetworkConfig, backbone: Backbone, kind: BoxKind = UPR
     )
 
 
+def _fcos(section: ProposalNetworkConfig, backbone: Backbone) -> FCOS:
+    """CenterMask2's FCOS: of the towers, all of the box tower is deformable, nothing else is."""
+    return section.fcos.build(backbone, deformable=(0, 0, section.fcos.num_box_convs))
+
+
 PRECOMPUTED = "PrecomputedProposals"
 # MODEL.PROPOSAL_GENERATOR.NAME -> what builds it
-PROPOSAL_GENERATORS: dict[
-    str, Callable[[ProposalNetworkConfig, Backbone], RPN | PrecomputedProposals]
-] = {
+PROPOSAL_GENERATORS: dict[str, Callable[[ProposalNetworkConfig, Backbone], ProposalGenerator]] = {
     "RPN": _rpn,
     "RRPN": functools.partial(_rpn, kind=ROTATED),  # arXiv:1703.01086
+    "FCOS": _fcos,
     PRECOMPUTED: lambda section, backbone: PrecomputedProposals(),
 }
 
@@ -92,7 +107,7 @@ class ProposalNetwork(System):
         self,
         backbone: Backbone,
         *,
-        proposal_generator: RPN,
+        proposal_generator: ProposalGenerator,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:

@@ -74,6 +74,16 @@ TINY = {
         *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
         *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
     ],
+    "FCOS": [
+        *PYRAMID,
+        *("MODEL.META_ARCHITECTURE", "OneStageDetector", "MODEL.PROPOSAL_GENERATOR.NAME", "FCOS"),
+        *("MODEL.BACKBONE.NAME", "build_fcos_resnet_fpn_backbone"),
+        *("MODEL.FCOS.NUM_CLASSES", 3, "MODEL.FCOS.NUM_CLS_CONVS", 1),
+        *("MODEL.FCOS.NUM_BOX_CONVS", 1, "MODEL.FCOS.POST_NMS_TOPK_TEST", 7),
+        *("MODEL.FCOS.INFERENCE_TH_TEST", 0.0, "MODEL.FCOS.NORM", "none"),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+    ],
     "PanopticFPN": [*PYRAMID, *HEADS, "MODEL.META_ARCHITECTURE", "PanopticFPN"],
     "CascadePanopticFPN": [
         *PYRAMID,

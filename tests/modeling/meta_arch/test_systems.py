@@ -21,6 +21,7 @@ LOSSES = {
     "MaskRCNN": MASK_RCNN_LOSSES,
     "MaskRCNNC4": MASK_RCNN_LOSSES,
     "CascadeRCNN": CASCADE_LOSSES,
+    "FCOS": {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"},
     "PanopticFPN": {*MASK_RCNN_LOSSES, "loss_sem_seg"},
     "CascadePanopticFPN": {*CASCADE_LOSSES, "loss_sem_seg"},
     "PointRend": {*MASK_RCNN_LOSSES, "loss_mask_point"},
@@ -33,10 +34,12 @@ LOSSES = {
     "SemanticSegmentor": {"loss_sem_seg"},
 }
 WITH_BOXES = [
-    name for name, losses in LOSSES.items() if "loss_rpn_cls" in losses or "loss_cls" in losses
+    name
+    for name, losses in LOSSES.items()
+    if {"loss_rpn_cls", "loss_cls", "loss_fcos_cls"} & losses
 ]
 SEMANTIC = [name for name, losses in LOSSES.items() if "loss_sem_seg" in losses]
-NEED_AN_OBJECT = re.compile("loss_(box_reg|mask|rpn_loc|l2)")
+NEED_AN_OBJECT = re.compile("loss_(box_reg|mask|rpn_loc|l2|fcos_loc|fcos_ctr)")
 
 
 @pytest.fixture(params=sorted(SYSTEMS), scope="module")
@@ -117,6 +120,7 @@ def test_results_are_sorted_clipped_and_of_the_asked_size(model, image):
 def test_no_detections(system, tiny_cfg, image):
     cfg = tiny_cfg(system)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 2.0
+    cfg.MODEL.FCOS.INFERENCE_TH_TEST = 2.0
     cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 10_000  # no proposals, of which no system makes more
     model = build_model(cfg).eval()
     found = model([image()])[0][model.result]
