@@ -29,6 +29,7 @@ NEEDS: dict[str, dict[str, str | None]] = {
     "OneStageDetector": _FCOS,
     "FCOS": _FCOS,
     "CascadeRCNN": _R_CNN,
+    "CenterMask": _R_CNN,
     "MaskRCNN": _R_CNN,
     "ImplicitPointRend": _R_CNN,
     "MaskRCNNC4": _R_CNN,
@@ -38,6 +39,7 @@ NEEDS: dict[str, dict[str, str | None]] = {
     "ProposalNetwork": {"annotations": None},  # to which all classes are one
     "RetinaNet": {"annotations": "retinanet_classes"},
     "CascadePanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
+    "PanopticCenterMask": {**_R_CNN, "sem_seg": "sem_seg_classes"},
     "PanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
     "PointRendSemSeg": {"sem_seg": "sem_seg_classes"},
     "SemanticSegmentor": {"sem_seg": "sem_seg_classes"},

@@ -36,13 +36,14 @@ class KeypointHeadConfig:
         if self.num_keypoints < 1:
             raise ConfigError(f"NUM_KEYPOINTS must be >= 1, is {self.num_keypoints}")
 
-    def build_pooler(self, strides: Sequence[int]) -> ROIPooler:
-        """The pooler for levels of these strides."""
+    def build_pooler(self, strides: Sequence[int], assign_criterion: str = "area") -> ROIPooler:
+        """The pooler for levels of these strides, among which `assign_criterion` chooses."""
         return ROIPooler(
             self.pooler_resolution,
             strides=strides,
             sampling_ratio=self.pooler_sampling_ratio,
             pooler_type=self.pooler_type,
+            assign_criterion=assign_criterion,
         )
 
     @property

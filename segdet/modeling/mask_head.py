@@ -35,13 +35,14 @@ class MaskHeadConfig:
         if self.name not in MASK_HEADS:
             raise ConfigError(f"NAME {self.name!r} is unknown; known: {', '.join(MASK_HEADS)}")
 
-    def build_pooler(self, strides: Sequence[int]) -> ROIPooler:
-        """The pooler for levels of these strides."""
+    def build_pooler(self, strides: Sequence[int], assign_criterion: str = "area") -> ROIPooler:
+        """The pooler for levels of these strides, among which `assign_criterion` chooses."""
         return ROIPooler(
             self.pooler_resolution,
             strides=strides,
             sampling_ratio=self.pooler_sampling_ratio,
             pooler_type=self.pooler_type,
+            assign_criterion=assign_criterion,
         )
 
     @property

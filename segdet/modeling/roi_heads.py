@@ -269,11 +269,7 @@ class StandardROIHeads(ROIHeads):
     ) -> Losses:
         if self.keypoint_pooler is None or self.keypoint_head is None:
             return Losses()
-        fg = with_visible_keypoints(fg, targets)
-        pooled = self.keypoint_pooler(maps, [p.proposal_boxes.tensor for p in fg])
-        losses = self.keypoint_head.losses(self.keypoint_head(pooled), fg, targets)
-        mean = sum(len(p) for p in fg) / len(fg)
-        return Losses(losses, {"keypoint_head/num_fg_samples": mean})
+        return keypoint_losses(self.keypoint_pooler, self.keypoint_head, maps, fg, targets)
 
     def predict(
         self, features: dict[str, Tensor], proposals: Sequence[Proposals]
@@ -309,6 +305,21 @@ class StandardROIHeads(ROIHeads):
         maps = [features[name] for name in self.in_features]
         pooled = self.keypoint_pooler(maps, [d.pred_boxes.tensor for d in detections])
         return attach_keypoints(self.keypoint_head(pooled), detections)
+
+
+def keypoint_losses(
+    pooler: ROIPooler,
+    head: KRCNNConvDeconvUpsampleHead,
+    maps: Sequence[Tensor],
+    fg: Sequence[Proposals],
+    targets: Sequence[Targets],
+) -> Losses:
+    """`loss_keypoint` of the foreground proposals whose object has a keypoint inside them."""
+    fg = with_visible_keypoints(fg, targets)
+    boxes, sizes = [p.proposal_boxes.tensor for p in fg], [p.image_size for p in fg]
+    losses = head.losses(head(pooler(maps, boxes, sizes)), fg, targets)
+    mean = sum(len(p) for p in fg) / len(fg)
+    return Losses(losses, {"keypoint_head/num_fg_samples": mean})
 
 
 def attach_masks(logits: Tensor, detections: list[Detections]) -> list[Detections]:

@@ -163,6 +163,10 @@ BEYOND = {
         "CENTER_SAMPLE": True, "POS_RADIUS": 1.5, "LOC_LOSS_TYPE": "giou",
         "YIELD_PROPOSAL": False, "YIELD_BOX_FEATURES": False,
     },
+    "MODEL.ROI_KEYPOINT_HEAD": {
+        "IN_FEATURES": ("p2", "p3", "p4", "p5"), "ASSIGN_CRITERION": "ratio",
+    },
+    "MODEL.ROI_MASK_HEAD": {"ASSIGN_CRITERION": "area"},
     "MODEL.VOVNET": {
         "CONV_BODY": "V-39-eSE", "OUT_FEATURES": ["stage2", "stage3", "stage4", "stage5"],
         "NORM": "FrozenBN", "STAGE_WITH_DCN": (False, False, False, False),

@@ -24,6 +24,7 @@ FOLDERS = [
     "PascalVOC-Detection",
     "PointRend/InstanceSegmentation",
     "PointRend/SemanticSegmentation",
+    "centermask",
     "quick_schedules",
 ]
 OURS = sorted(
@@ -33,7 +34,11 @@ OURS = sorted(
     if not file.name.startswith("Base-")
 )
 # The originals' tables, and the folder that holds their configs.
-FAMILIES = {"detectron2.json.gz": "", "pointrend.json.gz": "PointRend/"}
+FAMILIES = {
+    "detectron2.json.gz": "",
+    "pointrend.json.gz": "PointRend/",
+    "centermask2.json.gz": "",
+}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,11 @@ from segdet.modeling.system import System
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # The originals' tables, and the folder that holds their configs.
-FAMILIES = {"detectron2.json.gz": "", "pointrend.json.gz": "PointRend/"}
+FAMILIES = {
+    "detectron2.json.gz": "",
+    "pointrend.json.gz": "PointRend/",
+    "centermask2.json.gz": "",
+}
 # Originals that have no file here, and why; there may be at most five.
 MISSING: dict[str, str] = {}
 

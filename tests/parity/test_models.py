@@ -18,6 +18,7 @@ from segdet.modeling import build_model
 from segdet.modeling.mask_head import MASK_HEADS
 from segdet.modeling.meta_arch import OFFICIAL_NAMES, system_name
 from segdet.modeling.meta_arch.cascade_rcnn import CascadeROIHeads
+from segdet.modeling.meta_arch.centermask import CenterROIHeads
 from segdet.modeling.meta_arch.mask_rcnn_c4 import Res5ROIHeads
 from segdet.modeling.meta_arch.pointrend import PointRendMaskHead
 from segdet.modeling.roi_heads import ROIHeads
@@ -199,15 +200,25 @@ def compare_detections(case: Case, found: Detections) -> None:
     if masks is not None:
         boxes = found.pred_boxes.area().sum().item()
         assert report["mask_pixels"] <= 1e-4 * boxes, report
+    assert found.has("mask_scores") == ("det/mask_scores" in case.fixture.arrays)
+    if found.has("mask_scores"):
+        gap = np.abs(found.mask_scores.numpy() - of_nearest_box(case, found, "mask_scores"))
+        assert gap.max() < bars.score, gap.max()
     if found.has("pred_keypoints"):
         compare_keypoints(case, found)
 
 
+def of_nearest_box(case: Case, found: Detections, name: str) -> np.ndarray:
+    """A field of the reference, for each of ours that of the nearest box of its class."""
+    boxes, classes, expected = (case.fixture.arrays[f"det/{k}"] for k in ("boxes", "classes", name))
+    far = np.abs(found.pred_boxes.tensor.numpy()[:, None] - boxes).max(axis=2)
+    far = np.where(found.pred_classes.numpy()[:, None] == classes, far, np.inf)
+    return expected[far.argmin(axis=1)]
+
+
 def compare_keypoints(case: Case, found: Detections) -> None:
     """Each instance's against those of the reference's nearest box."""
-    expected_boxes, expected = (case.fixture.arrays[f"det/{k}"] for k in ("boxes", "keypoints"))
-    far = np.abs(found.pred_boxes.tensor.numpy()[:, None] - expected_boxes).max(axis=2)
-    gap = np.abs(found.pred_keypoints.numpy() - expected[far.argmin(axis=1)])
+    gap = np.abs(found.pred_keypoints.numpy() - of_nearest_box(case, found, "keypoints"))
     bars = BARS[case.dtype]
     position = max(bars.box, 1e-4)  # the reference rounds positions to float32 in both runs
     assert gap[..., :2].max() < position and gap[..., 2].max() < bars.score, gap.max((0, 1))
@@ -254,8 +265,12 @@ def test_heads_on_fixed_boxes(case: Case) -> None:
         pytest.skip("a system without heads on regions")
     model = case.model.eval()
     boxes = [torch.from_numpy(case.fixture.arrays["fixed_boxes"]).to(case.dtype)]
-    features = model.backbone(model.preprocess_image(case.eval_inputs()).tensor)
-    ours = outputs_of_heads(model.roi_heads, features, boxes)
+    images = model.preprocess_image(case.eval_inputs())
+    features = model.backbone(images.tensor)
+    if isinstance(model.roi_heads, CenterROIHeads):
+        ours = outputs_of_scored_masks(model.roi_heads, features, boxes, images.image_sizes)
+    else:
+        ours = outputs_of_heads(model.roi_heads, features, boxes)
     if isinstance(model.roi_heads.mask_head, PointRendMaskHead):
         ours |= outputs_of_points(model.roi_heads.mask_head, features, boxes, case.points)
     assert stored - {"preprocessed"} == set(ours)
@@ -288,10 +303,37 @@ def outputs_of_heads(
         if heads.keypoint_pooler is not None:
             ours["keypoint_logits"] = heads.keypoint_head(heads.keypoint_pooler(maps, boxes))
     if mask_input is not None and heads.mask_head is not None:
-        logits = heads.mask_head(mask_input)
-        rows = torch.arange(len(logits))
-        ours["mask_logits_class_i_mod_K"] = own = logits[rows, rows % logits.shape[1]]
-        ours["mask_probs_given_boxes"] = own.sigmoid()[:, None]
+        ours |= outputs_of_masks(heads.mask_head(mask_input))
+    return ours
+
+
+def outputs_of_masks(logits: Tensor) -> dict[str, Tensor]:
+    """Row i as of class i."""
+    rows = torch.arange(len(logits))
+    own = logits[rows, rows % logits.shape[1]]
+    return {"mask_logits_class_i_mod_K": own, "mask_probs_given_boxes": own.sigmoid()[:, None]}
+
+
+def outputs_of_scored_masks(
+    heads: CenterROIHeads,
+    features: dict[str, Tensor],
+    boxes: list[Tensor],
+    image_sizes: list[tuple[int, int]],
+) -> dict[str, Tensor]:
+    """What CenterMask's heads give for one image's boxes, row i as of class i."""
+    maps = [features[name] for name in heads.in_features]
+    ours = {"mask_pooled": heads.mask_pooler(maps, boxes, image_sizes)}
+    ours |= outputs_of_masks(heads.mask_head(ours["mask_pooled"]))
+    probabilities = ours["mask_probs_given_boxes"][:, 0]
+    ours["maskiou_all_classes"] = ious = heads.maskiou_head(ours["mask_pooled"], probabilities)
+    rows = torch.arange(len(ious))
+    found = Detections(
+        image_sizes[0],
+        pred_boxes=Boxes(boxes[0]),
+        scores=torch.from_numpy(np.linspace(0.9, 0.2, len(rows))).to(ious.dtype),
+        pred_classes=rows % ious.shape[1],
+    )
+    ours["mask_scores_given_boxes"] = heads.predict_masks(features, [found])[0].mask_scores
     return ours
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from segdet.errors import ConfigError
 from segdet.modeling.meta_arch.cascade_rcnn import CascadeRCNNConfig
+from segdet.modeling.meta_arch.centermask import CenterMaskConfig, PanopticCenterMaskConfig
 from segdet.modeling.meta_arch.fcos import OneStageDetector, OneStageDetectorConfig
 from segdet.modeling.meta_arch.implicit_pointrend import ImplicitPointRendConfig
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
@@ -32,6 +33,7 @@ __all__ = [
     "SYSTEMS",
     "CascadePanopticFPNConfig",
     "CascadeRCNNConfig",
+    "CenterMaskConfig",
     "ImplicitPointRendConfig",
     "MaskRCNN",
     "MaskRCNNC4Config",
@@ -39,6 +41,7 @@ __all__ = [
     "MaskScoringRCNNConfig",
     "OneStageDetector",
     "OneStageDetectorConfig",
+    "PanopticCenterMaskConfig",
     "PanopticFPN",
     "PanopticFPNConfig",
     "PointRendConfig",
@@ -60,10 +63,12 @@ MASKIOU_ON = "MODEL.MASKIOU_ON"
 SYSTEMS: dict[str, type[SystemConfig]] = {
     "CascadePanopticFPN": CascadePanopticFPNConfig,
     "CascadeRCNN": CascadeRCNNConfig,
+    "CenterMask": CenterMaskConfig,
     "FCOS": OneStageDetectorConfig,
     "ImplicitPointRend": ImplicitPointRendConfig,
     "MaskRCNN": MaskRCNNConfig,
     "MaskRCNNC4": MaskRCNNC4Config,
+    "PanopticCenterMask": PanopticCenterMaskConfig,
     "PanopticFPN": PanopticFPNConfig,
     "PointRend": PointRendConfig,
     "PointRendSemSeg": PointRendSemSegConfig,
@@ -98,6 +103,8 @@ OFFICIAL_NAMES: list[tuple[dict[str, Any], str]] = [
     ({META: "GeneralizedRCNN", ROI_HEADS: "PointRendROIHeads"}, "PointRend"),
     ({META: "PanopticFPN", ROI_HEADS: "StandardROIHeads"}, "PanopticFPN"),
     ({META: "PanopticFPN", ROI_HEADS: "CascadeROIHeads"}, "CascadePanopticFPN"),
+    ({META: "GeneralizedRCNN", ROI_HEADS: "CenterROIHeads"}, "CenterMask"),
+    ({META: "PanopticFPN", ROI_HEADS: "CenterROIHeads"}, "PanopticCenterMask"),
     ({META: "OneStageDetector"}, "FCOS"),
     ({META: "ProposalNetwork"}, "ProposalNetwork"),
     ({META: "RetinaNet"}, "RetinaNet"),

@@ -31,6 +31,26 @@ POINTREND = [
     *("MODEL.ROI_MASK_HEAD.FC_DIM", 32, "MODEL.POINT_HEAD.NUM_CLASSES", 3),
     *("INPUT.MASK_FORMAT", "bitmask"),
 ]
+FCOS = [
+    *PYRAMID,
+    *("MODEL.PROPOSAL_GENERATOR.NAME", "FCOS"),
+    *("MODEL.BACKBONE.NAME", "build_fcos_resnet_fpn_backbone"),
+    *("MODEL.FCOS.NUM_CLASSES", 3, "MODEL.FCOS.NUM_CLS_CONVS", 1),
+    *("MODEL.FCOS.NUM_BOX_CONVS", 1, "MODEL.FCOS.POST_NMS_TOPK_TEST", 7),
+    *("MODEL.FCOS.INFERENCE_TH_TEST", 0.0, "MODEL.FCOS.NORM", "none"),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
+    *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+]
+CENTERMASK = [
+    *FCOS,
+    *("MODEL.MASK_ON", True, "MODEL.ROI_HEADS.NAME", "CenterROIHeads"),
+    *("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]),
+    *("MODEL.ROI_MASK_HEAD.NAME", "SpatialAttentionMaskHead"),
+    *("MODEL.ROI_MASK_HEAD.ASSIGN_CRITERION", "ratio"),
+    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
+    *("MODEL.MASKIOU_ON", True, "MODEL.ROI_MASKIOU_HEAD.CONV_DIM", 8),
+    *("MODEL.ROI_MASKIOU_HEAD.NUM_CONV", 2),
+]
 TINY = {
     "MaskRCNN": [*PYRAMID, *HEADS],
     "MaskScoringRCNN": [
@@ -74,15 +94,13 @@ TINY = {
         *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
         *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
     ],
-    "FCOS": [
-        *PYRAMID,
-        *("MODEL.META_ARCHITECTURE", "OneStageDetector", "MODEL.PROPOSAL_GENERATOR.NAME", "FCOS"),
-        *("MODEL.BACKBONE.NAME", "build_fcos_resnet_fpn_backbone"),
-        *("MODEL.FCOS.NUM_CLASSES", 3, "MODEL.FCOS.NUM_CLS_CONVS", 1),
-        *("MODEL.FCOS.NUM_BOX_CONVS", 1, "MODEL.FCOS.POST_NMS_TOPK_TEST", 7),
-        *("MODEL.FCOS.INFERENCE_TH_TEST", 0.0, "MODEL.FCOS.NORM", "none"),
-        *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
-        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+    "FCOS": [*FCOS, "MODEL.META_ARCHITECTURE", "OneStageDetector"],
+    "CenterMask": CENTERMASK,
+    "PanopticCenterMask": [
+        *CENTERMASK,
+        *("MODEL.META_ARCHITECTURE", "PanopticFPN"),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+        *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
     ],
     "PanopticFPN": [*PYRAMID, *HEADS, "MODEL.META_ARCHITECTURE", "PanopticFPN"],
     "CascadePanopticFPN": [

@@ -17,11 +17,15 @@ CASCADE_LOSSES = {
     *(f"loss_{kind}_stage{k}" for kind in ("cls", "box_reg") for k in range(3)),
     "loss_mask",
 }
+FCOS_LOSSES = {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
+CENTERMASK_LOSSES = {*FCOS_LOSSES, "loss_mask", "loss_maskiou"}
 LOSSES = {
     "MaskRCNN": MASK_RCNN_LOSSES,
     "MaskRCNNC4": MASK_RCNN_LOSSES,
     "CascadeRCNN": CASCADE_LOSSES,
-    "FCOS": {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"},
+    "CenterMask": CENTERMASK_LOSSES,
+    "FCOS": FCOS_LOSSES,
+    "PanopticCenterMask": {*CENTERMASK_LOSSES, "loss_sem_seg"},
     "PanopticFPN": {*MASK_RCNN_LOSSES, "loss_sem_seg"},
     "CascadePanopticFPN": {*CASCADE_LOSSES, "loss_sem_seg"},
     "PointRend": {*MASK_RCNN_LOSSES, "loss_mask_point"},
@@ -184,6 +188,8 @@ def test_official_names_decide_the_system():
     assert named("SemanticSegmentor", "Res5ROIHeads") == "SemanticSegmentor"
     assert named("PanopticFPN", "StandardROIHeads") == "PanopticFPN"
     assert named("PanopticFPN", "CascadeROIHeads") == "CascadePanopticFPN"
+    assert named("GeneralizedRCNN", "CenterROIHeads") == "CenterMask"
+    assert named("PanopticFPN", "CenterROIHeads") == "PanopticCenterMask"
     scored = {"MODEL.META_ARCHITECTURE": "GeneralizedRCNN", "MODEL.MASKIOU_ON": True}
     assert system_name(scored | {"MODEL.ROI_HEADS.NAME": "StandardROIHeads"}) == "MaskScoringRCNN"
     with pytest.raises(ConfigError, match=r"META_ARCHITECTURE 'Yolo' is unknown; known: Gen"):
