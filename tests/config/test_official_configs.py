@@ -25,6 +25,8 @@ FOLDERS = [
     "PointRend/InstanceSegmentation",
     "PointRend/SemanticSegmentation",
     "centermask",
+    "FCOS-Detection",
+    "RCNN",
     "quick_schedules",
 ]
 OURS = sorted(
@@ -38,6 +40,7 @@ FAMILIES = {
     "detectron2.json.gz": "",
     "pointrend.json.gz": "PointRend/",
     "centermask2.json.gz": "",
+    "adelaidet.json.gz": "",
 }
 
 
