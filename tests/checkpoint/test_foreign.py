@@ -270,6 +270,38 @@ def test_mask_scoring_rcnns_release(tmp_path, size, recipe, parity_dir, shared_c
     torch.testing.assert_close(found, outputs(other), rtol=0, atol=0)
 
 
+def fcos_name(name: str) -> str:
+    """Of FCOS's own repository, before AdelaiDet."""
+    name = name.replace("proposal_generator.fcos_head", "rpn.head").replace("ctrness", "centerness")
+    return benchmark_name(name.replace("backbone.top_block", "backbone.fpn.top_blocks"))
+
+
+@pytest.mark.parametrize("release", ["maskrcnn-benchmark", "AdelaiDet"])
+def test_fcos_first_releases(tmp_path, recipe, release):
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file("FCOS-Detection/R_50_1x.yaml"))
+    thin = ["MODEL.FPN.OUT_CHANNELS", 64, "MODEL.FCOS.INFERENCE_TH_TEST", 0.0]
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *THIN, *thin])
+    model, other = build_model(cfg), build_model(cfg)
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    entries = [(name, shape, "float32") for name, shape in shapes.items()]
+    official = recipe.state_dict(entries, seed=1)
+    if release == "AdelaiDet":
+        weights = {name.replace("ctrness", "centerness"): v for name, v in official.items()}
+    else:
+        added = {n: 1e-5 if n.endswith(".running_var") else 0 for n in official}
+        weights = {fcos_name(n): v.astype(np.float64) + added[n] for n, v in official.items()}
+        assert "module.rpn.head.centerness.bias" in weights
+        assert "module.backbone.fpn.top_blocks.p7.bias" in weights
+    torch.save({"model": as_tensors(weights)}, tmp_path / "release.pth")
+    checkpointer = DetectionCheckpointer(model)
+    checkpointer.load(tmp_path / "release.pth", strict=True)
+    assert checkpointer.report.problems() == ""
+    assert len(checkpointer.report.loaded) == len(official)
+    other.load_state_dict(as_tensors(official))
+    torch.testing.assert_close(outputs(model), outputs(other), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["caffe2", "torchvision", "timm", "detectron2"])
 def test_a_backbone(tmp_path, cfg, official, expected, name):
     """The rest of the detector stays as it was."""

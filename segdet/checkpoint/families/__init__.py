@@ -5,6 +5,7 @@ Official names (detectron2's, which are ours too) need no family.
 
 from segdet.checkpoint.families.caffe2 import CAFFE2
 from segdet.checkpoint.families.family import Family
+from segdet.checkpoint.families.fcos import FCOS_BENCHMARK, FCOS_FIRST_RELEASE
 from segdet.checkpoint.families.maskrcnn_benchmark import MASKRCNN_BENCHMARK
 from segdet.checkpoint.families.pointrend import POINTREND_FIRST_RELEASE
 from segdet.checkpoint.families.torchvision import TORCHVISION_MOBILENET_V2, TORCHVISION_RESNET
@@ -15,6 +16,8 @@ FAMILIES = (  # asked in this order
     CAFFE2,
     TORCHVISION_RESNET,
     TORCHVISION_MOBILENET_V2,
+    FCOS_BENCHMARK,  # its body has maskrcnn-benchmark's names
     MASKRCNN_BENCHMARK,
+    FCOS_FIRST_RELEASE,
     POINTREND_FIRST_RELEASE,
 )

@@ -70,17 +70,17 @@ def maskrcnn_benchmark_name(name: str) -> str | None:
     return name if name.startswith("res") else _NORM_IN_LIST.sub("norm.", name)
 
 
-def maskrcnn_benchmark_value(name: str, value: Tensor) -> Tensor:
-    """The background last; the anchors of one map by size, then by ratio, not the other way.
+def without_eps(name: str, value: Tensor) -> Tensor:
+    """Variances so that our frozen batch norm gives what theirs gives."""
+    return value - _NORM_EPS if name.endswith(".running_var") else value
 
-    Variances so that our frozen batch norm gives the same.
-    """
-    if name.endswith(".running_var"):
-        return value - _NORM_EPS
+
+def maskrcnn_benchmark_value(name: str, value: Tensor) -> Tensor:
+    """The background last; the anchors of one map by size, then by ratio, not the other way."""
     rows = {"objectness_logits": 1, "anchor_deltas": 4}.get(name.split(".")[-2])
     if rows and len(value) == 15 * rows:  # 5 sizes, 3 ratios: C4; elsewhere a map has one size
         return value.unflatten(0, (3, 5, rows)).transpose(0, 1).flatten(0, 2)
-    return background_last(name, value)
+    return background_last(name, without_eps(name, value))
 
 
 def _recognises(names: Collection[str]) -> bool:
@@ -94,10 +94,15 @@ def _settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         settings[f"MODEL.ROI_{head}_HEAD.POOLER_TYPE"] = "ROIAlign"
         if any(name.startswith("backbone.fpn.") for name in weights):
             settings[f"MODEL.ROI_{head}_HEAD.POOLER_SAMPLING_RATIO"] = 2
+    return settings | stride_of_body(weights)
+
+
+def stride_of_body(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Where the stride of these ResNets is: in the 1x1, but of ResNeXt in the 3x3."""
     first = weights.get("backbone.body.layer1.0.conv2.weight")
-    if first is not None:
-        settings["MODEL.RESNETS.STRIDE_IN_1X1"] = first.shape[0] == first.shape[1]  # no ResNeXt
-    return settings
+    if first is None:
+        return {}
+    return {"MODEL.RESNETS.STRIDE_IN_1X1": first.shape[0] == first.shape[1]}
 
 
 MASKRCNN_BENCHMARK = Family(
