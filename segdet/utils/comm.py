@@ -110,7 +110,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
     """
     world_size = get_world_size()
     if world_size == 1:
-        return values
+        return values.detach()
     total = values.detach().clone()
     dist.all_reduce(total)
     return total / world_size

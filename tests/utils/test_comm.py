@@ -15,6 +15,7 @@ def test_a_single_process_needs_no_group():
     assert comm.all_gather("x") == ["x"]
     assert comm.gather("x") == ["x"]
     assert comm.reduce_dict({"loss": torch.tensor(2.0)}) == {"loss": torch.tensor(2.0)}
+    assert comm.mean_over_processes(torch.tensor([2.0, 3.0])).tolist() == [2, 3]
     assert 0 <= comm.shared_random_seed() < 2**31
 
 
@@ -34,6 +35,9 @@ def both(rank: int, file: str) -> None:
     alone = dist.new_subgroups(1)[0]
     assert comm.all_gather(rank, group=alone) == [rank]
     assert comm.gather(rank, dst=rank, group=alone) == [rank]
+    values = torch.tensor([rank, 4.0], requires_grad=True)
+    assert comm.mean_over_processes(values).tolist() == [0.5, 4.0]
+    assert values.tolist() == [rank, 4.0] and not comm.mean_over_processes(values).requires_grad
     seeds = comm.all_gather(comm.shared_random_seed())
     assert seeds[0] == seeds[1]
     reduced = comm.reduce_dict({"b": torch.tensor(rank + 1.0), "a": torch.tensor(4.0)})
