@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from segdet.errors import ConfigError, did_you_mean
 from segdet.modeling.backbones.backbone import Backbone, known
+from segdet.modeling.backbones.dla import DLA, DLAConfig
 from segdet.modeling.backbones.fpn import (
     FPN,
     FPNConfig,
@@ -28,6 +29,7 @@ from segdet.modeling.backbones.vovnet import VoVNet, VoVNetConfig
 
 __all__ = [
     "BACKBONES",
+    "DLA",
     "FPN",
     "Backbone",
     "BackboneConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "BasicBlock",
     "BasicStem",
     "BottleneckBlock",
+    "DLAConfig",
     "DeformBottleneckBlock",
     "FCOSLevelsConfig",
     "FPNConfig",
@@ -73,6 +76,7 @@ class BackboneSections:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     resnets: ResNetConfig = field(default_factory=ResNetConfig)
     vovnet: VoVNetConfig = field(default_factory=VoVNetConfig)
+    dla: DLAConfig = field(default_factory=DLAConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
     fcos: FCOSLevelsConfig = field(default_factory=FCOSLevelsConfig)
     mobilenet: bool = False  # AdelaiDet's: build_fcos_resnet_fpn_backbone has a MobileNetV2 body

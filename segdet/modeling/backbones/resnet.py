@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -47,6 +47,7 @@ class ResNetConfig:
     deform_on_per_stage: tuple[bool, ...] = (False, False, False, False)  # res2 to res5
     deform_modulated: bool = False  # version 2, with a mask
     deform_num_groups: int = 1  # groups of channels with offsets of their own
+    deform_interval: int = 1  # of those stages, the first of every this many blocks is deformable
 
     def __post_init__(self) -> None:
         if self.depth not in BLOCKS_PER_STAGE:
@@ -61,6 +62,8 @@ class ResNetConfig:
                 "DEFORM_ON_PER_STAGE must have a value for each of res2 to res5, is "
                 f"{self.deform_on_per_stage}"
             )
+        if self.deform_interval < 1:
+            raise ConfigError(f"DEFORM_INTERVAL must be >= 1, is {self.deform_interval}")
         if self.depth < 50:
             self._check_basic()
 
@@ -131,7 +134,7 @@ class ResNetConfig:
         self, level: int, in_channels: int, *, stride: int, dilations: list[int]
     ) -> nn.Sequential:
         scale = 2 ** (level - 2)
-        block: type[Block] = BasicBlock
+        block: Callable[..., Block] = BasicBlock
         settings: dict[str, Any] = {"norm": self.norm}
         if self.depth >= 50:
             block = BottleneckBlock
@@ -142,8 +145,11 @@ class ResNetConfig:
                 "dilation_per_block": dilations,
             }
         if self.deform_on_per_stage[level - 2]:
-            block = DeformBottleneckBlock
+            block = _perhaps_deformable
             settings |= {
+                "deformable_per_block": [
+                    index % self.deform_interval == 0 for index in range(len(dilations))
+                ],
                 "deform_modulated": self.deform_modulated,
                 "deform_num_groups": self.deform_num_groups,
             }
@@ -374,8 +380,23 @@ class DeformBottleneckBlock(nn.Module):
 Block: TypeAlias = BasicBlock | BottleneckBlock | DeformBottleneckBlock
 
 
+def _perhaps_deformable(
+    in_channels: int,
+    out_channels: int,
+    *,
+    deformable: bool,
+    deform_modulated: bool,
+    deform_num_groups: int,
+    **settings: Any,
+) -> BottleneckBlock | DeformBottleneckBlock:
+    if not deformable:
+        return BottleneckBlock(in_channels, out_channels, **settings)
+    deform = {"deform_modulated": deform_modulated, "deform_num_groups": deform_num_groups}
+    return DeformBottleneckBlock(in_channels, out_channels, **deform, **settings)
+
+
 def make_stage(
-    block: type[Block],
+    block: Callable[..., Block],
     num_blocks: int,
     *,
     in_channels: int,
@@ -386,7 +407,7 @@ def make_stage(
     """Blocks one after the other; the first has the stride and the change of width.
 
     Args:
-        block: BasicBlock, BottleneckBlock or DeformBottleneckBlock.
+        block: BasicBlock, BottleneckBlock, DeformBottleneckBlock, or what makes one of them.
         num_blocks: how many.
         in_channels: of the stage's input.
         out_channels: of every block's output.

@@ -194,6 +194,22 @@ def test_a_fresh_deformable_block_is_a_plain_one(modulated):
     torch.testing.assert_close(block(x), plain(x))
 
 
+def test_every_third_block_may_be_deformable():
+    settings = {"deform_on_per_stage": (False, True, True, True), "deform_interval": 3}
+    with torch.device("meta"):
+        resnet = ResNetConfig(out_features=ALL, depth=101, **settings).build(freeze_at=0)
+    sites = [
+        f"res{level}.{index}"
+        for level in range(2, 6)
+        for index, block in enumerate(resnet.get_submodule(f"res{level}"))
+        if isinstance(block, DeformBottleneckBlock)
+    ]
+    in_res4 = [f"res4.{index}" for index in range(0, 23, 3)]
+    assert sites == ["res3.0", "res3.3", *in_res4, "res5.0"]
+    with pytest.raises(ConfigError, match="DEFORM_INTERVAL must be >= 1, is 0"):
+        ResNetConfig(deform_interval=0)
+
+
 def test_deformable_stages_are_those_that_the_config_names():
     names = {"deform_on_per_stage": (False, True, False, True), "deform_modulated": True}
     resnet = ResNetConfig(out_features=ALL, res5_dilation=2, **names).build(freeze_at=0)
