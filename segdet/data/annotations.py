@@ -340,6 +340,34 @@ def _to_bitmask(segmentation: Any, image_size: tuple[int, int]) -> np.ndarray:
     return mask.astype(bool)
 
 
+def draw_things(annotations: Sequence[dict[str, Any]], image_size: tuple[int, int]) -> np.ndarray:
+    """A label map of an image's objects, the target of BlendMask's semantic loss.
+
+    Source: the files of label maps that AdelaiDet's script writes: with crowds, and what comes
+    later covers what came before.
+
+    Args:
+        annotations: of a standard dict, before any transform; what has no mask is not drawn.
+        image_size: (height, width) of the image.
+
+    Returns:
+        (H, W) int32: 0, or 1 + the class of the object that covers a pixel.
+
+    Raises:
+        DataError: a mask or a class that cannot be used.
+    """
+    labels = np.zeros(image_size, np.int32)
+    for number, annotation in enumerate(annotations):
+        if "segmentation" not in annotation:
+            continue
+        try:
+            mask = _to_bitmask(annotation["segmentation"], image_size)
+            labels[mask] = category_of(annotation) + 1
+        except (DataError, ValueError) as error:
+            raise DataError(f"object {number}: {error}") from None
+    return labels
+
+
 def filter_empty_instances(
     instances: Instances,
     by_box: bool = True,

@@ -17,6 +17,7 @@ from segdet.data.annotations import (
     annotations_to_instances,
     category_of,
     create_keypoint_hflip_indices,
+    draw_things,
     filter_empty_instances,
     masks_from_segmentations,
     transform_instance_annotations,
@@ -80,6 +81,7 @@ class InputConfig:
     mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
     keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
     train_names: tuple[str, ...] = field(default=(), metadata={"key": "DATASETS.TRAIN"})
+    basis_loss_on: bool = field(default=False, metadata={"key": "MODEL.BASIS_MODULE.LOSS_ON"})
     load_proposals: bool = field(default=False, metadata={"key": "MODEL.LOAD_PROPOSALS"})
     proposal_topk_train: int = field(
         default=2000, metadata={"key": "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN"}
@@ -163,6 +165,7 @@ class DatasetMapper:
         keypoint_hflip_indices: from `create_keypoint_hflip_indices`.
         precomputed_proposal_topk: bring this many of the record's proposals; None: none.
         recompute_boxes: make boxes tight around the masks that augmentation left.
+        use_basis_sem: bring a label map of the objects, see `draw_things`.
     """
 
     @configurable
@@ -178,6 +181,7 @@ class DatasetMapper:
         keypoint_hflip_indices: np.ndarray | None = None,
         precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
+        use_basis_sem: bool = False,
     ) -> None:
         if recompute_boxes and not use_instance_mask:
             raise ConfigError("recompute_boxes needs use_instance_mask")
@@ -189,6 +193,7 @@ class DatasetMapper:
         self.keypoint_hflip_indices = keypoint_hflip_indices
         self.precomputed_proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
+        self.use_basis_sem = use_basis_sem
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -206,6 +211,7 @@ class DatasetMapper:
             "keypoint_hflip_indices": create_keypoint_hflip_indices(names) if names else None,
             "precomputed_proposal_topk": topk if section.load_proposals else None,
             "recompute_boxes": is_train and section.crop.enabled and section.mask_on,
+            "use_basis_sem": is_train and section.basis_loss_on and section.mask_on,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +223,7 @@ class DatasetMapper:
         Returns:
             The record's other keys, and `image` (C, H, W) uint8; for training `instances`
             (`Targets` in the frame of the image); with semantic labels (see `read_sem_seg`) also
-            `sem_seg` (H, W) int64; with proposals `proposals`.
+            `sem_seg` (H, W) int64; if wanted `basis_sem` (H, W) int64; with proposals `proposals`.
 
         Raises:
             DataError: the image or an annotation cannot be used; says which.
@@ -231,6 +237,7 @@ class DatasetMapper:
     def _map(self, record: dict[str, Any]) -> dict[str, Any]:
         image = read_image(file_name_of(record), self.image_format)
         check_image_size(record, image)
+        original_size = image.shape[:2]
         sem_seg = read_sem_seg(record) if has_sem_seg(record) else None
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
@@ -245,6 +252,9 @@ class DatasetMapper:
             record.pop("annotations", None)
             record.pop("sem_seg_file_name", None)
         elif "annotations" in record:
+            if self.use_basis_sem:
+                labels = draw_things(record["annotations"], original_size)
+                record["basis_sem"] = torch.as_tensor(transforms.apply_segmentation(labels)).long()
             self._transform_annotations(record, transforms, image.shape[:2])
         return record
 
