@@ -254,7 +254,8 @@ class DatasetMapper:
         elif "annotations" in record:
             if self.use_basis_sem:
                 labels = draw_things(record["annotations"], original_size)
-                record["basis_sem"] = torch.as_tensor(transforms.apply_segmentation(labels)).long()
+                labels = transforms.apply_segmentation(labels)
+                record["basis_sem"] = torch.as_tensor(labels.astype(np.int64))
             self._transform_annotations(record, transforms, image.shape[:2])
         return record
 

@@ -28,6 +28,8 @@ NEEDS: dict[str, dict[str, str | None]] = {
     "GeneralizedRCNN": _R_CNN,
     "OneStageDetector": _FCOS,
     "FCOS": _FCOS,
+    "BlendMask": _FCOS,
+    "PanopticBlendMask": {**_FCOS, "sem_seg": "sem_seg_classes"},
     "CascadeRCNN": _R_CNN,
     "CenterMask": _R_CNN,
     "MaskRCNN": _R_CNN,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segdet.errors import ConfigError, DataError
 from segdet.layers import Losses, ShapeSpec, c2_xavier_fill, get_norm
 from segdet.modeling.backbones.backbone import known, select_maps
-from segdet.structures import BitMasks, Targets, polygons_to_bitmask
+from segdet.structures import Targets, polygons_to_bitmask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class BasisModuleConfig:
         stride = known(maps[self.in_features[0]].stride)
         if stride != self.common_stride:
             raise ConfigError(
-                f"BASIS_MODULE.COMMON_STRIDE must be the stride of {self.in_features[0]}, {stride}; "
-                f"it is {self.common_stride}"
+                f"BASIS_MODULE.COMMON_STRIDE must be the stride of {self.in_features[0]}, "
+                f"{stride}; it is {self.common_stride}"
             )
         return ProtoNet(
             self.in_features,
@@ -159,9 +159,9 @@ def thing_labels(targets: Targets) -> Tensor:
     height, width = targets.image_size
     labels = torch.zeros(height, width, dtype=torch.int64, device=targets.gt_classes.device)
     for one, category in zip(targets.gt_masks, targets.gt_classes, strict=True):
-        if isinstance(targets.gt_masks, BitMasks):
+        if isinstance(one, Tensor):
             mask = one
-        else:
+        else:  # polygons
             mask = torch.from_numpy(polygons_to_bitmask(one, height, width)).to(labels.device)
         labels[mask] = category + 1
     return labels

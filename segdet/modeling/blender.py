@@ -120,7 +120,5 @@ def blended_mask_loss(
     Returns:
         Scalar; zero and still connected to `logits` when N == 0.
     """
-    losses = F.binary_cross_entropy_with_logits(
-        logits, gt_masks.to(logits.dtype), reduction="none"
-    )
+    losses = F.binary_cross_entropy_with_logits(logits, gt_masks.to(logits.dtype), reduction="none")
     return (losses.mean(dim=(1, 2)) * weights).sum() / normalizer

@@ -167,6 +167,18 @@ BEYOND = {
         "IN_FEATURES": ("p2", "p3", "p4", "p5"), "ASSIGN_CRITERION": "ratio",
     },
     "MODEL.ROI_MASK_HEAD": {"ASSIGN_CRITERION": "area"},
+    "MODEL.BASIS_MODULE": {
+        "NAME": "ProtoNet", "NUM_BASES": 4, "LOSS_ON": False, "ANN_SET": "coco", "CONVS_DIM": 128,
+        "IN_FEATURES": ["p3", "p4", "p5"], "NORM": "SyncBN", "NUM_CONVS": 3, "COMMON_STRIDE": 8,
+        "NUM_CLASSES": 80, "LOSS_WEIGHT": 0.3,
+    },
+    "MODEL.BLENDMASK": {
+        "ATTN_SIZE": 14, "TOP_INTERP": "bilinear", "BOTTOM_RESOLUTION": 56,
+        "POOLER_TYPE": "ROIAlignV2", "POOLER_SAMPLING_RATIO": 1, "POOLER_SCALES": [0.25],
+        "INSTANCE_LOSS_WEIGHT": 1.0, "VISUALIZE": False,
+    },
+    "MODEL.DLA": {"CONV_BODY": "DLA34", "NORM": "FrozenBN"},
+    "MODEL.RESNETS": {"DEFORM_INTERVAL": 1},
     "MODEL.VOVNET": {
         "CONV_BODY": "V-39-eSE", "OUT_FEATURES": ["stage2", "stage3", "stage4", "stage5"],
         "NORM": "FrozenBN", "STAGE_WITH_DCN": (False, False, False, False),

@@ -79,6 +79,8 @@ def a_config() -> CfgNode:
                 "LOAD_PROPOSALS": False,
                 "META_ARCHITECTURE": "GeneralizedRCNN",
                 "RETINANET": {"NUM_CLASSES": 80},
+                "FCOS": {"NUM_CLASSES": 80},
+                "BASIS_MODULE": {"LOSS_ON": False},
                 "ROI_HEADS": {"NUM_CLASSES": 80},
                 "SEM_SEG_HEAD": {"NUM_CLASSES": 54, "IGNORE_VALUE": 255},
                 "ROI_KEYPOINT_HEAD": {"MIN_KEYPOINTS_PER_IMAGE": 1},

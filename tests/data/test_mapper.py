@@ -54,6 +54,21 @@ def test_crowds_are_no_targets(coco_folder: CocoFolder):
     assert len(a_mapper()(records[0])["instances"]) == 1
 
 
+def test_label_maps_of_objects_are_moved_as_the_image_is(coco_folder: CocoFolder):
+    crowd = {"size": [60, 80], "counts": [0, 60 * 4, 60 * 76]}  # the first 4 columns
+    rows = [annotation(), annotation(id=2, iscrowd=1, segmentation=crowd)]
+    coco_folder.tree["annotations"] = rows
+    record = read_coco_json(*coco_folder.write()).records[0]
+    flip = [T.HFlipTransform(80), T.ResizeTransform(60, 80, 30, 40)]
+    out = a_mapper(use_basis_sem=True, augmentations=flip)(record)
+    labels, category = out["basis_sem"], out["instances"].gt_classes.item() + 1
+    expected = torch.zeros(30, 40, dtype=torch.int64)
+    expected[5:20, 10:30] = category
+    expected[:, 38:] = category
+    assert labels.dtype == torch.int64 and torch.equal(labels, expected)
+    assert "basis_sem" not in a_mapper(use_basis_sem=True, is_train=False)(record)
+
+
 @pytest.mark.parametrize("mask_format, kind", [("polygon", PolygonMasks), ("bitmask", BitMasks)])
 def test_an_image_without_objects_has_every_field(coco_folder: CocoFolder, mask_format, kind):
     records = read_coco_json(*coco_folder.write()).records

@@ -26,7 +26,11 @@ def test_official_names():
     expected = [f"{at}.{name}" for at in blocks for name in ("0.weight", "1.weight", "1.bias")]
     expected += ["tower.5.weight", "tower.5.bias"]
     for at in (0, 3):
-        expected += [f"seg_head.{at}.weight", f"seg_head.{at + 1}.weight", f"seg_head.{at + 1}.bias"]
+        expected += [
+            f"seg_head.{at}.weight",
+            f"seg_head.{at + 1}.weight",
+            f"seg_head.{at + 1}.bias",
+        ]
     assert names == [*expected, "seg_head.6.weight", "seg_head.6.bias"]
     assert a_module(num_convs=2).tower[3][0].weight.shape == (6, 6, 3, 3)
     assert a_module().seg_head is None

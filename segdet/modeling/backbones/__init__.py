@@ -165,6 +165,15 @@ def _fcos_vovnet_fpn(sections: BackboneSections, input_channels: int) -> FPN:
     return fcos_fpn(sections, _vovnet(sections, input_channels))
 
 
+def _fcos_dla_fpn(sections: BackboneSections, input_channels: int) -> FPN:
+    body = sections.dla.build(
+        sections.fpn.in_features,
+        freeze_at=sections.backbone.freeze_at,
+        input_channels=input_channels,
+    )
+    return fcos_fpn(sections, body)
+
+
 BACKBONES: dict[str, Callable[[BackboneSections, int], Backbone]] = {  # (_, input channels)
     "build_resnet_backbone": _resnet,
     "build_resnet_fpn_backbone": _resnet_fpn,
@@ -176,4 +185,5 @@ BACKBONES: dict[str, Callable[[BackboneSections, int], Backbone]] = {  # (_, inp
     "build_fcos_resnet_fpn_backbone": _fcos_resnet_fpn,
     "build_fcos_mobilenetv2_fpn_backbone": _fcos_mobilenetv2_fpn,
     "build_fcos_vovnet_fpn_backbone": _fcos_vovnet_fpn,
+    "build_fcos_dla_fpn_backbone": _fcos_dla_fpn,
 }

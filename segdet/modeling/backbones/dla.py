@@ -70,9 +70,7 @@ class DLA(Backbone):
         self.level1 = _conv_norm_relu(CHANNELS[0], CHANNELS[1], 3, norm, stride=2)
         for level, depth in DEPTHS.items():
             in_channels, channels = CHANNELS[level - 1 : level + 1]
-            tree = Tree(
-                depth, in_channels, channels, stride=2, input_at_root=level > 2, norm=norm
-            )
+            tree = Tree(depth, in_channels, channels, stride=2, input_at_root=level > 2, norm=norm)
             self.add_module(f"level{level}", tree)
         for part in PARTS[: max(freeze_at, 0)]:
             freeze(self.get_submodule(part))
@@ -128,9 +126,7 @@ class Tree(nn.Module):
         else:
             root_channels += channels
             self.tree1 = Tree(depth - 1, in_channels, channels, stride=stride, norm=norm)
-            self.tree2 = Tree(
-                depth - 1, channels, channels, root_channels=root_channels, norm=norm
-            )
+            self.tree2 = Tree(depth - 1, channels, channels, root_channels=root_channels, norm=norm)
         self.project = None
         if in_channels != channels:
             self.project = nn.Sequential(*_conv_norm_relu(in_channels, channels, 1, norm)[:2])
@@ -191,9 +187,7 @@ def _conv_norm_relu(
     return nn.Sequential(conv, _norm(norm, channels), nn.ReLU(inplace=True))
 
 
-def _conv(
-    in_channels: int, channels: int, size: int, norm: str, *, stride: int = 1
-) -> nn.Conv2d:
+def _conv(in_channels: int, channels: int, size: int, norm: str, *, stride: int = 1) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, channels, size, stride, padding=size // 2, bias=not norm)
     c2_msra_fill(conv)
     return conv

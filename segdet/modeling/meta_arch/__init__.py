@@ -5,6 +5,12 @@ from dataclasses import fields
 from typing import Any
 
 from segdet.errors import ConfigError
+from segdet.modeling.meta_arch.blendmask import (
+    BlendMask,
+    BlendMaskConfig,
+    PanopticBlendMask,
+    PanopticBlendMaskConfig,
+)
 from segdet.modeling.meta_arch.cascade_rcnn import CascadeRCNNConfig
 from segdet.modeling.meta_arch.centermask import CenterMaskConfig, PanopticCenterMaskConfig
 from segdet.modeling.meta_arch.fcos import OneStageDetector, OneStageDetectorConfig
@@ -31,6 +37,8 @@ from segdet.modeling.system import SystemConfig
 __all__ = [
     "OFFICIAL_NAMES",
     "SYSTEMS",
+    "BlendMask",
+    "BlendMaskConfig",
     "CascadePanopticFPNConfig",
     "CascadeRCNNConfig",
     "CenterMaskConfig",
@@ -41,6 +49,8 @@ __all__ = [
     "MaskScoringRCNNConfig",
     "OneStageDetector",
     "OneStageDetectorConfig",
+    "PanopticBlendMask",
+    "PanopticBlendMaskConfig",
     "PanopticCenterMaskConfig",
     "PanopticFPN",
     "PanopticFPNConfig",
@@ -58,9 +68,10 @@ __all__ = [
 
 META, ROI_HEADS = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
 MASK_HEAD, SEM_SEG_HEAD = "MODEL.ROI_MASK_HEAD.NAME", "MODEL.SEM_SEG_HEAD.NAME"
-MASKIOU_ON = "MODEL.MASKIOU_ON"
+MASKIOU_ON, COMBINE = "MODEL.MASKIOU_ON", "MODEL.PANOPTIC_FPN.COMBINE.ENABLED"
 
 SYSTEMS: dict[str, type[SystemConfig]] = {
+    "BlendMask": BlendMaskConfig,
     "CascadePanopticFPN": CascadePanopticFPNConfig,
     "CascadeRCNN": CascadeRCNNConfig,
     "CenterMask": CenterMaskConfig,
@@ -69,6 +80,7 @@ SYSTEMS: dict[str, type[SystemConfig]] = {
     "MaskRCNN": MaskRCNNConfig,
     "MaskRCNNC4": MaskRCNNC4Config,
     "PanopticCenterMask": PanopticCenterMaskConfig,
+    "PanopticBlendMask": PanopticBlendMaskConfig,
     "PanopticFPN": PanopticFPNConfig,
     "PointRend": PointRendConfig,
     "PointRendSemSeg": PointRendSemSegConfig,
@@ -106,6 +118,8 @@ OFFICIAL_NAMES: list[tuple[dict[str, Any], str]] = [
     ({META: "GeneralizedRCNN", ROI_HEADS: "CenterROIHeads"}, "CenterMask"),
     ({META: "PanopticFPN", ROI_HEADS: "CenterROIHeads"}, "PanopticCenterMask"),
     ({META: "OneStageDetector"}, "FCOS"),
+    ({META: "BlendMask", COMBINE: False}, "BlendMask"),
+    ({META: "BlendMask", COMBINE: True}, "PanopticBlendMask"),
     ({META: "ProposalNetwork"}, "ProposalNetwork"),
     ({META: "RetinaNet"}, "RetinaNet"),
     ({META: "SemanticSegmentor"}, "SemanticSegmentor"),

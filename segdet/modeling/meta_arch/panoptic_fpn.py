@@ -179,16 +179,31 @@ class PanopticFPN(System):
         self, found: Sequence[PanopticParts], batched_inputs: list[dict]
     ) -> list[dict[str, Any]]:
         """`sem_seg`, `instances` and, if they are combined, `panoptic_seg`, at the asked size."""
-        results = []
-        for (instances, logits), x in zip(found, batched_inputs, strict=True):
-            size = requested_size(x, instances.image_size)
-            sem_seg = sem_seg_postprocess(logits, instances.image_size, *size)
-            result: dict[str, Any] = {"sem_seg": sem_seg}
-            result["instances"] = detections = detector_postprocess(instances, *size)
-            if self.combine is not None:
-                result["panoptic_seg"] = self.combine(detections, sem_seg.argmax(dim=0))
-            results.append(result)
-        return results
+        return panoptic_results(found, batched_inputs, self.combine)
+
+
+def panoptic_results(
+    found: Sequence[PanopticParts],
+    batched_inputs: Sequence[dict],
+    combine: Callable[[Detections, Tensor], Panoptic] | None,
+) -> list[dict[str, Any]]:
+    """Per image `sem_seg`, `instances` and, if they are combined, `panoptic_seg`.
+
+    Args:
+        found: in network input pixels.
+        batched_inputs: of the model; they say which size is asked for.
+        combine: as in `PanopticFPN`.
+    """
+    results = []
+    for (instances, logits), x in zip(found, batched_inputs, strict=True):
+        size = requested_size(x, instances.image_size)
+        sem_seg = sem_seg_postprocess(logits, instances.image_size, *size)
+        result: dict[str, Any] = {"sem_seg": sem_seg}
+        result["instances"] = detections = detector_postprocess(instances, *size)
+        if combine is not None:
+            result["panoptic_seg"] = combine(detections, sem_seg.argmax(dim=0))
+        results.append(result)
+    return results
 
 
 def combine_semantic_and_instance_outputs(

@@ -97,7 +97,7 @@ def test_freeze_at(freeze_at, first_trained):
 
 
 def test_refuses_unusable_settings():
-    with pytest.raises(ConfigError, match="DLA's maps are level0, .* names \\('res3',\\)"):
+    with pytest.raises(ConfigError, match=r"DLA's maps are level0, .* names \('res3',\)"):
         DLA(out_features=["res3"])
     with pytest.raises(ConfigError, match="CONV_BODY must be DLA34, is 'DLA60'"):
         DLAConfig(conv_body="DLA60")

@@ -51,6 +51,14 @@ CENTERMASK = [
     *("MODEL.MASKIOU_ON", True, "MODEL.ROI_MASKIOU_HEAD.CONV_DIM", 8),
     *("MODEL.ROI_MASKIOU_HEAD.NUM_CONV", 2),
 ]
+BLENDMASK = [
+    *FCOS,
+    *("MODEL.META_ARCHITECTURE", "BlendMask", "MODEL.MASK_ON", True),
+    *("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", False),
+    *("MODEL.BLENDMASK.ATTN_SIZE", 4, "MODEL.BLENDMASK.BOTTOM_RESOLUTION", 8),
+    *("MODEL.BASIS_MODULE.CONVS_DIM", 8, "MODEL.BASIS_MODULE.NUM_CONVS", 1),
+    *("MODEL.BASIS_MODULE.NUM_CLASSES", 3, "MODEL.BASIS_MODULE.LOSS_ON", True),
+]
 TINY = {
     "MaskRCNN": [*PYRAMID, *HEADS],
     "MaskScoringRCNN": [
@@ -95,6 +103,13 @@ TINY = {
         *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
     ],
     "FCOS": [*FCOS, "MODEL.META_ARCHITECTURE", "OneStageDetector"],
+    "BlendMask": BLENDMASK,
+    "PanopticBlendMask": [
+        *BLENDMASK,
+        *("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+        *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
+    ],
     "CenterMask": CENTERMASK,
     "PanopticCenterMask": [
         *CENTERMASK,

@@ -4,9 +4,11 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from segdet.errors import ConfigError
 from segdet.modeling import SYSTEMS, build_model, meta_arch
+from segdet.modeling.fcos_head import FCOSHead
 from segdet.modeling.meta_arch import system_name
 from segdet.structures import Instances
 
@@ -19,7 +21,10 @@ CASCADE_LOSSES = {
 }
 FCOS_LOSSES = {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
 CENTERMASK_LOSSES = {*FCOS_LOSSES, "loss_mask", "loss_maskiou"}
+BLENDMASK_LOSSES = {*FCOS_LOSSES, "loss_mask", "loss_basis_sem"}
 LOSSES = {
+    "BlendMask": BLENDMASK_LOSSES,
+    "PanopticBlendMask": {*BLENDMASK_LOSSES, "loss_sem_seg"},
     "MaskRCNN": MASK_RCNN_LOSSES,
     "MaskRCNNC4": MASK_RCNN_LOSSES,
     "CascadeRCNN": CASCADE_LOSSES,
@@ -59,7 +64,11 @@ def image(system, image_for):
 @pytest.fixture(scope="module")
 def model(system, tiny_cfg):
     torch.manual_seed(0)
-    return build_model(tiny_cfg(system))
+    model = build_model(tiny_cfg(system))
+    for part in model.modules():
+        if isinstance(part, FCOSHead):
+            nn.init.ones_(part.bbox_pred.bias)  # boxes have an extent, whatever the seed
+    return model
 
 
 def test_every_system_is_listed():
