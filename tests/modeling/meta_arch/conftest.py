@@ -1,11 +1,13 @@
 """Every system in small, and images to feed it."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from segdet.config import CfgNode, get_cfg
+from segdet.data.demo import make_demo_dataset
 from segdet.structures import BitMasks, Boxes, BoxMode, PolygonMasks, RotatedBoxes, Targets
 
 PYRAMID = [
@@ -215,3 +217,16 @@ def image_for() -> Callable[[str], Callable[..., dict]]:
 def image() -> Callable[..., dict]:
     """A model's input with objects in the given XYXY boxes."""
     return an_image
+
+
+@pytest.fixture
+def on_demo_pictures(tmp_path: Path) -> Callable[[CfgNode, int], None]:
+    """Lets a config train and evaluate on the same few demo pictures."""
+
+    def set_up(cfg: CfgNode, number: int) -> None:
+        folder = make_demo_dataset(tmp_path / "demo", num_train=number, num_val=1)
+        name = f"{folder}/annotations/instances_train.json:{folder}/train"
+        cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+        cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.SEED = str(tmp_path / "run"), 0, 1
+
+    return set_up

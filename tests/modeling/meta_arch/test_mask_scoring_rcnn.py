@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from segdet.config import get_cfg
-from segdet.data.demo import make_demo_dataset
 from segdet.engine import DefaultTrainer
 from segdet.errors import ConfigError
 from segdet.modeling import GeneralizedRCNNWithTTA, build_model
@@ -155,17 +154,9 @@ def test_views_of_test_time_augmentation_are_averaged(cfg, image, monkeypatch):
     assert len(found) > 0 and all((expected - s).abs().min() < 1e-6 for s in found.mask_scores)
 
 
-def demo(folder, cfg, number: int) -> None:
-    """Train and evaluate on the same `number` demo pictures."""
-    make_demo_dataset(folder / "demo", num_train=number, num_val=1)
-    name = f"{folder}/demo/annotations/instances_train.json:{folder}/demo/train"
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
-    cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.SEED = str(folder / "run"), 0, 1
-
-
 @pytest.mark.slow
-def test_crowds_and_empty_pictures_train_and_evaluate(cfg, tmp_path):
-    demo(tmp_path, cfg, 8)  # the 5th has a crowd, the 8th nothing
+def test_crowds_and_empty_pictures_train_and_evaluate(cfg, on_demo_pictures):
+    on_demo_pictures(cfg, 8)  # the 5th has a crowd, the 8th nothing
     cfg.merge_from_list(
         [
             *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.IMS_PER_BATCH", 8),
@@ -181,10 +172,10 @@ def test_crowds_and_empty_pictures_train_and_evaluate(cfg, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_four_pictures_are_learnt(tmp_path):
+def test_four_pictures_are_learnt(on_demo_pictures):
     cfg = get_cfg()
     cfg.merge_from_file(ROOT / "configs/demo/mask_scoring_rcnn.yaml")
-    demo(tmp_path, cfg, 4)
+    on_demo_pictures(cfg, 4)
     cfg.merge_from_list(
         [
             *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 200, "SOLVER.STEPS", (170,)),
