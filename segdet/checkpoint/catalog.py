@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from segdet.checkpoint.download import download
 from segdet.errors import CheckpointError
@@ -47,6 +47,8 @@ def locate(address: str, *, may_download: bool | None = None) -> tuple[Path, boo
     is_url = plain.startswith(("http://", "https://"))
     by_suffix = _wants_suffix_matching(address, query, other_keys_allowed=is_url)
     url, names = _mirrored_as(plain)
+    if is_url and url:
+        url += _other_options(query)  # some servers give a page instead of the file without them
     if not names:
         path = Path(plain).expanduser()
         if not os.path.isfile(path):
@@ -100,6 +102,12 @@ def _wants_suffix_matching(address: str, query: str, *, other_keys_allowed: bool
     if answer not in ("True", "False") or (options and not other_keys_allowed):
         raise CheckpointError(f"{address}: the only query known is ?matching_heuristics=True")
     return answer == "True"
+
+
+def _other_options(query: str) -> str:
+    options = parse_qsl(query, keep_blank_values=True)
+    others = [(key, value) for key, value in options if key != "matching_heuristics"]
+    return f"?{urlencode(others)}" if others else ""
 
 
 def _mirrored_as(address: str) -> tuple[str | None, list[str]]:

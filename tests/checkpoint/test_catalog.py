@@ -136,6 +136,14 @@ def test_nothing_is_downloaded_unless_asked_for(monkeypatch, cache, downloads):
     assert len(downloads) == 1
 
 
+def test_what_a_server_is_asked_for_is_the_whole_address(monkeypatch, cache, downloads):
+    monkeypatch.delenv(MIRROR, raising=False)
+    place = cache / "example.org" / "s" / "1" / "a.pth"
+    address = "https://example.org/s/1/a.pth?matching_heuristics=True&dl=1"
+    assert locate(address, may_download=True) == (place, True)
+    assert downloads == ["https://example.org/s/1/a.pth?dl=1"]
+
+
 def test_the_mirror_comes_before_the_downloads(mirror, cache, downloads):
     place = put(mirror, R50)
     put(cache, f"dl.fbaipublicfiles.com/detectron2/{R50}")

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 
 import pytest
@@ -8,7 +9,13 @@ from segdet.checkpoint.loading import group_names, group_renamed, load_weights
 from segdet.checkpoint.reading import read_checkpoint
 from segdet.errors import CheckpointError
 from segdet.layers import FrozenBatchNorm2d
-from segdet.modeling.backbones import FPN, LastLevelMaxPool, MobileNetV2, ResNetConfig
+from segdet.modeling.backbones import (
+    FPN,
+    LastLevelMaxPool,
+    MobileNetV2,
+    ResNetConfig,
+    VoVNetConfig,
+)
 
 SMALL = {"stem_out_channels": 8, "res2_out_channels": 16, "width_per_group": 4}
 
@@ -131,6 +138,31 @@ def test_torchvision_mobilenet_v2_file(shared_data):
     assert len(ours) == 51 * 5  # convolutions, each with the four tensors of its norm
     for a, b in zip(ours, theirs, strict=False):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("deformable", [False, True])
+def test_a_vovnet_without_prefix(deformable):
+    """As CenterMask2's ImageNet weights: a body, and the classifier that was on it."""
+    plain = VoVNetConfig(conv_body="V-19-slim-eSE", out_features=("stage3",))
+    stages = (False, True, False, False) if deformable else (False,) * 4
+    ours = dataclasses.replace(plain, stage_with_dcn=stages, with_modulated_dcn=True)
+    model = branch(backbone=branch(bottom_up=ours.build(freeze_at=0)))
+    weights = randomised(plain.build(freeze_at=0)) | {"classifier.bias": torch.zeros(1000)}
+    report = load_weights(model, weights, file="vovnet19_ese_slim_detectron2.pth")
+    assert report.unexpected == ["classifier.bias"] and report.wrong_shape == {}
+    assert len(report.missing) == (6 if deformable else 0)
+    assert all("/conv_offset." in name for name in report.missing)
+    name = "stage3.OSA3_1.ese.fc.weight"
+    assert torch.equal(model.state_dict()[f"backbone.bottom_up.{name}"], weights[name])
+
+
+def test_a_mobilenet_v2_without_prefix():
+    body = MobileNetV2()
+    model = branch(backbone=branch(bottom_up=body))
+    weights = randomised(MobileNetV2())
+    report = load_weights(model, weights, file="mobilenet_v2_detectron2.pth")
+    assert report.missing == report.unexpected == []
+    assert all(torch.equal(body.state_dict()[name], weights[name]) for name in weights)
 
 
 def test_torchvision_resnet():

@@ -4,6 +4,10 @@ Official names (detectron2's, which are ours too) need no family.
 """
 
 from segdet.checkpoint.families.caffe2 import CAFFE2
+from segdet.checkpoint.families.centermask2 import (
+    CENTERMASK2_MOBILENET_V2,
+    CENTERMASK2_VOVNET,
+)
 from segdet.checkpoint.families.family import Family
 from segdet.checkpoint.families.fcos import FCOS_BENCHMARK, FCOS_FIRST_RELEASE
 from segdet.checkpoint.families.maskrcnn_benchmark import MASKRCNN_BENCHMARK
@@ -20,4 +24,6 @@ FAMILIES = (  # asked in this order
     MASKRCNN_BENCHMARK,
     FCOS_FIRST_RELEASE,
     POINTREND_FIRST_RELEASE,
+    CENTERMASK2_VOVNET,
+    CENTERMASK2_MOBILENET_V2,
 )
