@@ -18,7 +18,7 @@ from segdet.errors import CheckpointError
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a weight file.
 
-    `.safetensors` goes by its suffix; files of torch and pickles of arrays by what they begin with.
+    `.safetensors` and `.npz` go by their suffix; files of torch and pickles of arrays by what they begin with.
 
     Returns:
         `model`: the tensors by name, on the CPU; `matching_heuristics`: whether the file asks for
@@ -51,6 +51,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
     with path.open("rb") as file:
         if file.read(len(ZIP_START)) == ZIP_START:
             return read_zip(path)

@@ -31,6 +31,7 @@ NEEDS: dict[str, dict[str, str | None]] = {
     "BlendMask": _FCOS,
     "PanopticBlendMask": {**_FCOS, "sem_seg": "sem_seg_classes"},
     "CascadeRCNN": _R_CNN,
+    "FCIS": _R_CNN,
     "CenterMask": _R_CNN,
     "MaskRCNN": _R_CNN,
     "ImplicitPointRend": _R_CNN,

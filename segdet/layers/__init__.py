@@ -31,7 +31,7 @@ from segdet.layers.wrappers import (
     interpolate,
     nonzero_tuple,
 )
-from segdet.ops import point_sample
+from segdet.ops import point_sample, ps_roi_pool
 
 __all__ = [
     "BatchNorm2d",
@@ -66,6 +66,7 @@ __all__ = [
     "pairwise_iou_rotated",
     "paste_masks_in_image",
     "point_sample",
+    "ps_roi_pool",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

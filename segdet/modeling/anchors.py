@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,12 @@ class DefaultAnchorGenerator(nn.Module):
             strict=True,
         )
         for level, (level_sizes, level_ratios) in enumerate(levels):
-            self._set_cell(level, cell_anchors(level_sizes, level_ratios))
+            self._set_cell(level, self.cell(level_sizes, level_ratios, strides[level]))
+
+    @staticmethod
+    def cell(sizes: Sequence[float], aspect_ratios: Sequence[float], stride: int) -> Tensor:
+        """(A, 4) XYXY anchors of the cell at (0, 0)."""
+        return cell_anchors(sizes, aspect_ratios)
 
     def _set_cell(self, level: int, cell: Tensor) -> None:
         """Take (A, box_dim) anchors around (0, 0) for a level."""
@@ -156,8 +162,32 @@ class RotatedAnchorGenerator(DefaultAnchorGenerator):
         return torch.stack((x, y, zero, zero, zero), dim=-1)
 
 
-def _upright(section: AnchorGeneratorConfig, strides: Sequence[int]) -> DefaultAnchorGenerator:
-    return DefaultAnchorGenerator(
+class RoundedAnchorGenerator(DefaultAnchorGenerator):
+    """Faster R-CNN's own anchors, of whole pixels; ratios outer, sizes inner.
+
+    Source: the code of Faster R-CNN (arXiv:1506.01497), R-FCN and FCIS. A square of the stride is
+    brought to each ratio, its sides rounded to pixels, halves to even, and then enlarged. Anchors
+    are centred on the middle of their cell.
+    """
+
+    @staticmethod
+    def cell(sizes: Sequence[float], aspect_ratios: Sequence[float], stride: int) -> Tensor:  # noqa: D102
+        boxes = []
+        for ratio in aspect_ratios:
+            width = round(math.sqrt(stride**2 / ratio))
+            height = round(width * ratio)
+            for size in sizes:
+                x, y = width * size / stride / 2, height * size / stride / 2
+                boxes.append((-x, -y, x, y))
+        return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) + stride / 2
+
+
+def _upright(
+    section: AnchorGeneratorConfig,
+    strides: Sequence[int],
+    kind: type[DefaultAnchorGenerator] = DefaultAnchorGenerator,
+) -> DefaultAnchorGenerator:
+    return kind(
         sizes=section.sizes,
         aspect_ratios=section.aspect_ratios,
         strides=strides,
@@ -178,7 +208,11 @@ def _rotated(section: AnchorGeneratorConfig, strides: Sequence[int]) -> RotatedA
 # MODEL.ANCHOR_GENERATOR.NAME -> what builds it, for levels of these strides
 ANCHOR_GENERATORS: dict[
     str, Callable[[AnchorGeneratorConfig, Sequence[int]], DefaultAnchorGenerator]
-] = {"DefaultAnchorGenerator": _upright, "RotatedAnchorGenerator": _rotated}
+] = {
+    "DefaultAnchorGenerator": _upright,
+    "RotatedAnchorGenerator": _rotated,
+    "RoundedAnchorGenerator": functools.partial(_upright, kind=RoundedAnchorGenerator),
+}
 
 
 def flatten_cells(x: Tensor, size: int) -> Tensor:

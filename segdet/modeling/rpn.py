@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,20 +79,26 @@ class RPNConfig:
 
     def build_loss(self, transform: Box2BoxTransform, kind: BoxKind) -> RPNLoss:
         """The training losses."""
-        return RPNLoss(
-            matcher=Matcher(self.iou_thresholds, self.iou_labels, allow_low_quality_matches=True),
-            batch_size_per_image=self.batch_size_per_image,
-            positive_fraction=self.positive_fraction,
-            boundary_thresh=self.boundary_thresh,
-            box_loss=BoxRegressionLoss(
+        return RPNLoss(**self.loss_settings(transform, kind))
+
+    def loss_settings(self, transform: Box2BoxTransform, kind: BoxKind) -> dict[str, Any]:
+        """The arguments of `RPNLoss`."""
+        return {
+            "matcher": Matcher(
+                self.iou_thresholds, self.iou_labels, allow_low_quality_matches=True
+            ),
+            "batch_size_per_image": self.batch_size_per_image,
+            "positive_fraction": self.positive_fraction,
+            "boundary_thresh": self.boundary_thresh,
+            "box_loss": BoxRegressionLoss(
                 transform,
                 loss_type=self.bbox_reg_loss_type,
                 smooth_l1_beta=self.smooth_l1_beta,
                 weight=self.bbox_reg_loss_weight,
             ),
-            loss_weight=self.loss_weight,
-            kind=kind,
-        )
+            "loss_weight": self.loss_weight,
+            "kind": kind,
+        }
 
     def build_selector(
         self, transform: Box2BoxTransform, *, min_size: float, kind: BoxKind
@@ -298,18 +305,22 @@ class RPNLoss:
                 )
             )
             num_pos, num_neg = num_pos + len(positive), num_neg + len(negative)
-        # The nominal batch, not what was drawn: detectron2's normaliser.
-        scale = self.loss_weight / (self.batch_size_per_image * len(targets))
+        nominal = self.batch_size_per_image * len(targets)
+        cls_scale = self.loss_weight / self._cls_divisor(num_pos + num_neg, nominal)
         return Losses(
             {
-                "loss_rpn_cls": torch.stack(cls_terms).sum() * scale,
-                "loss_rpn_loc": torch.stack(loc_terms).sum() * scale,
+                "loss_rpn_cls": torch.stack(cls_terms).sum() * cls_scale,
+                "loss_rpn_loc": torch.stack(loc_terms).sum() * (self.loss_weight / nominal),
             },
             {
                 "rpn/num_pos_anchors": num_pos / len(targets),
                 "rpn/num_neg_anchors": num_neg / len(targets),
             },
         )
+
+    def _cls_divisor(self, drawn: int, nominal: int) -> int:
+        """What the sum over the drawn anchors is divided by: detectron2 takes the nominal batch."""
+        return nominal
 
     @torch.no_grad()
     def _sample(

@@ -12,11 +12,15 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.parity.fcis import FCISParts
 from tests.parity.mask_scoring_rcnn import MaskScoringRCNNHead
 
 # The case's "peer" -> what makes its checks: from the case's numbers, arrays, weights.py and a
 # dtype to methods `outputs`, `targets`, `losses` and `gradients`, that give the checks of each.
-ORIGINALS: dict[str, Callable] = {"zjhuang22/maskscoring_rcnn": MaskScoringRCNNHead}
+ORIGINALS: dict[str, Callable] = {
+    "msracver/FCIS": FCISParts,
+    "zjhuang22/maskscoring_rcnn": MaskScoringRCNNHead,
+}
 
 
 def module_of(folder: Path, name: str) -> ModuleType:

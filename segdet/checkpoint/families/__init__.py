@@ -11,6 +11,7 @@ from segdet.checkpoint.families.centermask2 import (
 from segdet.checkpoint.families.family import Family
 from segdet.checkpoint.families.fcos import FCOS_BENCHMARK, FCOS_FIRST_RELEASE
 from segdet.checkpoint.families.maskrcnn_benchmark import MASKRCNN_BENCHMARK
+from segdet.checkpoint.families.mxnet_fcis import MXNET_FCIS
 from segdet.checkpoint.families.pointrend import POINTREND_FIRST_RELEASE
 from segdet.checkpoint.families.torchvision import TORCHVISION_MOBILENET_V2, TORCHVISION_RESNET
 
@@ -22,6 +23,7 @@ FAMILIES = (  # asked in this order
     TORCHVISION_MOBILENET_V2,
     FCOS_BENCHMARK,  # its body has maskrcnn-benchmark's names
     MASKRCNN_BENCHMARK,
+    MXNET_FCIS,
     FCOS_FIRST_RELEASE,
     POINTREND_FIRST_RELEASE,
     CENTERMASK2_VOVNET,

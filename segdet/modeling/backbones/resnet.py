@@ -44,6 +44,7 @@ class ResNetConfig:
     res5_dilation: int = 1  # 2 keeps res5 at stride 16
     res2_out_channels: int = 256  # 64 for depths 18 and 34
     stem_out_channels: int = 64
+    stem_pool_padding: int = 1  # 0: MXNet's and Caffe's pooling, which rounds its size up instead
     deform_on_per_stage: tuple[bool, ...] = (False, False, False, False)  # res2 to res5
     deform_modulated: bool = False  # version 2, with a mask
     deform_num_groups: int = 1  # groups of channels with offsets of their own
@@ -57,6 +58,8 @@ class ResNetConfig:
             raise ConfigError(
                 f"OUT_FEATURES must name some of {', '.join(FEATURES)}, is {self.out_features}"
             )
+        if self.stem_pool_padding not in (0, 1):
+            raise ConfigError(f"STEM_POOL_PADDING must be 0 or 1, is {self.stem_pool_padding}")
         if len(self.deform_on_per_stage) != 4:
             raise ConfigError(
                 "DEFORM_ON_PER_STAGE must have a value for each of res2 to res5, is "
@@ -111,7 +114,12 @@ class ResNetConfig:
 
     def build_stem(self, input_channels: int) -> Stem:
         """What stands before res2."""
-        return BasicStem(input_channels, self.stem_out_channels, norm=self.norm)
+        return BasicStem(
+            input_channels,
+            self.stem_out_channels,
+            norm=self.norm,
+            pool_padding=self.stem_pool_padding,
+        )
 
     def dilation(self, level: int) -> int:
         """Of res{level}; where it is above 1, the stage keeps the stride of its input."""
@@ -221,17 +229,32 @@ class Stem(nn.Module):
 
 
 class BasicStem(Stem):
-    """7x7 convolution and 3x3 max pooling, stride 2 each."""
+    """7x7 convolution and 3x3 max pooling, stride 2 each.
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: str) -> None:
+    Args:
+        in_channels: of the images.
+        out_channels: of the result.
+        norm: a name that `get_norm` knows.
+        pool_padding: of the pooling, 1; or 0, where the last window may reach over the border.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, norm: str, pool_padding: int = 1
+    ) -> None:
         super().__init__(out_channels)
+        self.pool_padding = pool_padding
         self.conv1 = conv_with_norm(
             in_channels, out_channels, 7, norm, F.relu_, stride=2, padding=3
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, out_channels, ceil(H / 4), ceil(W / 4))."""
-        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+        """(B, C, H, W) to (B, out_channels, ceil(H / 4), ceil(W / 4)).
+
+        Without padding, an odd half of H or W gives a row or column less.
+        """
+        return F.max_pool2d(
+            self.conv1(x), 3, 2, padding=self.pool_padding, ceil_mode=self.pool_padding == 0
+        )
 
 
 class BasicBlock(nn.Module):

@@ -12,6 +12,7 @@ from segdet.modeling.meta_arch.blendmask import (
     PanopticBlendMaskConfig,
 )
 from segdet.modeling.meta_arch.cascade_rcnn import CascadeRCNNConfig
+from segdet.modeling.meta_arch.fcis import FCIS, FCISConfig
 from segdet.modeling.meta_arch.centermask import CenterMaskConfig, PanopticCenterMaskConfig
 from segdet.modeling.meta_arch.fcos import OneStageDetector, OneStageDetectorConfig
 from segdet.modeling.meta_arch.implicit_pointrend import ImplicitPointRendConfig
@@ -35,12 +36,14 @@ from segdet.modeling.meta_arch.semantic_segmentor import (
 from segdet.modeling.system import SystemConfig
 
 __all__ = [
+    "FCIS",
     "OFFICIAL_NAMES",
     "SYSTEMS",
     "BlendMask",
     "BlendMaskConfig",
     "CascadePanopticFPNConfig",
     "CascadeRCNNConfig",
+    "FCISConfig",
     "CenterMaskConfig",
     "ImplicitPointRendConfig",
     "MaskRCNN",
@@ -74,6 +77,7 @@ SYSTEMS: dict[str, type[SystemConfig]] = {
     "BlendMask": BlendMaskConfig,
     "CascadePanopticFPN": CascadePanopticFPNConfig,
     "CascadeRCNN": CascadeRCNNConfig,
+    "FCIS": FCISConfig,
     "CenterMask": CenterMaskConfig,
     "FCOS": OneStageDetectorConfig,
     "ImplicitPointRend": ImplicitPointRendConfig,

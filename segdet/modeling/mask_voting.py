@@ -1,0 +1,196 @@
+"""FCIS's last step (arXiv:1611.07709, section 2.3, "Inference"): regions that overlap vote on masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segdet.layers import batched_nms
+from segdet.structures import Boxes, Detections, box_iou
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRegions:
+    """What a model says of the regions of one image, before NMS."""
+
+    image_size: tuple[int, int]  # (height, width) of the network input
+    boxes: Tensor  # (R, 4) XYXY in its pixels
+    scores: Tensor  # (R, K) in [0, 1]
+    masks: Tensor  # (R, M, M) probabilities, for all classes the same
+
+
+class MaskVoting:
+    """Makes detections of regions: boxes by NMS, masks by the vote of all regions around.
+
+    Source: the official code's rule for GPUs. Each mask is drawn and cut to pixels before the
+    average, which weighs it by its region's score for the class, whatever class the region is of.
+    The detection's box becomes the tight box of the result; its score stays.
+
+    Works in whole pixels on the CPU.
+
+    Args:
+        score_thresh: detections need a score above it.
+        nms_thresh: of two boxes of a class with an IoU above it, the lower goes.
+        vote_thresh: regions whose box has at least this IoU with a detection's vote.
+        mask_thresh: probability, and share of the votes, from which on a pixel counts.
+        detections_per_image: at most this many.
+        min_size: in pixels of the network input; regions with a smaller side are left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        score_thresh: float,
+        nms_thresh: float,
+        vote_thresh: float,
+        mask_thresh: float,
+        detections_per_image: int,
+        min_size: float,
+    ) -> None:
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.vote_thresh = vote_thresh
+        self.mask_thresh = mask_thresh
+        self.detections_per_image = detections_per_image
+        self.min_size = min_size
+
+    def __call__(self, regions: ScoredRegions, size: tuple[int, int]) -> Detections:
+        """The detections in an image of `size` (height, width) pixels, best first."""
+        device = regions.boxes.device
+        found, masks = self.vote(regions, size)
+        pixels = torch.zeros(len(found), *size, dtype=torch.bool)
+        for pixel, mask, box in zip(
+            pixels.numpy(), masks.numpy(), inner(found.pred_boxes.tensor), strict=True
+        ):
+            pixel[window(box)] = draw(mask, box) >= self.mask_thresh
+        found.pred_masks = pixels
+        return found.to(device)
+
+    def vote(self, regions: ScoredRegions, size: tuple[int, int]) -> tuple[Detections, Tensor]:
+        """As the call, with the masks beside the detections, as (N, M, M) shares of the votes."""
+        sides = regions.boxes[:, 2:] - regions.boxes[:, :2]
+        usable = (sides >= self.min_size).all(dim=1).cpu()
+        boxes = scaled(regions.boxes.cpu()[usable], regions.image_size, size)
+        scores = regions.scores.to("cpu", boxes.dtype)[usable]
+        region, classes = self._survivors(boxes, scores)
+        corners = inner(boxes)
+        binary = _Drawn(regions.masks.to("cpu", boxes.dtype)[usable], corners, self.mask_thresh)
+        voters = (box_iou(boxes[region], boxes) >= self.vote_thresh).numpy()
+        weights = scores[:, classes].T.numpy()  # (N, R)
+        voted = [
+            self._vote(binary, np.flatnonzero(voter), weight, size)
+            for voter, weight in zip(voters, weights, strict=True)
+        ]
+        has_extent = [bool((box[2:] > box[:2]).all()) for box, _ in voted]
+        tight = [np.append(box[:2], box[2:] + 1) for box, _ in voted]
+        side = regions.masks.shape[-1]
+        found = Detections(
+            size,
+            pred_boxes=Boxes(torch.tensor(np.array(tight)).reshape(-1, 4).to(boxes.dtype)),
+            scores=scores[region, classes],
+            pred_classes=classes,
+            masks=torch.tensor(np.array([mask for _, mask in voted])).reshape(-1, side, side),
+        )[torch.tensor(has_extent, dtype=torch.bool)]
+        masks = found.get("masks").to(boxes.dtype)
+        found.remove("masks")
+        return found, masks
+
+    def _survivors(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Region and class of every detection, best first."""
+        region, classes = torch.nonzero(scores > self.score_thresh, as_tuple=True)
+        kept = batched_nms(boxes[region], scores[region, classes], classes, self.nms_thresh)
+        kept = kept[: self.detections_per_image]
+        return region[kept], classes[kept]
+
+    def _vote(
+        self, drawn: _Drawn, voters: NDArray[np.integer], scores: Array, size: tuple[int, int]
+    ) -> tuple[Array, Array]:
+        """Tight box (first and last pixels) and mask (M, M) of one detection."""
+        weights = scores[voters] / scores[voters].sum()
+        corners = drawn.corners[voters]
+        # One pixel more on each side, as far as the image goes: the mask is resampled from there.
+        low = np.maximum(corners[:, :2].min(axis=0) - 1, 0)
+        high = np.minimum(corners[:, 2:].max(axis=0) + 1, np.array(size[::-1]) - 1)
+        votes = np.zeros((high - low + 1)[::-1], scores.dtype)
+        for voter, weight in zip(voters, weights, strict=True):
+            votes[window(drawn.corners[voter] - np.tile(low, 2))] += weight * drawn[voter]
+        rows, columns = (np.flatnonzero((votes >= self.mask_thresh).any(axis=a)) for a in (1, 0))
+        if not len(rows):
+            centre = np.array(size[::-1]) // 2
+            return np.tile(centre, 2), np.zeros_like(drawn.masks[0])
+        box = np.array((columns[0], rows[0], columns[-1], rows[-1]))
+        mask = _resample(votes, box, drawn.masks.shape[1])
+        return box + np.tile(low, 2), mask
+
+
+class _Drawn:
+    """Masks of regions in pixels of the image, drawn when they are asked for."""
+
+    def __init__(self, masks: Tensor, corners: NDArray[np.integer], threshold: float) -> None:
+        self.masks = masks.numpy()
+        self.corners = corners
+        self._threshold = threshold
+        self._drawn: dict[int, NDArray[np.bool_]] = {}
+
+    def __getitem__(self, region: int) -> NDArray[np.bool_]:
+        if region not in self._drawn:
+            pixels = draw(self.masks[region], self.corners[region])
+            self._drawn[region] = pixels >= self._threshold
+        return self._drawn[region]
+
+
+def scaled(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Boxes (R, 4) XYXY in another size of the image, as the official code scales them.
+
+    It scales the last pixels that belong to the boxes, not their borders, and clips them so that
+    every box keeps a pixel.
+    """
+    (height, width), (old_height, old_width) = size, image_size
+    scale = boxes.new_tensor((width / old_width, height / old_height)).repeat(2)
+    one = boxes.new_tensor((0, 0, 1, 1))
+    last = boxes.new_tensor((width - 1, height - 1)).repeat(2)
+    return torch.minimum(((boxes - one) * scale).clamp(min=0), last) + one
+
+
+def inner(boxes: Tensor) -> NDArray[np.integer]:
+    """(N, 4): the first and the last pixel of each XYXY box on each axis, halves to even."""
+    return (boxes - boxes.new_tensor((0, 0, 1, 1))).round().long().numpy()
+
+
+def window(corners: NDArray[np.integer]) -> tuple[slice, slice]:
+    """The part of an image between the first and the last pixels of a box."""
+    x0, y0, x1, y1 = corners
+    return slice(y0, y1 + 1), slice(x0, x1 + 1)
+
+
+def draw(mask: Array, corners: NDArray[np.integer]) -> Array:
+    """A mask (M, M) stretched over the pixels of its box, its border repeated beyond."""
+    x0, y0, x1, y1 = corners
+    side = len(mask)
+    rows, columns = (_linear(0, side, n, side, mask.dtype) for n in (y1 - y0 + 1, x1 - x0 + 1))
+    return rows @ mask @ columns.T
+
+
+def _resample(votes: Array, corners: NDArray[np.integer], side: int) -> Array:
+    """The part of a picture in a box as (side, side); half-pixels just outside come in too."""
+    (x0, y0, x1, y1), (height, width) = corners, votes.shape
+    rows = _linear(y0, y1 - y0 + 1, side, height, votes.dtype)
+    columns = _linear(x0, x1 - x0 + 1, side, width, votes.dtype)
+    return rows @ votes @ columns.T
+
+
+def _linear(start: int, extent: int, count: int, size: int, dtype: np.dtype) -> Array:
+    """Linear interpolation at the middles of `count` equal parts of [start, start + extent).
+
+    Returns:
+        (count, size) shares of the `size` cells of the axis in each; its ends repeat beyond.
+    """
+    place = start + (np.arange(count, dtype=dtype) + 0.5) * (extent / count) - 0.5
+    place = np.clip(place, 0, size - 1)[:, None]
+    return np.clip(1 - np.abs(place - np.arange(size, dtype=dtype)), 0, 1)
