@@ -32,6 +32,7 @@ from segdet.data.readers.panoptic_json import (
 )
 from segdet.data.readers.panoptic_separated import read_panoptic_separated, read_stuff_only
 from segdet.data.readers.pascal_voc import CLASS_NAMES, load_voc_instances
+from segdet.data.readers.sbd import load_sbd_instances
 from segdet.data.readers.sem_seg_folder import read_class_names, read_sem_seg_folder
 from segdet.data.sem_seg import IGNORE_LABEL
 
@@ -174,6 +175,29 @@ class VocFolder:
     def read(self) -> CocoFile:
         """The records."""
         records = load_voc_instances(datasets_root() / self.dirname, self.split)
+        return CocoFile(records=records, metadata={})
+
+
+@dataclass(frozen=True)
+class SbdFolder:
+    """A split of the Semantic Boundaries Dataset; `dirname` is relative to `datasets_root()`."""
+
+    split: str
+    dirname: str = "sbd"
+
+    def metadata(self) -> dict[str, Any]:
+        """All that is known."""
+        known: dict[str, Any] = _places(dirname=self.dirname)
+        return {
+            **known,
+            "split": self.split,
+            "thing_classes": list(CLASS_NAMES),
+            "evaluator_type": "coco",
+        }
+
+    def read(self) -> CocoFile:
+        """The records."""
+        records = load_sbd_instances(datasets_root() / self.dirname, self.split)
         return CocoFile(records=records, metadata={})
 
 
@@ -349,6 +373,7 @@ BUILTIN: dict[str, BuiltinFiles] = {
         for split in ("trainval", "train", "val", "test")
         if (year, split) != (2012, "test")  # whose annotations are not public
     },
+    **{f"sbd_{split}": SbdFolder(split) for split in ("train", "val")},
     **{
         f"cityscapes_fine_{task}_{split}": CityscapesFolder(split, kind)
         for task, kind in (("instance_seg", "instance"), ("sem_seg", "sem_seg"))

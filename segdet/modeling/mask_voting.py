@@ -72,10 +72,11 @@ class MaskVoting:
         found.pred_masks = pixels
         return found.to(device)
 
+    @torch.no_grad()
     def vote(self, regions: ScoredRegions, size: tuple[int, int]) -> tuple[Detections, Tensor]:
         """As the call, with the masks beside the detections, as (N, M, M) shares of the votes."""
         sides = regions.boxes[:, 2:] - regions.boxes[:, :2]
-        usable = (sides >= self.min_size).all(dim=1).cpu()
+        usable = (sides >= max(self.min_size, 1)).all(dim=1).cpu()  # at least a pixel
         boxes = scaled(regions.boxes.cpu()[usable], regions.image_size, size)
         scores = regions.scores.to("cpu", boxes.dtype)[usable]
         region, classes = self._survivors(boxes, scores)

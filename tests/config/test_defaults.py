@@ -150,6 +150,11 @@ BEYOND = {
     "TEST": {"BEST_METRIC": ""},
     "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0, "MOBILENET": False},
     "MODEL.ROI_MASKIOU_HEAD": {"NAME": "MaskIoUHead", "CONV_DIM": 256, "NUM_CONV": 4},
+    "MODEL.RESNETS": {"STEM_POOL_PADDING": 1},
+    "MODEL.FCIS": {
+        "CONV_DIM": 1024, "GROUP_SIZE": 7, "POOLED_SIZE": 21, "OHEM": True,
+        "MASK_LOSS_WEIGHT": 10.0, "MASK_THRESH": 0.4, "VOTE_THRESH": 0.5,
+    },
     "MODEL.FCOS": {
         "NUM_CLASSES": 80, "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
         "FPN_STRIDES": [8, 16, 32, 64, 128], "TOP_LEVELS": 2, "PRIOR_PROB": 0.01,

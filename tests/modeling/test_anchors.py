@@ -65,3 +65,17 @@ def test_rotated_anchors_turn_every_size_and_shape():
 def test_unknown_generators_are_refused():
     with pytest.raises(ConfigError, match=r"NAME 'X' is unknown; known: Default.*, Rotated"):
         AnchorGeneratorConfig(name="X")
+
+
+def test_rounded_anchors_are_those_of_faster_rcnn():
+    """As its code prints them, with the last pixels that belong to them."""
+    config = AnchorGeneratorConfig(name="RoundedAnchorGenerator", sizes=((64, 128, 256, 512),))
+    (anchors,) = config.build([16])([torch.zeros(1, 1, 1, 2)])
+    expected = [
+        *[(-38, -16, 53, 31), (-84, -40, 99, 55), (-176, -88, 191, 103), (-360, -184, 375, 199)],
+        *[(-24, -24, 39, 39), (-56, -56, 71, 71), (-120, -120, 135, 135), (-248, -248, 263, 263)],
+        *[(-14, -36, 29, 51), (-36, -80, 51, 95), (-80, -168, 95, 183), (-168, -344, 183, 359)],
+    ]
+    first = anchors[:12] - torch.tensor([0, 0, 1, 1])
+    assert [tuple(one) for one in first.tolist()] == expected
+    assert torch.equal(anchors[12:], anchors[:12] + torch.tensor([16, 0, 16, 0]))

@@ -99,7 +99,15 @@ def read_split(dirname: str | os.PathLike[str], split: str) -> list[str]:
     Raises:
         DataError: there is no such list.
     """
-    file = Path(dirname, "ImageSets", "Main", f"{split}.txt")
+    return read_names(Path(dirname, "ImageSets", "Main", f"{split}.txt"))
+
+
+def read_names(file: Path) -> list[str]:
+    """The first word of each line of a list.
+
+    Raises:
+        DataError: there is no such list.
+    """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -36,6 +36,7 @@ EVERY = 1 << 30  # proposals of an image: as many as there are
 class FCISConfig(ProposalNetworkConfig):
     """MODEL, as FCIS reads it."""
 
+    mask_on: bool = False  # which the data's side asks for masks by
     rpn: FCISRPNConfig = field(default_factory=FCISRPNConfig)
     fcis: FCISHeadConfig = field(default_factory=FCISHeadConfig)
     roi_heads: ROIHeadsConfig = field(default_factory=ROIHeadsConfig)
@@ -53,6 +54,8 @@ class FCISConfig(ProposalNetworkConfig):
 
     def build(self) -> FCIS:
         """The model with random weights."""
+        if not self.mask_on:
+            raise ConfigError("FCIS needs MASK_ON: True")
         backbone = self.build_backbone()
         heads = self.roi_heads
         (stride,), channels = pyramid(backbone, heads.in_features, "ROI_HEADS.IN_FEATURES")

@@ -170,6 +170,21 @@ def test_make_stage_of_either_block():
     assert [block.conv2.dilation for block in grid] == [(2, 2), (4, 4)]
 
 
+def test_a_stem_that_pools_without_padding_looks_right_and_down():
+    """At 0 stands the largest of the cells 0 to 2, in place of 0 to 1 with a padded border."""
+    padded, plain = (BasicStem(1, 1, norm="", pool_padding=n) for n in (1, 0))
+    for stem in (padded, plain):
+        stem.conv1 = torch.nn.Identity()
+    x = torch.arange(42.0).reshape(1, 1, 6, 7)
+    assert padded(x)[0, 0, 0].tolist() == [8, 10, 12, 13]
+    assert plain(x)[0, 0, 0].tolist() == [16, 18, 20]
+    assert plain(x)[0, 0, :, 0].tolist() == [16, 30, 37]  # the last one reaches over the border
+    with pytest.raises(ConfigError, match="STEM_POOL_PADDING must be 0 or 1, is 2"):
+        ResNetConfig(stem_pool_padding=2)
+    net = ResNetConfig(stem_pool_padding=0).build(freeze_at=0)
+    assert isinstance(net.stem, BasicStem) and net.stem.pool_padding == 0
+
+
 def test_stages_may_come_from_elsewhere():
     stage = make_stage(BasicBlock, 1, in_channels=16, out_channels=24, stride=2, norm="BN")
     backbone = ResNet(BasicStem(3, 16, norm="BN"), [stage], out_features=["res2"])

@@ -1,0 +1,83 @@
+"""Reads the Semantic Boundaries Dataset (Hariharan et al. 2011): masks of objects for Pascal VOC."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segdet.data.readers.mat_file import read_mat_struct
+from segdet.data.readers.pascal_voc import CLASS_NAMES, read_names
+from segdet.data.rle import encode_rle, tight_box
+from segdet.errors import DataError
+from segdet.structures import BoxMode
+
+
+def load_sbd_instances(
+    dirname: str | os.PathLike[str], split: str, class_names: Sequence[str] = CLASS_NAMES
+) -> list[dict[str, Any]]:
+    """Read a split as standard dicts, in the order of its list; segmentations are RLE.
+
+    Args:
+        dirname: the release's `dataset`: holds `img`, `inst` and the lists.
+        split: "train", "val" or another one of which there is a list, `{split}.txt`.
+        class_names: `category_id` is the place in it; the files count classes from 1.
+
+    Raises:
+        DataError: a file is missing or broken, or an object is of another class.
+    """
+    records = []
+    for name in read_names(Path(dirname, f"{split}.txt")):
+        file = Path(dirname, "inst", f"{name}.mat")
+        segments, categories = _read(file)
+        annotations = list(_annotations(segments, categories, len(class_names), file))
+        records.append(
+            {
+                "file_name": os.path.join(dirname, "img", f"{name}.jpg"),
+                "image_id": name,
+                "height": segments.shape[0],
+                "width": segments.shape[1],
+                "annotations": annotations,
+            }
+        )
+    return records
+
+
+def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W) with the number of each pixel's object, 0 for none; (N,) the class of each object."""
+    fields = read_mat_struct(file, "GTinst")
+    for key in ("Segmentation", "Categories"):
+        if key not in fields:
+            raise DataError(f"{file}: GTinst has no numbers {key} (it has {', '.join(fields)})")
+    segments, categories = fields["Segmentation"], fields["Categories"].reshape(-1)
+    if segments.ndim != 2 or segments.size == 0:
+        raise DataError(f"{file}: Segmentation must be a picture, has shape {segments.shape}")
+    if not 0 <= segments.min() <= segments.max() <= len(categories):
+        raise DataError(
+            f"{file}: Segmentation holds {segments.min()} to {segments.max()}, must be within 0 "
+            f"and {len(categories)}, the number of Categories"
+        )
+    return segments, categories
+
+
+def _annotations(
+    segments: np.ndarray, categories: np.ndarray, num_classes: int, file: Path
+) -> Iterator[dict[str, Any]]:
+    for number, category in enumerate(categories.tolist(), start=1):
+        if category not in range(1, num_classes + 1):
+            raise DataError(
+                f"{file}: object {number} is of class {category}, must be in [1, {num_classes}]"
+            )
+        mask = segments == number
+        box = tight_box(mask)
+        if box is not None:
+            yield {
+                "category_id": int(category) - 1,
+                "bbox": [float(side) for side in box],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "segmentation": encode_rle(mask),
+                "iscrowd": 0,
+            }
