@@ -16,6 +16,7 @@ from segdet.checkpoint.families.maskrcnn_benchmark import (
     maskrcnn_benchmark_name,
     maskrcnn_benchmark_value,
 )
+from segdet.checkpoint.families.mxnet_fcis import mxnet_fcis_name
 from segdet.config import get_cfg
 from segdet.model_zoo import get_config_file
 from segdet.modeling import build_model
@@ -179,6 +180,26 @@ def benchmark_name(name: str) -> str:
     return f"module.{name}"
 
 
+def mxnet_name(name: str) -> str:
+    """The other way round than the package's, and written for FCIS alone."""
+    kinds = {"norm.weight": "gamma", "norm.bias": "beta"}
+    kinds |= {f"norm.running_{one}": f"moving_{one}" for one in ("mean", "var")}
+    layer, kind = re.fullmatch(r"(.*?)\.((?:norm\.)?\w+)", name).groups()
+    norm, kind = kind.startswith("norm."), kinds.get(kind, kind)
+    prefix = "aux" if kind.startswith("moving") else "arg"
+    block = re.fullmatch(r"backbone\.res(\d)\.(\d+)\.(\w+)", layer)
+    if block:
+        stage, index, conv = block.groups()
+        letters = "a" if index == "0" else f"b{index}" if stage in "34" else "abc"[int(index)]
+        branch = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}[conv]
+        kind_of_layer = "bn" if norm else "res"
+        return f"{prefix}:{kind_of_layer}{stage}{letters}_branch{branch}_{kind}"
+    rpn = {"conv": "conv_3x3", "objectness_logits": "cls_score", "anchor_deltas": "bbox_pred"}
+    layer = re.sub(r"proposal_generator\.rpn_head\.(\w+)", lambda m: f"rpn_{rpn[m[1]]}", layer)
+    layer = layer.replace("backbone.stem.", "").removeprefix("head.")
+    return f"{prefix}:{'bn_' if norm else ''}{layer}_{kind}"
+
+
 def anchors_by_ratio(name: str, value: np.ndarray) -> np.ndarray:
     """maskrcnn-benchmark's order of the 15 anchors that a cell of C4 has; here they are by size."""
     per_anchor = {"objectness_logits": 1, "anchor_deltas": 4}.get(name.split(".")[-2], 0)
@@ -270,6 +291,49 @@ def test_mask_scoring_rcnns_release(tmp_path, size, recipe, parity_dir, shared_c
     torch.testing.assert_close(found, outputs(other), rtol=0, atol=0)
 
 
+def test_fcis_release(tmp_path, size, recipe):
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file("FCIS/fcis_R_101_coco.yaml"))
+    thin = [*THIN[:6], "MODEL.RPN.CONV_DIMS", [8], "MODEL.FCIS.CONV_DIM", 8]
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *(thin if size == "thin" else ())])
+    model = build_model(cfg)
+    entries = [(name, list(v.shape), "float32") for name, v in model.state_dict().items()]
+    official = recipe.state_dict(entries, seed=1)
+    release = {mxnet_name(name): value for name, value in official.items()}
+    seg, box = (f"arg:fcis_{one}_{{}}" for one in ("cls_seg", "bbox"))
+    for kind in ("weight", "bias"):  # the background is its first class, and has a box
+        value = release[seg.format(kind)]
+        release[seg.format(kind)] = np.concatenate((value[-98:], value[:-98]))
+        value = release[box.format(kind)]
+        release[box.format(kind)] = np.concatenate((np.ones_like(value), value))
+        release[f"{box.format(kind)}_test"] = 0.2 * release[box.format(kind)]
+    assert {"arg:res4b22_branch2c_weight", "aux:bn5c_branch2a_moving_var"} <= release.keys()
+    assert {"arg:bn_conv1_gamma", "arg:rpn_conv_3x3_bias", "arg:conv_new_1_weight"} <= release.keys()
+    np.savez(tmp_path / "fcis.npz", **release)
+    checkpointer = DetectionCheckpointer(model)
+    checkpointer.load(tmp_path / "fcis.npz", strict=True)
+    assert checkpointer.report.problems() == ""
+    loaded = model.state_dict()
+    assert all(np.array_equal(loaded[name].numpy(), official[name]) for name in official)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("arg:conv1_weight", "stem.conv1.weight"),
+        ("aux:bn_conv1_moving_mean", "stem.conv1.norm.running_mean"),
+        ("arg:res2a_branch1_weight", "res2.0.shortcut.weight"),
+        ("arg:bn3b3_branch2b_beta", "res3.3.conv2.norm.bias"),
+        ("aux:bn5b_branch2c_moving_var", "res5.1.conv3.norm.running_var"),
+        ("arg:rpn_cls_score_bias", "proposal_generator.rpn_head.objectness_logits.bias"),
+        ("fcis_bbox_weight", "head.fcis_bbox.weight"),
+        ("arg:fcis_bbox_bias_test", None),
+        ("arg:fc1000_weight", "fc1000.weight"),
+        ("momentum", "momentum"),
+    ],
+)
+def test_mxnet_fcis_name(old, new):
+    assert mxnet_fcis_name(old) == new
 def fcos_name(name: str) -> str:
     """Of FCOS's own repository, before AdelaiDet."""
     name = name.replace("proposal_generator.fcos_head", "rpn.head").replace("ctrness", "centerness")

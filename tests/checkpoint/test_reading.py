@@ -52,6 +52,19 @@ def test_pickled_arrays(tmp_path, protocol, numpy_module):
         assert tensor.numpy().dtype == array.dtype
 
 
+def test_numpy_archive(tmp_path):
+    np.savez(tmp_path / "a.npz", **ARRAYS)
+    weights = read_checkpoint(tmp_path / "a.npz")["model"]
+    assert weights.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(weights[name].numpy(), array)
+    marker = tmp_path / "ran"
+    np.savez(tmp_path / "b.npz", a=np.array([Payload(marker)], dtype=object))
+    with pytest.raises(CheckpointError, match=r"b.npz: cannot be read.*allow_pickle=False"):
+        read_checkpoint(tmp_path / "b.npz")
+    assert not marker.exists()
+
+
 def test_array_pickled_by_python_2(tmp_path):
     """Its bytes are a `str` there, which Python 3 reads as text in latin1."""
     values = np.array([1.5, -2.5, 1e-30], np.float32)

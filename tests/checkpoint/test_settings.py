@@ -50,6 +50,16 @@ def conv(name, out, into):
             ),
             BGR | IN_3X3,
         ),
+        (
+            {"arg:bn_conv1_gamma": 0, "arg:fcis_cls_seg_weight": 0},
+            {
+                "INPUT.FORMAT": "RGB",
+                "MODEL.PIXEL_MEAN": (123.15, 115.9, 103.06),
+                "MODEL.PIXEL_STD": (1.0, 1.0, 1.0),
+                "MODEL.RESNETS.STEM_POOL_PADDING": 0,
+                **IN_1X1,
+            },
+        ),
         ({"fc6_w": 0}, {}),
         ({"layer1.0.conv1.weight": 0, "layer1.0.conv3.weight": 0}, RGB | IN_3X3),
         ({"layer1.0.conv1.weight": 0}, RGB),  # ResNet-18

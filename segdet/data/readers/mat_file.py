@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from segdet.errors import DataError
+from segdet.data.defects import Defect
 
 HEADER = 128  # bytes; the last two tell the byte order
 LARGEST = 1 << 28  # bytes of an unpacked variable; more is damage or malice
@@ -47,19 +47,18 @@ def read_mat_struct(file: str | os.PathLike[str], name: str) -> dict[str, np.nda
     try:
         content = Path(file).read_bytes()
         if content[124:128] not in (b"\x00\x01IM", b"\x01\x00MI"):
-            raise DataError("is no MATLAB file of version 5 (save with -v6 or -v7)")
+            raise ValueError("it is no MATLAB file of version 5; save with -v6 or -v7")
         order = "<" if content[126:128] == b"IM" else ">"
         for element in _variables(content, order):
             array = _Array.read(element)
             if array.name == name and array.kind == _STRUCT and math.prod(array.shape) == 1:
                 return array.fields()
+        raise ValueError(f"it has no 1 x 1 structure {name}")
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except (struct.error, zlib.error, ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: is damaged ({error})") from None
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from None
-    raise DataError(f"{file}: has no 1 x 1 structure {name}")
+        reason = error.strerror or error
+        raise Defect("file-unreadable", f"{file}: cannot be read ({reason})") from None
+    except (struct.error, zlib.error, ValueError) as error:
+        raise Defect("file-unreadable", f"{file}: cannot be read ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from segdet.data.defects import Defect
 from segdet.data.readers.mat_file import read_mat_struct
 from segdet.data.readers.pascal_voc import CLASS_NAMES, read_names
 from segdet.data.rle import encode_rle, tight_box
-from segdet.errors import DataError
 from segdet.structures import BoxMode
 
 
@@ -51,16 +51,19 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     fields = read_mat_struct(file, "GTinst")
     for key in ("Segmentation", "Categories"):
         if key not in fields:
-            raise DataError(f"{file}: GTinst has no numbers {key} (it has {', '.join(fields)})")
+            has = ", ".join(fields) or "none"
+            raise Defect("key-missing", f"{file}: GTinst has no numbers {key} (it has {has})", key)
     segments, categories = fields["Segmentation"], fields["Categories"].reshape(-1)
     if segments.ndim != 2 or segments.size == 0:
-        raise DataError(f"{file}: Segmentation must be a picture, has shape {segments.shape}")
-    if not 0 <= segments.min() <= segments.max() <= len(categories):
-        raise DataError(
-            f"{file}: Segmentation holds {segments.min()} to {segments.max()}, must be within 0 "
-            f"and {len(categories)}, the number of Categories"
+        problem = f"must be a picture, has shape {segments.shape}"
+    elif not 0 <= segments.min() <= segments.max() <= len(categories):
+        problem = (
+            f"holds {segments.min()} to {segments.max()}, must be within 0 and "
+            f"{len(categories)}, the number of Categories"
         )
-    return segments, categories
+    else:
+        return segments, categories
+    raise Defect("segmentation-malformed", f"{file}: Segmentation {problem}", "Segmentation")
 
 
 def _annotations(
@@ -68,9 +71,8 @@ def _annotations(
 ) -> Iterator[dict[str, Any]]:
     for number, category in enumerate(categories.tolist(), start=1):
         if category not in range(1, num_classes + 1):
-            raise DataError(
-                f"{file}: object {number} is of class {category}, must be in [1, {num_classes}]"
-            )
+            message = f"object {number} is of class {category:g}, must be in [1, {num_classes}]"
+            raise Defect("class-unknown", f"{file}: {message}", "Categories")
         mask = segments == number
         box = tight_box(mask)
         if box is not None:
