@@ -234,6 +234,7 @@ def test_official_sets_beside_coco(monkeypatch: pytest.MonkeyPatch):
         "lvis_v0.5_val_rand_100": {"json_file": "/data/lvis/lvis_v0.5_val_rand_100.json"},
         "voc_2007_test": {"dirname": "/data/VOC2007", "split": "test", "year": 2007},
         "voc_2012_trainval": {"year": 2012, "evaluator_type": "pascal_voc"},
+        "sbd_val": {"dirname": "/data/sbd", "split": "val", "evaluator_type": "coco"},
         "cityscapes_fine_instance_seg_val": {
             "image_dir": "/data/cityscapes/leftImg8bit/val",
             "gt_dir": "/data/cityscapes/gtFine/val",
