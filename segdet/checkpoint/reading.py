@@ -18,7 +18,8 @@ from segdet.errors import CheckpointError
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a weight file.
 
-    `.safetensors` and `.npz` go by their suffix; files of torch and pickles of arrays by what they begin with.
+    `.safetensors` and `.npz` go by their suffix; files of torch and pickles of arrays by what they
+    begin with.
 
     Returns:
         `model`: the tensors by name, on the CPU; `matching_heuristics`: whether the file asks for

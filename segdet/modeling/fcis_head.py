@@ -17,7 +17,8 @@ from segdet.modeling.box_coder import Box2BoxTransform
 from segdet.modeling.roi_pooler import to_rois
 from segdet.structures import BitMasks, PolygonMasks, Proposals, Targets
 
-# Regions pooled at a time where no gradient is wanted: of 81 classes and 21 x 21 bins, 64 take 18 MB, and 600 would take 171.
+# Regions pooled at a time where no gradient is wanted: of 81 classes and 21 x 21 bins, 64 take
+# 18 MB, and 600 would take 171.
 CHUNK = 64
 OUTSIDE, INSIDE = 0, 1  # the two maps of a class
 
@@ -137,9 +138,7 @@ class FCISHead(nn.Module):
         size = max(len(rois), 1) if torch.is_grad_enabled() else CHUNK
         chunks = rois.split(size)  # without regions one, an empty one
         wanted = [None] * len(chunks) if classes is None else classes.split(size)
-        parts = [
-            self._regions(maps, rois, of) for rois, of in zip(chunks, wanted, strict=True)
-        ]
+        parts = [self._regions(maps, rois, of) for rois, of in zip(chunks, wanted, strict=True)]
         return RegionScores(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
     def _regions(self, maps: ScoreMaps, rois: Tensor, classes: Tensor | None) -> RegionScores:
@@ -227,9 +226,7 @@ class FCISLoss:
             masks[fg] = soft >= self.mask_thresh
         return RegionTargets(boxes, classes, masks, deltas)
 
-    def __call__(
-        self, scores: RegionScores, targets: RegionTargets, num_images: int = 1
-    ) -> Losses:
+    def __call__(self, scores: RegionScores, targets: RegionTargets, num_images: int = 1) -> Losses:
         """`loss_cls` (a mean), `loss_mask` and `loss_box_reg`, of the regions of all images."""
         cls, mask, box = self._of_each(scores, targets)
         nominal = self.num_regions * num_images
@@ -272,9 +269,7 @@ def pixels_of(masks: BitMasks | PolygonMasks, image_size: tuple[int, int]) -> Te
     return masks.tensor
 
 
-def crop_masks(
-    masks: Tensor, gt_boxes: Tensor, boxes: Tensor, index: Tensor, side: int
-) -> Tensor:
+def crop_masks(masks: Tensor, gt_boxes: Tensor, boxes: Tensor, index: Tensor, side: int) -> Tensor:
     """Each region's object, cut out by the region and stretched to a square.
 
     Source: the official code: corners are rounded to pixels, halves to even; what lies outside of

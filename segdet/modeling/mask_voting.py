@@ -1,4 +1,4 @@
-"""FCIS's last step (arXiv:1611.07709, section 2.3, "Inference"): regions that overlap vote on masks."""
+"""FCIS's last step (arXiv:1611.07709, section 2.3, "Inference"): regions vote on masks."""
 
 from __future__ import annotations
 

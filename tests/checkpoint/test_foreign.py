@@ -308,7 +308,11 @@ def test_fcis_release(tmp_path, size, recipe):
         release[box.format(kind)] = np.concatenate((np.ones_like(value), value))
         release[f"{box.format(kind)}_test"] = 0.2 * release[box.format(kind)]
     assert {"arg:res4b22_branch2c_weight", "aux:bn5c_branch2a_moving_var"} <= release.keys()
-    assert {"arg:bn_conv1_gamma", "arg:rpn_conv_3x3_bias", "arg:conv_new_1_weight"} <= release.keys()
+    assert {
+        "arg:bn_conv1_gamma",
+        "arg:rpn_conv_3x3_bias",
+        "arg:conv_new_1_weight",
+    } <= release.keys()
     np.savez(tmp_path / "fcis.npz", **release)
     checkpointer = DetectionCheckpointer(model)
     checkpointer.load(tmp_path / "fcis.npz", strict=True)

@@ -30,7 +30,9 @@ def maps(head):
 
 def test_it_has_as_many_parameters_as_the_original():
     head = FCISHeadConfig().build(2048, num_classes=80, stride=16)
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in head.named_children()}
+    counts = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in head.named_children()
+    }
     # Of the original's 401 800 box parameters, half are the background's, which nothing reads.
     assert counts == {"conv_new_1": 2_098_176, "fcis_cls_seg": 8_136_450, "fcis_bbox": 200_900}
     stds = [part.weight.std().item() for part in head.children()]
@@ -70,9 +72,7 @@ def test_regions_are_what_the_paper_defines(head, maps):
 
 def test_the_mask_of_a_class_can_be_asked_for(head, maps):
     boxes = [BOXES[:1].double(), BOXES[:1].double()]
-    first, second = (
-        head.regions(maps, boxes, torch.tensor([k, 2])).mask_logits for k in (0, 1)
-    )
+    first, second = (head.regions(maps, boxes, torch.tensor([k, 2])).mask_logits for k in (0, 1))
     assert not torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
@@ -85,9 +85,7 @@ def test_chunks_change_nothing(head, maps, monkeypatch):
         chosen = head.regions(maps, boxes, torch.arange(7) % 3).mask_logits
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other)
-    torch.testing.assert_close(
-        chosen, head.regions(maps, boxes, torch.arange(7) % 3).mask_logits
-    )
+    torch.testing.assert_close(chosen, head.regions(maps, boxes, torch.arange(7) % 3).mask_logits)
 
 
 @pytest.mark.parametrize("gradients", [False, True])

@@ -202,9 +202,7 @@ class FCISParts:
         masks = torch.zeros(len(boxes), *(self.meta["pooled_size"],) * 2, dtype=torch.bool)
         fg = sampled.gt_classes < self.num_classes
         index = sampled.gt_index[fg]
-        soft = crop_masks(
-            self.gt_pixels(), gt_boxes, boxes[fg], index, self.meta["pooled_size"]
-        )
+        soft = crop_masks(self.gt_pixels(), gt_boxes, boxes[fg], index, self.meta["pooled_size"])
         masks[fg] = soft >= 0.4
         deltas = torch.zeros_like(boxes)
         deltas[fg] = self.transform.get_deltas(boxes[fg], gt_boxes[index])
@@ -279,6 +277,4 @@ class FCISParts:
                 "d_bbox_bias": F.pad(head.fcis_bbox.bias.grad, (maps.box.shape[1], 0)),
             }
             for name, ours in given.items():
-                yield Check(
-                    f"{case} {name}", ours, expected[name], relative(bar, expected[name])
-                )
+                yield Check(f"{case} {name}", ours, expected[name], relative(bar, expected[name]))

@@ -132,7 +132,8 @@ class _Array:
             raise ValueError(f"names of {width} letters")
         cut = (names.data[i : i + width] for i in range(0, len(names.data), width))
         found: dict[str, Any] = {}
-        for name, value in zip((one.rstrip(b"\0").decode("ascii") for one in cut), values):
+        for letters, value in zip(cut, values, strict=True):
+            name = letters.rstrip(b"\0").decode("ascii")
             array = _Array.read(value) if value.data else None  # an empty one may be left out
             if array is not None and array.kind in _NUMERIC and not array.is_complex:
                 found[name] = array.numbers()

@@ -1,4 +1,4 @@
-"""Reads the Semantic Boundaries Dataset (Hariharan et al. 2011): masks of objects for Pascal VOC."""
+"""Reads the Semantic Boundaries Dataset (Hariharan et al. 2011): Pascal VOC's objects as masks."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from segdet.modeling.meta_arch.blendmask import (
     PanopticBlendMaskConfig,
 )
 from segdet.modeling.meta_arch.cascade_rcnn import CascadeRCNNConfig
-from segdet.modeling.meta_arch.fcis import FCIS, FCISConfig
 from segdet.modeling.meta_arch.centermask import CenterMaskConfig, PanopticCenterMaskConfig
+from segdet.modeling.meta_arch.fcis import FCIS, FCISConfig
 from segdet.modeling.meta_arch.fcos import OneStageDetector, OneStageDetectorConfig
 from segdet.modeling.meta_arch.implicit_pointrend import ImplicitPointRendConfig
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNN, MaskRCNNConfig
@@ -43,8 +43,8 @@ __all__ = [
     "BlendMaskConfig",
     "CascadePanopticFPNConfig",
     "CascadeRCNNConfig",
-    "FCISConfig",
     "CenterMaskConfig",
+    "FCISConfig",
     "ImplicitPointRendConfig",
     "MaskRCNN",
     "MaskRCNNC4Config",

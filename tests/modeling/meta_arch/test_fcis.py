@@ -62,9 +62,7 @@ def test_so_many_regions_are_trained_on(cfg, image, monkeypatch, ohem, proposals
     monkeypatch.setattr(model.head, "regions", counted)
     batch = [image((5, 5, 40, 50), (20, 10, 60, 30))] * 2
     maps = model.head(torch.rand(2, 256, 4, 5))
-    model.region_losses(
-        maps, [some_proposals(*spread(proposals))] * 2, model.read_targets(batch)
-    )
+    model.region_losses(maps, [some_proposals(*spread(proposals))] * 2, model.read_targets(batch))
     with_gradient = [counts for grad, counts in seen if grad]
     without = [counts for grad, counts in seen if not grad]
     assert with_gradient == [[kept, kept]]  # of all, the objects' own boxes among them

@@ -29,7 +29,6 @@ LOSSES = {
     "MaskRCNNC4": MASK_RCNN_LOSSES,
     "CascadeRCNN": CASCADE_LOSSES,
     "FCIS": MASK_RCNN_LOSSES,
-    "FCOS": {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"},
     "CenterMask": CENTERMASK_LOSSES,
     "FCOS": FCOS_LOSSES,
     "PanopticCenterMask": {*CENTERMASK_LOSSES, "loss_sem_seg"},
