@@ -338,6 +338,8 @@ def test_fcis_release(tmp_path, size, recipe):
 )
 def test_mxnet_fcis_name(old, new):
     assert mxnet_fcis_name(old) == new
+
+
 def fcos_name(name: str) -> str:
     """Of FCOS's own repository, before AdelaiDet."""
     name = name.replace("proposal_generator.fcos_head", "rpn.head").replace("ctrness", "centerness")

@@ -150,7 +150,6 @@ BEYOND = {
     "TEST": {"BEST_METRIC": ""},
     "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0, "MOBILENET": False},
     "MODEL.ROI_MASKIOU_HEAD": {"NAME": "MaskIoUHead", "CONV_DIM": 256, "NUM_CONV": 4},
-    "MODEL.RESNETS": {"STEM_POOL_PADDING": 1},
     "MODEL.FCIS": {
         "CONV_DIM": 1024, "GROUP_SIZE": 7, "POOLED_SIZE": 21, "OHEM": True,
         "MASK_LOSS_WEIGHT": 10.0, "MASK_THRESH": 0.4, "VOTE_THRESH": 0.5,
@@ -183,7 +182,7 @@ BEYOND = {
         "INSTANCE_LOSS_WEIGHT": 1.0, "VISUALIZE": False,
     },
     "MODEL.DLA": {"CONV_BODY": "DLA34", "NORM": "FrozenBN"},
-    "MODEL.RESNETS": {"DEFORM_INTERVAL": 1},
+    "MODEL.RESNETS": {"DEFORM_INTERVAL": 1, "STEM_POOL_PADDING": 1},
     "MODEL.VOVNET": {
         "CONV_BODY": "V-39-eSE", "OUT_FEATURES": ["stage2", "stage3", "stage4", "stage5"],
         "NORM": "FrozenBN", "STAGE_WITH_DCN": (False, False, False, False),
