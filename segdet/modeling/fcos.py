@@ -306,19 +306,29 @@ class FCOSSelector:
         logits, ltrb, quality = (x[level] for x in (found.logits, found.ltrb, found.quality))
         if logits.dtype != torch.float64:
             logits, ltrb, quality = logits.float(), ltrb.float(), quality.float()
-        scores = logits.sigmoid()
-        ranks = scores * quality.sigmoid()  # (B, K, H, W)
-        passed = (ranks if self.thresh_with_quality else scores) > self.score_thresh
-        ranks = torch.where(passed, ranks, -1).flatten(1)
+        logits, quality = logits.flatten(2), quality.flatten(2).sigmoid()  # (B, K, L), (B, 1, L)
+        # The best n pairs of location and class are at the n locations with the best ones.
+        most = self._ranks(logits.amax(dim=1), quality[:, 0])
+        cells = most.topk(min(self.pre_nms_topk, most.shape[1]), dim=1).indices[:, None]
+        ranks = self._ranks(
+            logits.gather(2, cells.expand(-1, logits.shape[1], -1)), quality.gather(2, cells)
+        ).flatten(1)
         best, index = ranks.topk(min(self.pre_nms_topk, ranks.shape[1]), dim=1)  # (B, n)
-        area = logits.shape[2] * logits.shape[3]
-        cells = index % area
-        points = locations(logits.shape[2:], self.strides[level], ltrb)[cells]  # (B, n, 2)
+        classes = index // cells.shape[2]
+        cells = cells[:, 0].gather(1, index % cells.shape[2])
+        points = locations(ltrb.shape[2:], self.strides[level], ltrb)[cells]  # (B, n, 2)
         sides = ltrb.flatten(2).gather(2, cells[:, None].expand(-1, 4, -1)).transpose(1, 2)
         sides = sides * self.strides[level]
         boxes = torch.cat((points - sides[..., :2], points + sides[..., 2:]), dim=-1)
         best = torch.where(boxes.isfinite().all(dim=-1), best, -1)
-        return boxes, best, index // area, cells
+        return boxes, best, classes, cells
+
+    def _ranks(self, logits: Tensor, quality: Tensor) -> Tensor:
+        """Scores squared, by which candidates are sorted; -1 for what is none."""
+        scores = logits.sigmoid()
+        ranks = scores * quality
+        passed = (ranks if self.thresh_with_quality else scores) > self.score_thresh
+        return torch.where(passed, ranks, -1)
 
     def _suppress(self, boxes: Tensor, ranks: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of one image to keep, best first, and their scores."""
