@@ -311,7 +311,6 @@ PAGE_TO_BE_WRITTEN = {
     "blendmask",
     "cascade_rcnn",
     "centermask",
-    "fcos",
     "implicit_pointrend",
     "mask_rcnn",
     "mask_rcnn_c4",
