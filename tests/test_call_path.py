@@ -3,6 +3,7 @@ import pytest
 from benchmarks.call_path import CONFIG, frames_to_head
 from segdet.config import get_cfg
 from segdet.modeling.box_head import FastRCNNConvFCHead
+from segdet.modeling.fcos_head import FCOSHead
 from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead
 from segdet.modeling.rpn import StandardRPNHead
 from segdet.modeling.sem_seg_head import SemSegFPNHead
@@ -14,6 +15,7 @@ from segdet.modeling.sem_seg_head import SemSegFPNHead
         ("mask_rcnn", FastRCNNConvFCHead),
         ("mask_rcnn", MaskRCNNConvUpsampleHead),
         ("mask_rcnn", StandardRPNHead),
+        ("fcos", FCOSHead),
         ("panoptic_fpn", MaskRCNNConvUpsampleHead),
         ("panoptic_fpn", SemSegFPNHead),
     ],

@@ -27,6 +27,7 @@ from segdet.structures import Boxes, Detections, ImageList, Proposals, Targets
 NORMS = ("", "none", "GN", *BATCH_NORMS)
 NORMALIZERS = ("fg", "moving_fg", "all")
 QUALITIES = ("ctrness", "iou")
+ADELAIDETS_DEFORMABLE = (0, 1, 1)  # of the tower for both, the class and the box tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +82,15 @@ class FCOSConfig(FCOSLevelsConfig):
                 f"them; they are {self.sizes_of_interest} and {self.in_features}"
             )
 
-    def build(self, backbone: Backbone, *, deformable: tuple[int, int, int] | None = None) -> FCOS:
+    def build(
+        self, backbone: Backbone, *, deformable: tuple[int, int, int] = ADELAIDETS_DEFORMABLE
+    ) -> FCOS:
         """FCOS on a backbone's maps, with random weights.
 
         Args:
             backbone: has the maps of `in_features`.
             deformable: with USE_DEFORMABLE, how many of the last convolutions of the tower for
-                both, the class and the box tower are; None means AdelaiDet's (0, 1, 1).
+                both, the class and the box tower are.
         """
         strides, channels = pyramid(backbone, self.in_features, "FCOS.IN_FEATURES")
         if tuple(strides) != self.fpn_strides:
@@ -95,23 +98,23 @@ class FCOSConfig(FCOSLevelsConfig):
                 f"FCOS.FPN_STRIDES must be those of FCOS.IN_FEATURES, which are {strides}, are "
                 f"{list(self.fpn_strides)}"
             )
-        bounds = (-1.0, *self.sizes_of_interest, float("inf"))
+        if not self.use_deformable:
+            deformable = (0, 0, 0)
+        head = FCOSHead(
+            channels,
+            num_classes=self.num_classes,
+            num_levels=len(self.in_features),
+            num_convs=(self.num_share_convs, self.num_cls_convs, self.num_box_convs),
+            norm="" if self.norm == "none" else self.norm,
+            use_scale=self.use_scale,
+            prior_prob=self.prior_prob,
+            deformable=deformable,
+        )
         return FCOS(
-            self.build_head(channels, deformable or (0, 1, 1)),
+            head,
             in_features=self.in_features,
-            matcher=LocationMatcher(
-                strides,
-                list(pairwise(bounds)),
-                radius=self.pos_radius if self.center_sample else None,
-            ),
-            loss=FCOSLoss(
-                quality=self.box_quality,
-                box_loss=self.loc_loss_type,
-                normalizer=self.loss_normalizer_cls,
-                alpha=self.loss_alpha,
-                gamma=self.loss_gamma,
-                cls_weight=self.loss_weight_cls,
-            ),
+            matcher=self._build_matcher(),
+            loss=self._build_loss(),
             train_selector=self._build_selector(
                 self.inference_th_train, self.pre_nms_topk_train, self.post_nms_topk_train
             ),
@@ -120,17 +123,19 @@ class FCOSConfig(FCOSLevelsConfig):
             ),
         )
 
-    def build_head(self, channels: int, deformable: tuple[int, int, int] = (0, 1, 1)) -> FCOSHead:
-        """The head for maps of that many channels; `deformable` counts with USE_DEFORMABLE."""
-        return FCOSHead(
-            channels,
-            num_classes=self.num_classes,
-            num_levels=len(self.in_features),
-            num_convs=(self.num_share_convs, self.num_cls_convs, self.num_box_convs),
-            norm="" if self.norm == "none" else self.norm,
-            use_scale=self.use_scale,
-            prior_prob=self.prior_prob,
-            deformable=deformable if self.use_deformable else (0, 0, 0),
+    def _build_matcher(self) -> LocationMatcher:
+        bounds = (-1.0, *self.sizes_of_interest, float("inf"))
+        radius = self.pos_radius if self.center_sample else None
+        return LocationMatcher(self.fpn_strides, list(pairwise(bounds)), radius=radius)
+
+    def _build_loss(self) -> FCOSLoss:
+        return FCOSLoss(
+            quality=self.box_quality,
+            box_loss=self.loc_loss_type,
+            normalizer=self.loss_normalizer_cls,
+            alpha=self.loss_alpha,
+            gamma=self.loss_gamma,
+            cls_weight=self.loss_weight_cls,
         )
 
     def _build_selector(self, score_thresh: float, before: int, after: int) -> FCOSSelector:
