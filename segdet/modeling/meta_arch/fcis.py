@@ -171,22 +171,26 @@ class FCIS(System):
     def score(self, maps: ScoreMaps, proposals: Sequence[Proposals]) -> list[ScoredRegions]:
         """Both passes over the score maps; the boxes of the second are not refined again."""
         boxes = [p.proposal_boxes.tensor for p in proposals]
+        counts = [len(b) for b in boxes]
         first = self.head.regions(maps, boxes)
         moved = self.loss.box_transform.apply_deltas(first.deltas, torch.cat(boxes))
         refined = [
-            clip_boxes(one, p.image_size)
-            for one, p in zip(moved.split([len(b) for b in boxes]), proposals, strict=True)
+            clip_boxes(b, p.image_size) for b, p in zip(moved.split(counts), proposals, strict=True)
         ]
         second = self.head.regions(maps, refined)
+        passes = [
+            (boxes, first.class_logits.split(counts), first.mask_logits.split(counts)),
+            (refined, second.class_logits.split(counts), second.mask_logits.split(counts)),
+        ]
         found = []
-        rows = torch.arange(len(moved)).split([len(b) for b in boxes])
-        for p, one, two, row in zip(proposals, boxes, refined, rows, strict=True):
-            logits = torch.cat((first.class_logits[row], second.class_logits[row]))
-            masks = torch.cat((first.mask_logits[row], second.mask_logits[row]))
+        for i, p in enumerate(proposals):
+            both, logits, masks = (
+                torch.cat((one[i], two[i])) for one, two in zip(*passes, strict=True)
+            )
             found.append(
                 ScoredRegions(
                     image_size=p.image_size,
-                    boxes=torch.cat((one, two)),
+                    boxes=both,
                     scores=logits.softmax(dim=1)[:, :-1],
                     masks=masks.sigmoid(),
                 )

@@ -178,7 +178,7 @@ def test_four_pictures_are_learnt(tmp_path):
     demo(tmp_path, cfg, 4)
     cfg.merge_from_list(
         [
-            *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 200, "SOLVER.STEPS", (170,)),
+            *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 80, "SOLVER.STEPS", (68,)),
             *("SOLVER.WARMUP_ITERS", 20, "INPUT.RANDOM_FLIP", "none"),
             *("INPUT.MIN_SIZE_TRAIN", (192,), "INPUT.MIN_SIZE_TEST", 192),
         ]
