@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segdet.layers import batched_nms
+from segdet.modeling.fcis_head import pixel_corners
 from segdet.structures import Boxes, Detections, box_iou
 
 Array = NDArray[np.floating]
+
+KEPT_PIXELS = 1 << 28  # of drawn masks; in huge pictures the others are drawn again for each vote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class MaskVoting:
         found, masks = self.vote(regions, size)
         pixels = torch.zeros(len(found), *size, dtype=torch.bool)
         for pixel, mask, box in zip(
-            pixels.numpy(), masks.numpy(), inner(found.pred_boxes.tensor), strict=True
+            pixels.numpy(), masks.numpy(), whole_corners(found.pred_boxes.tensor), strict=True
         ):
             pixel[window(box)] = draw(mask, box) >= self.mask_thresh
         found.pred_masks = pixels
@@ -79,28 +82,24 @@ class MaskVoting:
         usable = (sides >= max(self.min_size, 1)).all(dim=1).cpu()  # at least a pixel
         boxes = scaled(regions.boxes.cpu()[usable], regions.image_size, size)
         scores = regions.scores.to("cpu", boxes.dtype)[usable]
+        masks = regions.masks.to("cpu", boxes.dtype)[usable].numpy()
+        drawn = _Drawn(masks, whole_corners(boxes), self.mask_thresh)
         region, classes = self._survivors(boxes, scores)
-        corners = inner(boxes)
-        binary = _Drawn(regions.masks.to("cpu", boxes.dtype)[usable], corners, self.mask_thresh)
         voters = (box_iou(boxes[region], boxes) >= self.vote_thresh).numpy()
-        weights = scores[:, classes].T.numpy()  # (N, R)
-        voted = [
-            self._vote(binary, np.flatnonzero(voter), weight, size)
-            for voter, weight in zip(voters, weights, strict=True)
+        made = [
+            self._vote(drawn, np.flatnonzero(voter), weight, size)
+            for voter, weight in zip(voters, scores[:, classes].T.numpy(), strict=True)
         ]
-        has_extent = [bool((box[2:] > box[:2]).all()) for box, _ in voted]
-        tight = [np.append(box[:2], box[2:] + 1) for box, _ in voted]
-        side = regions.masks.shape[-1]
+        rows = [row for row, one in enumerate(made) if one is not None]
+        tight = np.array([one[0] for one in made if one is not None]).reshape(-1, 4)
+        shares = np.array([one[1] for one in made if one is not None])
         found = Detections(
             size,
-            pred_boxes=Boxes(torch.tensor(np.array(tight)).reshape(-1, 4).to(boxes.dtype)),
-            scores=scores[region, classes],
-            pred_classes=classes,
-            masks=torch.tensor(np.array([mask for _, mask in voted])).reshape(-1, side, side),
-        )[torch.tensor(has_extent, dtype=torch.bool)]
-        masks = found.get("masks").to(boxes.dtype)
-        found.remove("masks")
-        return found, masks
+            pred_boxes=Boxes(torch.from_numpy(tight).to(boxes.dtype)),
+            scores=scores[region, classes][rows],
+            pred_classes=classes[rows],
+        )
+        return found, torch.from_numpy(shares.reshape(-1, *masks.shape[1:])).to(boxes.dtype)
 
     def _survivors(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Region and class of every detection, best first."""
@@ -111,8 +110,8 @@ class MaskVoting:
 
     def _vote(
         self, drawn: _Drawn, voters: NDArray[np.integer], scores: Array, size: tuple[int, int]
-    ) -> tuple[Array, Array]:
-        """Tight box (first and last pixels) and mask (M, M) of one detection."""
+    ) -> tuple[Array, Array] | None:
+        """Box (4,) XYXY and mask (M, M) of one detection; None where its mask has no extent."""
         weights = scores[voters] / scores[voters].sum()
         corners = drawn.corners[voters]
         # One pixel more on each side, as far as the image goes: the mask is resampled from there.
@@ -121,29 +120,33 @@ class MaskVoting:
         votes = np.zeros((high - low + 1)[::-1], scores.dtype)
         for voter, weight in zip(voters, weights, strict=True):
             votes[window(drawn.corners[voter] - np.tile(low, 2))] += weight * drawn[voter]
-        rows, columns = (np.flatnonzero((votes >= self.mask_thresh).any(axis=a)) for a in (1, 0))
-        if not len(rows):
-            centre = np.array(size[::-1]) // 2
-            return np.tile(centre, 2), np.zeros_like(drawn.masks[0])
-        box = np.array((columns[0], rows[0], columns[-1], rows[-1]))
-        mask = _resample(votes, box, drawn.masks.shape[1])
-        return box + np.tile(low, 2), mask
+        counts = votes >= self.mask_thresh
+        rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
+        if len(rows) == 0 or rows[0] == rows[-1] or columns[0] == columns[-1]:
+            return None
+        tight = np.array((columns[0], rows[0], columns[-1], rows[-1]))
+        mask = _resample(votes, tight, drawn.masks.shape[1])
+        return tight + np.tile(low, 2) + (0, 0, 1, 1), mask
 
 
 class _Drawn:
     """Masks of regions in pixels of the image, drawn when they are asked for."""
 
-    def __init__(self, masks: Tensor, corners: NDArray[np.integer], threshold: float) -> None:
-        self.masks = masks.numpy()
+    def __init__(self, masks: Array, corners: NDArray[np.integer], threshold: float) -> None:
+        self.masks = masks  # (R, M, M)
         self.corners = corners
         self._threshold = threshold
-        self._drawn: dict[int, NDArray[np.bool_]] = {}
+        self._kept: dict[int, NDArray[np.bool_]] = {}
+        self._free = KEPT_PIXELS
 
     def __getitem__(self, region: int) -> NDArray[np.bool_]:
-        if region not in self._drawn:
-            pixels = draw(self.masks[region], self.corners[region])
-            self._drawn[region] = pixels >= self._threshold
-        return self._drawn[region]
+        if region in self._kept:
+            return self._kept[region]
+        pixels = draw(self.masks[region], self.corners[region]) >= self._threshold
+        if pixels.size <= self._free:
+            self._free -= pixels.size
+            self._kept[region] = pixels
+        return pixels
 
 
 def scaled(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -159,9 +162,9 @@ def scaled(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) ->
     return torch.minimum(((boxes - one) * scale).clamp(min=0), last) + one
 
 
-def inner(boxes: Tensor) -> NDArray[np.integer]:
-    """(N, 4): the first and the last pixel of each XYXY box on each axis, halves to even."""
-    return (boxes - boxes.new_tensor((0, 0, 1, 1))).round().long().numpy()
+def whole_corners(boxes: Tensor) -> NDArray[np.integer]:
+    """`pixel_corners` as whole numbers."""
+    return pixel_corners(boxes).long().numpy()
 
 
 def window(corners: NDArray[np.integer]) -> tuple[slice, slice]:

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segdet.modeling import mask_voting
 from segdet.modeling.mask_voting import MaskVoting, ScoredRegions, draw, scaled
 
 SIZE = (40, 60)
@@ -50,6 +51,16 @@ def test_regions_around_vote_with_their_scores_for_the_class():
         best = max(0.6, second)
         assert mine.scores.tolist() == pytest.approx([best])
         assert mine.pred_boxes.tensor.tolist() == [[10, 10, 24, bottom]]
+
+
+def test_masks_that_are_not_kept_are_drawn_again(monkeypatch):
+    masks = torch.rand(5, 7, 7)
+    boxes = [[10, 10, 24, 24], [12, 10, 26, 24], [10, 12, 24, 26], [11, 11, 25, 25], [9, 9, 20, 30]]
+    given = regions(boxes, torch.rand(5, 3), masks)
+    expected = voted(given, score_thresh=0.0)
+    monkeypatch.setattr(mask_voting, "KEPT_PIXELS", 200)
+    found = voted(given, score_thresh=0.0)
+    assert len(found) > 0 and torch.equal(found.pred_masks, expected.pred_masks)
 
 
 def test_masks_are_cut_before_they_are_averaged():
