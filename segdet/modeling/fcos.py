@@ -19,7 +19,7 @@ from segdet.errors import ConfigError
 from segdet.layers import Losses, batched_nms
 from segdet.modeling.backbones import Backbone, FCOSLevelsConfig
 from segdet.modeling.backbones.backbone import pyramid
-from segdet.modeling.fcos_head import BATCH_NORMS, FCOSHead, Predictions
+from segdet.modeling.fcos_head import BATCH_NORMS, FCOSHead, Predictions, TopLayer
 from segdet.modeling.fcos_losses import BOX_LOSSES, FCOSLoss
 from segdet.modeling.fcos_targets import LocationMatcher, centerness, locations
 from segdet.structures import Boxes, Detections, ImageList, Proposals, Targets
@@ -215,33 +215,31 @@ class FCOS(nn.Module):
         self,
         images: ImageList,
         features: dict[str, Tensor],
-        top_layer: nn.Module | None = None,
+        top_layer: TopLayer | None = None,
     ) -> list[Detections]:
         """Per image, the best detections; boxes are not clipped to the image.
 
         With a top layer of C channels they have `top_feats` (N, C), its output at the location
         that each detection is from.
         """
-        return self.test_selector(self.head_outputs(features, top_layer), images.image_sizes)
+        return self.test_selector(self.head_outputs(features), images.image_sizes, top_layer)
 
-    def head_outputs(
-        self, features: dict[str, Tensor], top_layer: nn.Module | None = None
-    ) -> Predictions:
-        """What the head says of every location, and the top layer of its box tower."""
-        return self.fcos_head([features[name] for name in self.in_features], top_layer)
+    def head_outputs(self, features: dict[str, Tensor]) -> Predictions:
+        """What the head says of every location."""
+        return self.fcos_head([features[name] for name in self.in_features])
 
     def compare(
-        self, found: Predictions, targets: Sequence[Targets]
+        self, found: Predictions, targets: Sequence[Targets], top_layer: TopLayer | None = None
     ) -> tuple[Losses, TopFeatures | None]:
-        """The losses; and for those of a top layer, if there was one, what it made of objects."""
+        """The losses; and for those of a top layer, if there is one, what it makes of objects."""
         positives = self.matcher([x.shape[-2:] for x in found.logits], targets)
         losses, means = self.loss(
             found.logits, found.ltrb, found.quality, positives, update_normalizer=self.training
         )
-        if not found.top:
+        if top_layer is None:
             return losses, None
         return losses, TopFeatures(
-            features=positives.gather(found.top),
+            features=positives.look_up(top_layer.at, found.tower),
             gt_index=positives.gt_index,
             centerness=centerness(positives.ltrb),
             centerness_sum=means.centerness,
@@ -278,13 +276,17 @@ class FCOSSelector:
         self.post_nms_topk = post_nms_topk
 
     def __call__(
-        self, found: Predictions, image_sizes: Sequence[tuple[int, int]]
+        self,
+        found: Predictions,
+        image_sizes: Sequence[tuple[int, int]],
+        top_layer: TopLayer | None = None,
     ) -> list[Detections]:
         """Per image, detections, best first; boxes are not clipped and carry no gradient.
 
         Args:
             found: the head's outputs.
             image_sizes: per image (height, width) before padding.
+            top_layer: what `top_feats` are made by; None for none.
         """
         with torch.no_grad():
             chosen = [self._level(level, found) for level in range(len(self.strides))]
@@ -301,9 +303,10 @@ class FCOSSelector:
                     pred_classes=classes[i, kept],
                 )
             )
-            if found.top:
-                top = [x[i].flatten(1) for x in found.top]
-                detections[-1].top_feats = _gather_rows(top, levels[kept], cells[i, kept])
+            if top_layer is not None:
+                tower = [x[i : i + 1] for x in found.tower]
+                top_feats = _top_features(top_layer, tower, levels[kept], cells[i, kept])
+                detections[-1].top_feats = top_feats
         return detections
 
     def _level(self, level: int, found: Predictions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -347,13 +350,16 @@ class FCOSSelector:
         return rows[kept], scores
 
 
-def _gather_rows(maps: Sequence[Tensor], levels: Tensor, cells: Tensor) -> Tensor:
-    """(N, C) from one map (C, H * W) a level."""
-    gathered = maps[0].new_zeros(len(maps[0]), len(cells))
-    for level, x in enumerate(maps):
-        there = x[:, cells.clamp(max=x.shape[1] - 1)]
-        gathered = torch.where(levels == level, there, gathered)
-    return gathered.T
+def _top_features(
+    top_layer: TopLayer, tower: Sequence[Tensor], levels: Tensor, cells: Tensor
+) -> Tensor:
+    """(N, C) of the cells (N,) of levels (N,), from one map (1, C', H, W) a level."""
+    by_level = [torch.nonzero(levels == level).squeeze(1) for level in range(len(tower))]
+    features = [
+        top_layer.at(x, torch.zeros_like(rows), cells[rows])
+        for x, rows in zip(tower, by_level, strict=True)
+    ]
+    return torch.cat(features)[torch.cat(by_level).argsort()]
 
 
 def _check_name(key: str, name: str, known: Sequence[str]) -> None:

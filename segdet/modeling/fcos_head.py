@@ -22,7 +22,7 @@ class Predictions(NamedTuple):
     logits: list[Tensor]  # (B, K, H, W)
     ltrb: list[Tensor]  # (B, 4, H, W) distances to the sides, in strides of the level, >= 0
     quality: list[Tensor]  # (B, 1, H, W) logits
-    top: list[Tensor]  # what the top layer makes of the box tower; empty without one
+    tower: list[Tensor]  # (B, C, H, W) of the box tower, what a top layer sees
 
 
 class FCOSHead(nn.Module):
@@ -68,14 +68,11 @@ class FCOSHead(nn.Module):
         assert self.cls_logits.bias is not None, "made with a bias"
         nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior_prob) / prior_prob))
 
-    def forward(
-        self, features: Sequence[Tensor], top_layer: nn.Module | None = None
-    ) -> Predictions:
+    def forward(self, features: Sequence[Tensor]) -> Predictions:
         """Predictions for every cell of every level.
 
         Args:
             features: per level (B, C, H, W).
-            top_layer: also applied to the box tower's output (B, C, H, W) of every level.
         """
         found = Predictions([], [], [], [])
         for level, x in enumerate(features):
@@ -85,8 +82,7 @@ class FCOSHead(nn.Module):
             ltrb = self.bbox_pred(box)
             found.ltrb.append(F.relu(ltrb if self.scales is None else self.scales[level](ltrb)))
             found.quality.append(self.ctrness(box))
-            if top_layer is not None:
-                found.top.append(top_layer(box))
+            found.tower.append(box)
         return found
 
 
@@ -159,6 +155,39 @@ class OffsetDeformConv(nn.Module):
         """(B, C, H, W) to the same shape."""
         offset, mask = self.offset(x).split((18, 9), dim=1)
         return self.conv(x, offset, mask.sigmoid())
+
+
+class TopLayer(nn.Conv2d):
+    """A 3x3 convolution of the box tower that is computed only where its output is wanted.
+
+    With many output channels it would cost more than a tower if it were computed everywhere.
+
+    Args:
+        in_channels: of the tower.
+        out_channels: of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        normal_fill(self, std=0.01)
+
+    def at(self, x: Tensor, image: Tensor, cell: Tensor) -> Tensor:
+        """(P, out_channels): the output at some cells of one level.
+
+        Args:
+            x: (B, in_channels, H, W).
+            image: (P,) int64 index in the batch.
+            cell: (P,) int64, row * W + column.
+        """
+        height, width = x.shape[-2:]
+        around = torch.arange(-1, 2, device=x.device)
+        row = (cell // width)[:, None, None] + around[:, None]  # (P, 3, 1)
+        column = (cell % width)[:, None, None] + around  # (P, 1, 3)
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)  # (P, 3, 3)
+        row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
+        patches = x[image[:, None, None], :, row, column]  # (P, 3, 3, C)
+        patches = torch.where(inside[..., None], patches, 0)
+        return F.linear(patches.flatten(1), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
 
 
 class Scale(nn.Module):

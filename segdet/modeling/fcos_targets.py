@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +33,15 @@ class Positives:
 
     def gather(self, maps: Sequence[Tensor]) -> Tensor:
         """Their cells of one map (B, C, H, W) a level: (P, C), at least float32."""
-        levels = zip(maps, self.image.split(self.counts), self.cell.split(self.counts), strict=True)
-        found = torch.cat([x.flatten(2)[image, :, cell] for x, image, cell in levels])
+        found = self.look_up(lambda x, image, cell: x.flatten(2)[image, :, cell], maps)
         return found if found.dtype == torch.float64 else found.float()
+
+    def look_up(
+        self, rows_at: Callable[[Tensor, Tensor, Tensor], Tensor], maps: Sequence[Tensor]
+    ) -> Tensor:
+        """(P, C): what `rows_at` gives for a level's map, images and cells, all levels joined."""
+        levels = zip(maps, self.image.split(self.counts), self.cell.split(self.counts), strict=True)
+        return torch.cat([rows_at(x, image, cell) for x, image, cell in levels])
 
     def gather_own_class(self, logits: Sequence[Tensor]) -> Tensor:
         """The logits (P,) of their objects' classes, from (B, K, H, W) a level."""

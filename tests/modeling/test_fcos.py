@@ -9,7 +9,7 @@ from segdet.errors import ConfigError
 from segdet.layers import ShapeSpec
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.fcos import FCOSConfig
-from segdet.modeling.fcos_head import OffsetDeformConv, Predictions
+from segdet.modeling.fcos_head import OffsetDeformConv, Predictions, TopLayer
 from segdet.structures import Boxes, ImageList, Targets
 
 SIZE = (256, 320)
@@ -47,11 +47,11 @@ def golden_targets():
     return [a_target(boxes, [1, 5, 7, 2]), a_target([[60, 60, 130, 100]], [3])]
 
 
-def predictions(batch=1, cls=-10.0, box=2.0, quality=0.0, num_classes=80, top=None):
+def predictions(batch=1, cls=-10.0, box=2.0, quality=0.0, num_classes=80, tower=None):
     def maps(channels, value):
         return [torch.full((batch, channels, *size), value) for size in SIZES]
 
-    return Predictions(maps(num_classes, cls), maps(4, box), maps(1, quality), top or [])
+    return Predictions(maps(num_classes, cls), maps(4, box), maps(1, quality), tower or [])
 
 
 def an_fcos(**settings):
@@ -132,8 +132,8 @@ def test_boxes_are_not_clipped_and_images_keep_their_detections():
 
 
 def test_no_detections_have_fields_of_the_right_shape():
-    top = [torch.zeros(1, 6, *size) for size in SIZES]
-    (none,) = an_fcos().test_selector(predictions(top=top), [SIZE])
+    tower = [torch.zeros(1, 4, *size) for size in SIZES]
+    (none,) = an_fcos().test_selector(predictions(tower=tower), [SIZE], TopLayer(4, 6))
     assert none.pred_boxes.tensor.shape == (0, 4) and none.scores.shape == (0,)
     assert none.pred_classes.dtype == torch.int64 and none.top_feats.shape == (0, 6)
 
@@ -148,34 +148,33 @@ def test_a_box_that_is_no_number_is_left_out():
 
 def test_detections_carry_the_top_features_of_their_locations():
     found = golden_scores()
-    top = [
-        level * 10_000 + torch.arange(2 * h * w).reshape(1, 2, h, w).float()
-        for level, (h, w) in enumerate(SIZES)
-    ]
-    (ours,) = an_fcos().test_selector(found._replace(top=top), [SIZE])
+    found = found._replace(tower=[torch.randn(1, 4, *size) for size in SIZES])
+    top_layer = TopLayer(4, 6)
+    (ours,) = an_fcos().test_selector(found, [SIZE], top_layer)
     cells = [(0, 3, 4), (1, 2, 2), (0, 3, 4)]
-    assert ours.top_feats.tolist() == [top[k][0, :, row, col].tolist() for k, row, col in cells]
+    expected = [top_layer(found.tower[k])[0, :, row, column] for k, row, column in cells]
+    torch.testing.assert_close(ours.top_feats, torch.stack(expected))
 
 
 def test_positives_carry_the_top_features_of_their_locations():
-    top = [torch.randn(2, 5, *size).requires_grad_() for size in SIZES]
-    found = predictions(2, cls=-4.6, box=1.0, top=top)
-    _, features = an_fcos().compare(found, golden_targets())
+    tower, top_layer = [torch.randn(2, 4, *size) for size in SIZES], TopLayer(4, 5)
+    found = predictions(2, cls=-4.6, box=1.0, tower=tower)
+    _, features = an_fcos().compare(found, golden_targets(), top_layer)
     assert features.features.shape == (38, 5) and features.gt_index.shape == (38,)
     assert set(features.gt_index.tolist()) == {0, 1, 2, 3, 4}
     assert features.centerness_sum.item() == pytest.approx(25.582674, abs=1e-5)
     assert features.centerness.sum().item() == pytest.approx(25.582674, abs=1e-5)
     features.features.sum().backward()
-    assert sum(int(x.grad.sum()) for x in top) == 38 * 5
+    assert top_layer.bias.grad.tolist() == [38] * 5
     assert an_fcos().compare(predictions(2), golden_targets())[1] is None
 
 
 def test_without_objects_the_top_features_are_in_the_graph():
-    top = [torch.randn(1, 5, *size).requires_grad_() for size in SIZES]
-    _, features = an_fcos().compare(predictions(top=top), [a_target()])
+    tower, top_layer = [torch.randn(1, 4, *s).requires_grad_() for s in SIZES], TopLayer(4, 5)
+    _, features = an_fcos().compare(predictions(tower=tower), [a_target()], top_layer)
     assert features.features.shape == (0, 5) and features.centerness_sum > 0
     features.features.sum().backward()
-    assert all(x.grad is not None for x in top)
+    assert all(x.grad is not None for x in [*tower, *top_layer.parameters()])
 
 
 def an_fcos_on_maps(**settings):
@@ -210,7 +209,7 @@ def golden_targets_of_three():
 def test_a_top_layer_does_not_change_the_detections():
     fcos, images, features = an_fcos_on_maps(inference_th_test=0.0)
     plain = fcos.predict(images, features)
-    with_top = fcos.predict(images, features, torch.nn.Conv2d(64, 5, 1))
+    with_top = fcos.predict(images, features, TopLayer(64, 5))
     for a, b in zip(plain, with_top, strict=True):
         assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
         assert b.top_feats.shape == (len(a), 5) and not a.has("top_feats")

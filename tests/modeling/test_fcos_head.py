@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from segdet.modeling.fcos_head import BATCH_NORMS, FCOSHead, NormOfEachLevel, OffsetDeformConv
+from segdet.modeling.fcos_head import (
+    BATCH_NORMS,
+    FCOSHead,
+    NormOfEachLevel,
+    OffsetDeformConv,
+    TopLayer,
+)
 
 SIZES = [(8, 10), (4, 5), (2, 3)]
 
@@ -25,7 +31,7 @@ def test_outputs_are_per_level():
         assert found.logits[level].shape == (2, 3, *size)
         assert found.ltrb[level].shape == (2, 4, *size)
         assert found.quality[level].shape == (2, 1, *size)
-    assert found.top == []
+        assert found.tower[level].shape == (2, 32, *size)
 
 
 def test_an_untrained_head_finds_little():
@@ -53,18 +59,33 @@ def test_boxes_are_scaled_per_level_and_never_negative():
 
 def test_quality_and_top_layer_see_the_box_tower():
     head, features = a_head(), maps()
-    top_layer = nn.Conv2d(32, 7, 3, padding=1)
-    found = head(features, top_layer)
+    found = head(features)
     for level, x in enumerate(features):
         box = head.bbox_tower(head.share_tower(x, level), level)
         torch.testing.assert_close(found.quality[level], head.ctrness(box))
-        torch.testing.assert_close(found.top[level], top_layer(box))
+        torch.testing.assert_close(found.tower[level], box)
 
 
 def test_without_towers_the_top_layer_sees_the_shared_one():
     head, features = a_head(num_convs=(3, 0, 0)), maps()
-    found = head(features, nn.Identity())
-    torch.testing.assert_close(found.top[0], head.share_tower(features[0], 0))
+    found = head(features)
+    torch.testing.assert_close(found.tower[0], head.share_tower(features[0], 0))
+
+
+def test_a_top_layer_is_a_convolution_at_chosen_cells():
+    layer = TopLayer(4, 7).double()
+    x = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    image, cell = torch.arange(2).repeat_interleave(15), torch.arange(15).repeat(2)
+    everywhere = layer(x).flatten(2)[image, :, cell]
+    torch.testing.assert_close(layer.at(x, image, cell), everywhere)
+    order = torch.randperm(30)[:11]
+    torch.testing.assert_close(layer.at(x, image[order], cell[order]), everywhere[order])
+    weights = torch.randn(11, 7, dtype=torch.float64)
+    parameters = [x, layer.weight, layer.bias]
+    ours = torch.autograd.grad((layer.at(x, image[order], cell[order]) * weights).sum(), parameters)
+    theirs = torch.autograd.grad((everywhere[order] * weights).sum(), parameters)
+    torch.testing.assert_close(ours, theirs)
+    assert layer.at(x, image[:0], cell[:0]).shape == (0, 7)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from segdet.modeling.meta_arch.mask_rcnn_c4 import Res5ROIHeads
 from segdet.modeling.meta_arch.pointrend import PointRendMaskHead
 from segdet.modeling.roi_heads import ROIHeads
 from segdet.modeling.sem_seg_head import SEM_SEG_HEADS
+from segdet.modeling.system import System
 from segdet.structures import BitMasks, Boxes, Detections, Keypoints, PolygonMasks, Targets
 
 
@@ -153,10 +154,12 @@ def case(
     return Case(fixture, getattr(torch, request.param))
 
 
-def selected(output: object, selector: str) -> Tensor:
+def selected(model: System, output: object, selector: str) -> Tensor:
     """`0.1` is level 1 of item 0, `p3` the map of that name."""
     for step in filter(None, selector.split(".")):
         output = output[int(step)] if step.isdigit() else output[step]
+    if isinstance(model, BlendMask) and selector.startswith("3."):
+        return model.top_layer(output)  # the attention, of which the model computes a few cells
     return output
 
 
@@ -171,7 +174,7 @@ def run_recording(case: Case) -> tuple[dict, dict[str, Tensor]]:
             for key in wanted:
                 owner, _, selector = key.removeprefix("mid/").partition(":")
                 if owner == path:
-                    recorded[key] = selected(output, selector)
+                    recorded[key] = selected(case.model, output, selector)
 
         hooks.append(case.model.get_submodule(path).register_forward_hook(record))
     with torch.no_grad():

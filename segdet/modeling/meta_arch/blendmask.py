@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segdet.errors import ConfigError, DataError
-from segdet.layers import Losses, normal_fill
+from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.basis_module import BasisModuleConfig, ProtoNet, thing_labels
 from segdet.modeling.blender import Blender, BlenderConfig, blended_mask_loss
 from segdet.modeling.fcos import FCOS, FCOSConfig, TopFeatures
+from segdet.modeling.fcos_head import TopLayer
 from segdet.modeling.mask_head import mask_metrics
 from segdet.modeling.meta_arch.panoptic_fpn import (
     Panoptic,
@@ -138,8 +139,7 @@ class BlendMask(System):
         self.basis_module = basis_module
         self.blender = blender
         self.mask_loss_weight = mask_loss_weight
-        self.top_layer = nn.Conv2d(tower_channels, blender.attention_channels, 3, padding=1)
-        normal_fill(self.top_layer, std=0.01)
+        self.top_layer = TopLayer(tower_channels, blender.attention_channels)
 
     def read_targets(self, batched_inputs: list[dict]) -> BlendMaskTargets:
         """`instances` of the batch, and its `basis_sem`, drawn from them where there is none."""
@@ -163,8 +163,10 @@ class BlendMask(System):
 
     def losses_of_maps(self, features: dict[str, Tensor], targets: BlendMaskTargets) -> Losses:
         """As `losses`, of the backbone's maps."""
-        found = self.proposal_generator.head_outputs(features, self.top_layer)
-        box_losses, objects = self.proposal_generator.compare(found, targets.instances)
+        found = self.proposal_generator.head_outputs(features)
+        box_losses, objects = self.proposal_generator.compare(
+            found, targets.instances, self.top_layer
+        )
         assert objects is not None, "there is a top layer"
         basis_losses = self.basis_module.losses(features, targets.basis_sem)
         bases = self.basis_module(features)

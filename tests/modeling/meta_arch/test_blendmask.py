@@ -55,9 +55,10 @@ def test_golden_mask_loss(cfg):
     """Numbers of the official code: every location has the same attention, to the first basis."""
     cfg.merge_from_list(["MODEL.BLENDMASK.ATTN_SIZE", 2, "MODEL.BLENDMASK.BOTTOM_RESOLUTION", 8])
     model, targets = build_model(cfg), masked_targets()
-    attention = torch.tensor([1.0] * 4 + [0.0] * 12)
-    top = [attention[:, None, None].expand(2, 16, *x.shape[-2:]) for x in predictions().logits]
-    _, objects = an_fcos().compare(predictions(2, top=top), targets)
+    with torch.no_grad():
+        model.top_layer.bias.copy_(torch.tensor([1.0] * 4 + [0.0] * 12))
+    tower = [torch.zeros(2, 16, *x.shape[-2:]) for x in predictions().logits]
+    _, objects = an_fcos().compare(predictions(2, tower=tower), targets, model.top_layer)
     bases = torch.zeros(2, 4, 64, 80)
     bases[:, 0], bases[:, 1], bases[:, 2] = torch.linspace(-2, 2, 80), 1, -1
     assert len(objects.features) == 38
@@ -69,8 +70,8 @@ def test_golden_mask_loss(cfg):
 def test_mask_loss_is_what_one_location_after_the_other_gives(cfg):
     cfg.MODEL.BLENDMASK.INSTANCE_LOSS_WEIGHT = 2.0
     model, targets = build_model(cfg), [masked_targets()[0][:0], *masked_targets()]
-    top = [torch.randn(3, 64, *x.shape[-2:]) for x in predictions().logits]
-    _, objects = an_fcos().compare(predictions(3, top=top), targets)
+    tower = [torch.randn(3, 16, *x.shape[-2:]) for x in predictions().logits]
+    _, objects = an_fcos().compare(predictions(3, tower=tower), targets, model.top_layer)
     bases = torch.randn(3, 4, 64, 80)
     owners = [(image, row) for image, t in enumerate(targets) for row in range(len(t))]
     total = 0.0
