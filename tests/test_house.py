@@ -310,7 +310,6 @@ def test_files_name_no_machine():
 PAGE_TO_BE_WRITTEN = {
     "blendmask",
     "cascade_rcnn",
-    "centermask",
     "implicit_pointrend",
     "mask_rcnn",
     "mask_rcnn_c4",
