@@ -285,9 +285,8 @@ def test_four_pictures_are_learnt(on_demo_pictures):
     on_demo_pictures(cfg, 4)
     cfg.merge_from_list(
         [
-            *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 200, "SOLVER.STEPS", (170,)),
-            *("SOLVER.WARMUP_ITERS", 20, "INPUT.RANDOM_FLIP", "none"),
-            *("INPUT.MIN_SIZE_TRAIN", (192,), "INPUT.MIN_SIZE_TEST", 192),
+            *("SOLVER.MAX_ITER", 300, "SOLVER.STEPS", (250,), "INPUT.RANDOM_FLIP", "none"),
+            *("INPUT.MIN_SIZE_TRAIN", (160,), "SOLVER.WARMUP_ITERS", 20),
         ]
     )
     assert DefaultTrainer(cfg).train()["segm"]["AP50"] > 90
