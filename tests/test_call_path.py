@@ -5,6 +5,7 @@ from segdet.config import get_cfg
 from segdet.modeling.box_head import FastRCNNConvFCHead
 from segdet.modeling.fcos_head import FCOSHead
 from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead
+from segdet.modeling.maskiou_head import MaskIoUHead
 from segdet.modeling.rpn import StandardRPNHead
 from segdet.modeling.sem_seg_head import SemSegFPNHead
 
@@ -18,6 +19,8 @@ from segdet.modeling.sem_seg_head import SemSegFPNHead
         ("fcos", FCOSHead),
         ("panoptic_fpn", MaskRCNNConvUpsampleHead),
         ("panoptic_fpn", SemSegFPNHead),
+        ("centermask_lite", MaskRCNNConvUpsampleHead),
+        ("centermask_lite", MaskIoUHead),
     ],
 )
 def test_a_head_is_at_most_four_of_our_frames_from_build_model(config, head):

@@ -5,6 +5,7 @@ CenterMask (arXiv:1911.06667) has the same head, and counts polygons in a way of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,22 +45,10 @@ class MaskIoUHeadConfig:
         if self.num_conv < 1:
             raise ConfigError(f"NUM_CONV must be >= 1, is {self.num_conv}: the last one halves")
 
-    def build(
-        self,
-        in_channels: int,
-        num_classes: int,
-        side: int,
-        fill: Callable[[nn.Linear], None] = c2_xavier_fill,
-    ) -> MaskIoUHead:
-        """The head for pooled maps of `in_channels` channels and `side` cells a side."""
-        return MaskIoUHead(
-            in_channels,
-            num_classes,
-            side=side,
-            conv_dim=self.conv_dim,
-            num_conv=self.num_conv,
-            fill=fill,
-        )
+    @property
+    def build(self) -> Callable[..., MaskIoUHead]:
+        """The head's constructor with these settings."""
+        return functools.partial(MaskIoUHead, conv_dim=self.conv_dim, num_conv=self.num_conv)
 
 
 class MaskIoUHead(nn.Module):

@@ -62,7 +62,7 @@ def test_hidden_layers_start_as_asked():
     torch.manual_seed(0)
     spread = [
         MaskIoUHeadConfig(num_conv=1, conv_dim=4)
-        .build(4, 3, side=14, **given)
+        .build(4, num_classes=3, side=14, **given)
         .maskiou_fc1.weight.std()
         for given in ({}, {"fill": c2_msra_fill})
     ]

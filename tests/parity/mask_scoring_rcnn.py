@@ -65,7 +65,7 @@ class MaskScoringRCNNHead:
         convs = [value for name, value in state.items() if value.ndim == 4]
         _, channels, side, _ = self.features.shape
         section = MaskIoUHeadConfig(conv_dim=len(convs[0]), num_conv=len(convs))
-        head = section.build(channels, self.meta["num_classes"] - 1, side)
+        head = section.build(channels, self.meta["num_classes"] - 1, side=side)
         head.load_state_dict(state, strict=True)
         return head.to(self.dtype)
 

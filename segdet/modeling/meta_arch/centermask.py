@@ -83,15 +83,17 @@ class CenterMaskConfig(MaskRCNNConfig):
         self._check()
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
         num_classes, mask = self.roi_heads.num_classes, self.roi_mask_head
-        side = mask.pooler_resolution
+        maskiou_head = None
+        if self.maskiou_on:
+            maskiou_head = self.roi_maskiou_head.build(
+                channels, num_classes, side=mask.pooler_resolution, fill=c2_msra_fill
+            )
         return CenterROIHeads(
             self.roi_heads.in_features,
             sampler=self.roi_heads.build_sampler(),
             mask_pooler=mask.build_pooler(strides, mask.assign_criterion) if self.mask_on else None,
             mask_head=mask.build(channels, num_classes) if self.mask_on else None,
-            maskiou_head=self.roi_maskiou_head.build(channels, num_classes, side, c2_msra_fill)
-            if self.maskiou_on
-            else None,
+            maskiou_head=maskiou_head,
             maskiou_loss_weight=self.maskiou_loss_weight,
             **self._keypoint_parts(backbone),
         )

@@ -52,7 +52,9 @@ class MaskScoringRCNNConfig(MaskRCNNConfig):
             train_on_pred_boxes=self.roi_box_head.train_on_pred_boxes,
             mask_pooler=mask.build_pooler(strides),
             mask_head=mask.build(channels, num_classes),
-            maskiou_head=self.roi_maskiou_head.build(channels, num_classes, mask.pooler_resolution),
+            maskiou_head=self.roi_maskiou_head.build(
+                channels, num_classes, side=mask.pooler_resolution
+            ),
             maskiou_loss_weight=self.maskiou_loss_weight,
             keypoint_pooler=keypoint.build_pooler(strides) if self.keypoint_on else None,
             keypoint_head=keypoint.build(channels, nominal) if self.keypoint_on else None,
