@@ -51,7 +51,7 @@ def transform_instance_annotations(
     """
     if isinstance(transforms, list):
         transforms = TransformList(transforms)
-    moved = transforms.apply_box(_read_box(annotation))[0].clip(min=0)
+    moved = transforms.apply_box(read_box(annotation))[0].clip(min=0)
     height, width = image_size
     annotation["bbox"] = np.minimum(moved, [width, height, width, height])
     annotation["bbox_mode"] = BoxMode.XYXY_ABS
@@ -94,8 +94,12 @@ def box_mode_of(annotation: dict[str, Any]) -> BoxMode:
     return BoxMode(mode)
 
 
-def _read_box(annotation: dict[str, Any]) -> np.ndarray:
-    """(1, 4) float64 XYXY, checked."""
+def read_box(annotation: dict[str, Any]) -> np.ndarray:
+    """The box of an annotation, (1, 4) float64 XYXY.
+
+    Raises:
+        DataError: it has none, or one that cannot be read.
+    """
     mode = box_mode_of(annotation)
     numbers = list(annotation["bbox"])
     try:

@@ -106,6 +106,7 @@ class DataLoaderConfig:
     roi_heads_classes: int = field(default=80, metadata={"key": "MODEL.ROI_HEADS.NUM_CLASSES"})
     retinanet_classes: int = field(default=80, metadata={"key": "MODEL.RETINANET.NUM_CLASSES"})
     fcos_classes: int = field(default=80, metadata={"key": "MODEL.FCOS.NUM_CLASSES"})
+    yolact_classes: int = field(default=80, metadata={"key": "MODEL.YOLACT.NUM_CLASSES"})
     sem_seg_classes: int = field(default=54, metadata={"key": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"})
     mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
     keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})

@@ -20,11 +20,12 @@ from segdet.data.annotations import (
     draw_things,
     filter_empty_instances,
     masks_from_segmentations,
+    read_box,
     transform_instance_annotations,
 )
 from segdet.data.image_io import FORMATS, check_image_size, file_name_of, read_image
 from segdet.data.proposals import transform_proposals
-from segdet.data.records import NEEDS
+from segdet.data.records import CROWD, LEARN_FROM_CROWDS, NEEDS
 from segdet.data.sem_seg import has_sem_seg, read_sem_seg
 from segdet.errors import ConfigError, DataError
 
@@ -61,6 +62,21 @@ class CropConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SSDConfig:
+    """INPUT.SSD: SSD's augmentations, as YOLACT has them, before the resize."""
+
+    photometric: bool = False
+    expand: bool = False
+    crop: bool = False
+
+    def augmentations(self, image_format: str) -> list[T.Augmentation]:
+        """Those that are on, in their order."""
+        colours = [T.PhotometricDistortion(image_format)] if self.photometric else []
+        canvas = [T.RandomExpand(image_format)] if self.expand else []
+        return [*colours, *canvas, *([T.CropAroundCentres()] if self.crop else [])]
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputConfig:
     """INPUT; defaults are detectron2's."""
 
@@ -69,7 +85,9 @@ class InputConfig:
     max_size_train: int = 1333  # pixels of the long side
     min_size_test: int = 800  # 0: no resize
     max_size_test: int = 1333
+    square_size: int = 0  # > 0: images are stretched to that many pixels a side, in float32
     random_flip: str = "horizontal"
+    ssd: SSDConfig = field(default_factory=SSDConfig)
     crop: CropConfig = field(default_factory=CropConfig)
     format: str = "BGR"
     mask_format: str = "polygon"
@@ -111,8 +129,14 @@ class InputConfig:
             )
         _require("RANDOM_FLIP", self.random_flip, ("horizontal", "vertical", "none"))
         _require("FORMAT", self.format, FORMATS)
+        if self.square_size < 0:
+            raise ConfigError(f"SQUARE_SIZE must be >= 0, is {self.square_size}")
         if self.color_aug_ssd:
             _require("FORMAT, with COLOR_AUG_SSD,", self.format, ("BGR", "RGB"))
+        if self.ssd.photometric or self.ssd.expand:
+            _require("FORMAT, with SSD.PHOTOMETRIC or EXPAND,", self.format, ("BGR", "RGB"))
+        if self.color_aug_ssd and self.ssd.photometric:
+            raise ConfigError("COLOR_AUG_SSD and SSD.PHOTOMETRIC are two of a kind: choose one")
         _require("MASK_FORMAT", self.mask_format, ("polygon", "bitmask"))
         has_labels = "sem_seg" in NEEDS.get(self.meta_architecture, {"sem_seg"})
         if self.crop.enabled and self.crop.single_category_max_area < 1 and not has_labels:
@@ -122,16 +146,17 @@ class InputConfig:
             )
 
     def augmentations(self, is_train: bool) -> list[T.Augmentation | T.Transform]:
-        """For training crop, resize, change colours and flip, as enabled; else resize alone.
+        """For training SSD's, crop, resize, change colours and flip, as enabled; else resize alone.
 
         Official semantic configs mean crops of the resized image: systems that learn from label
         maps alone get these.
         """
         if not is_train:
-            return [T.ResizeShortestEdge(self.min_size_test, self.max_size_test)]
+            return [self.resize_for_testing()]
         sizes, style = self.min_size_train, self.min_size_train_sampling
+        resize = T.ResizeShortestEdge(sizes, self.max_size_train, style)
         augmentations: list[T.Augmentation | T.Transform] = [
-            T.ResizeShortestEdge(sizes, self.max_size_train, style)
+            T.Stretch(self.square_size) if self.square_size else resize
         ]
         if self.crop.enabled:
             place = 1 if set(NEEDS.get(self.meta_architecture, {})) == {"sem_seg"} else 0
@@ -141,7 +166,13 @@ class InputConfig:
         if self.random_flip != "none":
             horizontal = self.random_flip == "horizontal"
             augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
-        return augmentations
+        return [*self.ssd.augmentations(self.format), *augmentations]
+
+    def resize_for_testing(self) -> T.Augmentation:
+        """What brings an image to the size that the model sees."""
+        if self.square_size:
+            return T.Stretch(self.square_size)
+        return T.ResizeShortestEdge((self.min_size_test, self.min_size_test), self.max_size_test)
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:
@@ -166,6 +197,7 @@ class DatasetMapper:
         precomputed_proposal_topk: bring this many of the record's proposals; None: none.
         recompute_boxes: make boxes tight around the masks that augmentation left.
         use_basis_sem: bring a label map of the objects, see `draw_things`.
+        use_crowds: bring crowds too, those that have what objects must have, of class -1.
     """
 
     @configurable
@@ -182,6 +214,7 @@ class DatasetMapper:
         precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
         use_basis_sem: bool = False,
+        use_crowds: bool = False,
     ) -> None:
         if recompute_boxes and not use_instance_mask:
             raise ConfigError("recompute_boxes needs use_instance_mask")
@@ -194,6 +227,7 @@ class DatasetMapper:
         self.precomputed_proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
         self.use_basis_sem = use_basis_sem
+        self.use_crowds = use_crowds
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -212,6 +246,7 @@ class DatasetMapper:
             "precomputed_proposal_topk": topk if section.load_proposals else None,
             "recompute_boxes": is_train and section.crop.enabled and section.mask_on,
             "use_basis_sem": is_train and section.basis_loss_on and section.mask_on,
+            "use_crowds": section.meta_architecture in LEARN_FROM_CROWDS,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -221,9 +256,10 @@ class DatasetMapper:
             dataset_dict: a standard dict; it is not changed.
 
         Returns:
-            The record's other keys, and `image` (C, H, W) uint8; for training `instances`
-            (`Targets` in the frame of the image); with semantic labels (see `read_sem_seg`) also
-            `sem_seg` (H, W) int64; if wanted `basis_sem` (H, W) int64; with proposals `proposals`.
+            The record's other keys, and `image` (C, H, W), uint8 or where augmentations make it
+            so float32; for training `instances` (`Targets` in the frame of the image); with
+            semantic labels (see `read_sem_seg`) also `sem_seg` (H, W) int64; if wanted `basis_sem`
+            (H, W) int64; with proposals `proposals`.
 
         Raises:
             DataError: the image or an annotation cannot be used; says which.
@@ -239,7 +275,7 @@ class DatasetMapper:
         check_image_size(record, image)
         original_size = image.shape[:2]
         sem_seg = read_sem_seg(record) if has_sem_seg(record) else None
-        aug_input = T.AugInput(image, sem_seg=sem_seg)
+        aug_input = T.AugInput(image, sem_seg=sem_seg, boxes=self._boxes(record))
         transforms = self.augmentations(aug_input)
         image = aug_input.image
         record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -259,6 +295,13 @@ class DatasetMapper:
             self._transform_annotations(record, transforms, image.shape[:2])
         return record
 
+    def _boxes(self, record: dict[str, Any]) -> np.ndarray | None:
+        """(N, 4) XYXY of the objects that are no crowds, for augmentations that look at them."""
+        if not self.is_train or "boxes" not in self.augmentations.looks_at():
+            return None
+        objects = [a for a in record.get("annotations", ()) if a.get("iscrowd", 0) == 0]
+        return np.concatenate([np.empty((0, 4)), *(read_box(one) for one in objects)])
+
     def _transform_annotations(
         self,
         dataset_dict: dict[str, Any],
@@ -268,11 +311,12 @@ class DatasetMapper:
         """Replace `annotations` by `instances`, in place."""
         moved = []
         for i, annotation in enumerate(dataset_dict.pop("annotations")):
-            if annotation.get("iscrowd", 0) != 0:
+            is_crowd = annotation.get("iscrowd", 0) != 0
+            if is_crowd and not self._takes_crowd(annotation):
                 continue
             self._select(annotation, i, dataset_dict)
             try:
-                annotation["category_id"] = category_of(annotation)
+                annotation["category_id"] = CROWD if is_crowd else category_of(annotation)
                 moved.append(
                     transform_instance_annotations(
                         annotation,
@@ -290,6 +334,10 @@ class DatasetMapper:
         if self.recompute_boxes:
             targets.gt_boxes = targets.gt_masks.get_bounding_boxes()
         dataset_dict["instances"] = filter_empty_instances(targets)
+
+    def _takes_crowd(self, annotation: dict[str, Any]) -> bool:
+        lacks_mask = self.use_instance_mask and "segmentation" not in annotation
+        return self.use_crowds and not self.use_keypoint and not lacks_mask
 
     def _select(self, annotation: dict[str, Any], number: int, record: dict[str, Any]) -> None:
         """Keep of an annotation what is wanted; refuse it where that is missing."""

@@ -46,7 +46,11 @@ NEEDS: dict[str, dict[str, str | None]] = {
     "PanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
     "PointRendSemSeg": {"sem_seg": "sem_seg_classes"},
     "SemanticSegmentor": {"sem_seg": "sem_seg_classes"},
+    "YOLACT": {"annotations": "yolact_classes"},
 }
+# Those whose targets hold crowds too, with this class.
+LEARN_FROM_CROWDS = {"YOLACT"}
+CROWD = -1
 
 
 def get_detection_dataset_dicts(

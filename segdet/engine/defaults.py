@@ -19,12 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from segdet import solver
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.config import CfgNode
+from segdet.config.reader import read_section
 from segdet.data import (
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from segdet.data import transforms as T
+from segdet.data.mapper import InputConfig
 from segdet.engine import hooks
 from segdet.engine.evaluators import EVALUATORS, check_evaluator_type
 from segdet.engine.pictures import TrainingPictures, save_predictions
@@ -64,8 +65,8 @@ class DefaultPredictor:
     """A model with its weights that takes one image at a time.
 
     Args:
-        cfg: MODEL.WEIGHTS are loaded; INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST decide the size that
-            the model sees; DATASETS.TEST, if given, names the `metadata`.
+        cfg: MODEL.WEIGHTS are loaded; INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, or SQUARE_SIZE, decide
+            the size that the model sees; DATASETS.TEST, if given, names the `metadata`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -74,9 +75,7 @@ class DefaultPredictor:
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         DetectionCheckpointer(self.model, cfg=self.cfg).load(cfg.MODEL.WEIGHTS)
-        self.aug = T.ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
-        )
+        self.aug = read_section(InputConfig, cfg, at="INPUT").resize_for_testing()
         self.input_format = cfg.INPUT.FORMAT
         if self.input_format not in ("BGR", "RGB"):
             raise ConfigError(f'INPUT.FORMAT must be "BGR" or "RGB", is "{self.input_format}"')

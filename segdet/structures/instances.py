@@ -197,7 +197,7 @@ class Detections(Instances):
 
 
 class Targets(Instances):
-    """The annotated objects of one image, without crowds."""
+    """The annotated objects of one image; crowds, of class -1, only for systems that use them."""
 
     gt_boxes: Boxes  # (N, 4) XYXY, absolute pixels of `image_size`
     gt_classes: Tensor  # (N,) int64 in [0, num_classes)

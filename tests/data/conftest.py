@@ -81,6 +81,7 @@ def a_config() -> CfgNode:
                 "RETINANET": {"NUM_CLASSES": 80},
                 "FCOS": {"NUM_CLASSES": 80},
                 "BASIS_MODULE": {"LOSS_ON": False},
+                "YOLACT": {"NUM_CLASSES": 80},
                 "ROI_HEADS": {"NUM_CLASSES": 80},
                 "SEM_SEG_HEAD": {"NUM_CLASSES": 54, "IGNORE_VALUE": 255},
                 "ROI_KEYPOINT_HEAD": {"MIN_KEYPOINTS_PER_IMAGE": 1},

@@ -249,9 +249,9 @@ def test_a_range_of_sizes_has_two_ends(sizes):
         InputConfig(min_size_train=sizes, min_size_train_sampling="range")
 
 
-def test_section_owns_detectron2s_keys():
+def test_section_owns_detectron2s_keys_and_yolacts():
     assert defaults_of(InputConfig).dump() == a_config().INPUT.dump()
-    assert set(defaults_of(InputConfig)) == {
+    assert set(defaults_of(InputConfig)) - {"SQUARE_SIZE", "SSD"} == {
         "MIN_SIZE_TRAIN",
         "MIN_SIZE_TRAIN_SAMPLING",
         "MAX_SIZE_TRAIN",
@@ -264,3 +264,76 @@ def test_section_owns_detectron2s_keys():
         "COLOR_AUG_SSD",
     }
     assert BoxMode.XYXY_ABS == 0
+
+
+def test_crowds_are_marked_where_a_system_uses_them(coco_folder: CocoFolder):
+    crowd = annotation(iscrowd=1)
+    coco_folder.tree["annotations"] = [crowd, annotation(id=2)]
+    record = read_coco_json(*coco_folder.write()).records[0]
+    targets = a_mapper(use_crowds=True)(record)["instances"]
+    assert targets.gt_classes.tolist() == [-1, 1] and len(targets.gt_masks) == 2
+    record["annotations"][0].pop("segmentation")
+    assert a_mapper(use_crowds=True)(record)["instances"].gt_classes.tolist() == [1]
+
+
+@pytest.mark.parametrize("system, uses", [("YOLACT", True), ("GeneralizedRCNN", False)])
+def test_the_system_decides_about_crowds(system: str, uses: bool):
+    cfg = a_config()
+    cfg.MODEL.META_ARCHITECTURE = system
+    assert DatasetMapper(cfg).use_crowds == uses
+
+
+def test_augmentations_see_the_boxes_of_objects(coco_folder: CocoFolder):
+    seen = []
+
+    class Look(T.Augmentation):
+        def get_transform(self, image, boxes):
+            seen.append(boxes)
+            return T.NoOpTransform()
+
+    coco_folder.tree["annotations"] = [annotation(iscrowd=1, bbox=[0, 0, 5, 5]), annotation(id=2)]
+    records = read_coco_json(*coco_folder.write()).records
+    resize = T.ResizeTransform(60, 80, 30, 40)
+    for record in records:
+        a_mapper(augmentations=[resize, T.RandomApply(Look(), 1.0)])(record)
+    assert [one.tolist() for one in seen] == [[[10, 5, 30, 20]], []]
+
+
+def test_objects_off_the_centre_of_a_crop_are_dropped(coco_folder: CocoFolder):
+    far = annotation(id=2, bbox=[62, 0, 10, 10], segmentation=[[62, 0, 72, 0, 72, 10, 62, 10]])
+    coco_folder.tree["annotations"] = [annotation(), far]
+    record = read_coco_json(*coco_folder.write()).records[0]
+    crop = T.CentreCropTransform(15, 5, 50, 50)  # the far one's left edge is inside
+    targets = a_mapper(augmentations=[crop])(record)["instances"]
+    assert targets.gt_boxes.tensor.tolist() == [[5, 5, 45, 35]]
+
+
+def test_squares_and_ssds_augmentations_by_the_config():
+    cfg = a_config()
+    cfg.INPUT.SQUARE_SIZE = 50
+    section = read_section(InputConfig, cfg, at="INPUT")
+    assert [type(one) for one in section.augmentations(True)] == [T.Stretch, T.RandomFlip]
+    assert [type(one) for one in section.augmentations(False)] == [T.Stretch]
+    cfg.INPUT.SSD.PHOTOMETRIC = cfg.INPUT.SSD.EXPAND = cfg.INPUT.SSD.CROP = True
+    section = read_section(InputConfig, cfg, at="INPUT")
+    kinds = [T.PhotometricDistortion, T.RandomExpand, T.CropAroundCentres, T.Stretch, T.RandomFlip]
+    assert [type(one) for one in section.augmentations(True)] == kinds
+    assert [type(one) for one in section.augmentations(False)] == [T.Stretch]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"SQUARE_SIZE": -1}, "SQUARE_SIZE must be >= 0"),
+        (
+            {"SSD.EXPAND": True, "FORMAT": "L"},
+            "FORMAT, with SSD.PHOTOMETRIC or EXPAND, must be one of BGR, RGB",
+        ),
+        ({"SSD.PHOTOMETRIC": True, "COLOR_AUG_SSD": True}, "two of a kind"),
+    ],
+)
+def test_what_ssds_augmentations_cannot_be(changes: dict, message: str):
+    cfg = a_config()
+    cfg.merge_from_list([x for key, value in changes.items() for x in (f"INPUT.{key}", value)])
+    with pytest.raises(ConfigError, match=message):
+        read_section(InputConfig, cfg, at="INPUT")

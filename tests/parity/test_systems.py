@@ -14,11 +14,13 @@ import torch
 
 from tests.parity.fcis import FCISParts
 from tests.parity.mask_scoring_rcnn import MaskScoringRCNNHead
+from tests.parity.yolact import Yolact
 
 # The case's "peer" -> what makes its checks: from the case's numbers, arrays, weights.py and a
 # dtype to methods `outputs`, `targets`, `losses` and `gradients`, that give the checks of each.
 ORIGINALS: dict[str, Callable] = {
     "msracver/FCIS": FCISParts,
+    "dbolya/yolact": Yolact,
     "zjhuang22/maskscoring_rcnn": MaskScoringRCNNHead,
 }
 

@@ -14,6 +14,7 @@ from segdet.checkpoint.families.maskrcnn_benchmark import MASKRCNN_BENCHMARK
 from segdet.checkpoint.families.mxnet_fcis import MXNET_FCIS
 from segdet.checkpoint.families.pointrend import POINTREND_FIRST_RELEASE
 from segdet.checkpoint.families.torchvision import TORCHVISION_MOBILENET_V2, TORCHVISION_RESNET
+from segdet.checkpoint.families.yolact import YOLACT
 
 __all__ = ["FAMILIES", "Family"]
 
@@ -28,4 +29,5 @@ FAMILIES = (  # asked in this order
     POINTREND_FIRST_RELEASE,
     CENTERMASK2_VOVNET,
     CENTERMASK2_MOBILENET_V2,
+    YOLACT,
 )

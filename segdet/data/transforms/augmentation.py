@@ -31,11 +31,15 @@ class Augmentation:
         """The transform for one image."""
         raise NotImplementedError(f"{type(self).__name__} does not define get_transform")
 
+    def looks_at(self) -> list[str]:
+        """The attributes of an `AugInput` that `get_transform` sees."""
+        wanted = inspect.signature(self.get_transform).parameters
+        # A bare `image` may be called anything when it is the only argument.
+        return ["image"] if len(wanted) == 1 else list(wanted)
+
     def __call__(self, aug_input: AugInput) -> Transform:
         """Make a transform, apply it to `aug_input` in place, and return it."""
-        wanted = inspect.signature(self.get_transform).parameters.values()
-        # A bare `image` may be called anything when it is the only argument.
-        names = ["image"] if len(wanted) == 1 else [parameter.name for parameter in wanted]
+        names = self.looks_at()
         missing = [name for name in names if getattr(aug_input, name, None) is None]
         if missing:
             raise AttributeError(
@@ -84,6 +88,10 @@ class AugmentationList(Augmentation):
     def __call__(self, aug_input: AugInput) -> TransformList:
         """Run all on `aug_input` in place; return what was done."""
         return TransformList([aug(aug_input) for aug in self.augs])
+
+    def looks_at(self) -> list[str]:
+        """What any of them sees."""
+        return [name for aug in self.augs for name in aug.looks_at()]
 
     def __repr__(self) -> str:
         return f"AugmentationList({self.augs})"

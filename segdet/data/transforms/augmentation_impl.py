@@ -41,6 +41,10 @@ class RandomApply(Augmentation):
             raise ValueError(f"prob must be in [0, 1], is {prob}")
         self.aug, self.prob = as_augmentation(tfm_or_aug), prob
 
+    def looks_at(self) -> list[str]:
+        """What the augmentation sees."""
+        return self.aug.looks_at()
+
     def __call__(self, aug_input: AugInput) -> Transform:
         """Run it or not; return what was done."""
         return self.aug(aug_input) if self._rand_range() < self.prob else NoOpTransform()

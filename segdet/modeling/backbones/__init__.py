@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from segdet.errors import ConfigError, did_you_mean
 from segdet.modeling.backbones.backbone import Backbone, known
+from segdet.modeling.backbones.darknet import DarkNet
 from segdet.modeling.backbones.dla import DLA, DLAConfig
 from segdet.modeling.backbones.fpn import (
     FPN,
@@ -38,6 +39,7 @@ __all__ = [
     "BasicStem",
     "BottleneckBlock",
     "DLAConfig",
+    "DarkNet",
     "DeformBottleneckBlock",
     "FCOSLevelsConfig",
     "FPNConfig",
@@ -128,6 +130,15 @@ def _mobilenetv2(sections: BackboneSections, input_channels: int) -> MobileNetV2
     )
 
 
+def _darknet(sections: BackboneSections, input_channels: int) -> DarkNet:
+    return DarkNet(
+        out_features=sections.resnets.out_features,
+        norm=sections.resnets.norm,
+        freeze_at=sections.backbone.freeze_at,
+        input_channels=input_channels,
+    )
+
+
 def _mobilenetv2_fpn(sections: BackboneSections, input_channels: int) -> FPN:
     return sections.fpn.build(_mobilenetv2(sections, input_channels), LastLevelMaxPool())
 
@@ -186,4 +197,5 @@ BACKBONES: dict[str, Callable[[BackboneSections, int], Backbone]] = {  # (_, inp
     "build_fcos_mobilenetv2_fpn_backbone": _fcos_mobilenetv2_fpn,
     "build_fcos_vovnet_fpn_backbone": _fcos_vovnet_fpn,
     "build_fcos_dla_fpn_backbone": _fcos_dla_fpn,
+    "build_darknet_backbone": _darknet,
 }

@@ -49,6 +49,7 @@ class ResNetConfig:
     deform_modulated: bool = False  # version 2, with a mask
     deform_num_groups: int = 1  # groups of channels with offsets of their own
     deform_interval: int = 1  # of those stages, the first of every this many blocks is deformable
+    deform_bias: bool = False  # of modulated ones, beside their norm's, as YOLACT++ has it
 
     def __post_init__(self) -> None:
         if self.depth not in BLOCKS_PER_STAGE:
@@ -67,6 +68,8 @@ class ResNetConfig:
             )
         if self.deform_interval < 1:
             raise ConfigError(f"DEFORM_INTERVAL must be >= 1, is {self.deform_interval}")
+        if self.deform_bias and not self.deform_modulated:
+            raise ConfigError("DEFORM_BIAS needs DEFORM_MODULATED: version 1 has no bias")
         if self.depth < 50:
             self._check_basic()
 
@@ -160,6 +163,7 @@ class ResNetConfig:
                 ],
                 "deform_modulated": self.deform_modulated,
                 "deform_num_groups": self.deform_num_groups,
+                "deform_bias": self.deform_bias,
             }
         return make_stage(
             block,
@@ -400,6 +404,21 @@ class DeformBottleneckBlock(nn.Module):
         return F.relu_(out)
 
 
+class BiasedDeformBottleneckBlock(DeformBottleneckBlock):
+    """With a bias before the norm of the 3x3 convolution, as YOLACT++'s weights have it.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        settings: further arguments of `DeformBottleneckBlock`, `deform_modulated` among them.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, **settings: Any) -> None:
+        super().__init__(in_channels, out_channels, **settings)
+        assert isinstance(self.conv2, ModulatedDeformConv), "version 1 has no bias"
+        self.conv2.bias = nn.Parameter(torch.zeros(self.conv2.out_channels))
+
+
 Block: TypeAlias = BasicBlock | BottleneckBlock | DeformBottleneckBlock
 
 
@@ -410,12 +429,14 @@ def _perhaps_deformable(
     deformable: bool,
     deform_modulated: bool,
     deform_num_groups: int,
+    deform_bias: bool,
     **settings: Any,
 ) -> BottleneckBlock | DeformBottleneckBlock:
     if not deformable:
         return BottleneckBlock(in_channels, out_channels, **settings)
     deform = {"deform_modulated": deform_modulated, "deform_num_groups": deform_num_groups}
-    return DeformBottleneckBlock(in_channels, out_channels, **deform, **settings)
+    kind = BiasedDeformBottleneckBlock if deform_bias else DeformBottleneckBlock
+    return kind(in_channels, out_channels, **deform, **settings)
 
 
 def make_stage(

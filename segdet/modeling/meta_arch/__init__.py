@@ -33,12 +33,14 @@ from segdet.modeling.meta_arch.semantic_segmentor import (
     SemanticSegmentor,
     SemanticSegmentorConfig,
 )
+from segdet.modeling.meta_arch.yolact import YOLACT, YOLACTConfig
 from segdet.modeling.system import SystemConfig
 
 __all__ = [
     "FCIS",
     "OFFICIAL_NAMES",
     "SYSTEMS",
+    "YOLACT",
     "BlendMask",
     "BlendMaskConfig",
     "CascadePanopticFPNConfig",
@@ -66,6 +68,7 @@ __all__ = [
     "RotatedRCNNConfig",
     "SemanticSegmentor",
     "SemanticSegmentorConfig",
+    "YOLACTConfig",
     "system_name",
 ]
 
@@ -93,6 +96,7 @@ SYSTEMS: dict[str, type[SystemConfig]] = {
     "RetinaNet": RetinaNetConfig,
     "RotatedRCNN": RotatedRCNNConfig,
     "SemanticSegmentor": SemanticSegmentorConfig,
+    "YOLACT": YOLACTConfig,
 }
 _OURS = frozenset(SYSTEMS)
 

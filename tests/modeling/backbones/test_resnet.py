@@ -260,3 +260,28 @@ def test_deformable_stages_are_those_that_the_config_names():
 def test_refuses_unusable_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         ResNetConfig(**settings).build(freeze_at=0)
+
+
+def test_a_deformable_block_with_a_bias_starts_as_half_a_plain_one():
+    torch.manual_seed(0)
+    section = ResNetConfig(
+        out_features=("res2",),
+        norm="BN",
+        deform_on_per_stage=(True, False, False, False),
+        deform_modulated=True,
+        deform_bias=True,
+    )
+    conv = section.build(freeze_at=0).res2[0].conv2
+    assert conv.bias.shape == (64,) and conv.bias.abs().max() == 0
+    conv.norm = conv.activation = None
+    nn.init.normal_(conv.bias)
+    x, zeros = torch.randn(1, 64, 9, 9), torch.zeros(1, 18, 9, 9)
+    half = torch.full((1, 9, 9, 9), 0.5)
+    plain = nn.functional.conv2d(x, conv.weight, padding=1)
+    expected = plain / 2 + conv.bias[:, None, None]
+    torch.testing.assert_close(conv(x, zeros, half), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_version_1_has_no_bias():
+    with pytest.raises(ConfigError, match="DEFORM_BIAS needs DEFORM_MODULATED"):
+        ResNetConfig(deform_bias=True)

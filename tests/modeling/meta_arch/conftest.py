@@ -154,6 +154,15 @@ TINY = {
         *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 2),
     ],
     "SemanticSegmentor": [*PYRAMID, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
+    "YOLACT": [
+        *PYRAMID,
+        *("MODEL.META_ARCHITECTURE", "YOLACT", "MODEL.MASK_ON", True),
+        *("MODEL.BACKBONE.NAME", "build_resnet_backbone"),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.YOLACT.NUM_CLASSES", 3, "MODEL.YOLACT.NUM_PROTOTYPES", 8),
+        *("MODEL.YOLACT.SCORE_THRESH_TEST", 0.0),
+    ],
 }
 COMMON = [
     *("MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.NUM_CLASSES", 3),

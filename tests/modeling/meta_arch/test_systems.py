@@ -42,6 +42,7 @@ LOSSES = {
     "RetinaNet": {"loss_cls", "loss_box_reg"},
     "RotatedRCNN": {*RPN_LOSSES, "loss_cls", "loss_box_reg"},
     "SemanticSegmentor": {"loss_sem_seg"},
+    "YOLACT": {"loss_cls", "loss_box_reg", "loss_mask", "loss_semantic"},
 }
 WITH_BOXES = [
     name
@@ -135,6 +136,7 @@ def test_no_detections(system, tiny_cfg, image):
     cfg = tiny_cfg(system)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 2.0
     cfg.MODEL.FCOS.INFERENCE_TH_TEST = 2.0
+    cfg.MODEL.YOLACT.SCORE_THRESH_TEST = 2.0
     cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 10_000  # no proposals, of which no system makes more
     model = build_model(cfg).eval()
     found = model([image()])[0][model.result]
