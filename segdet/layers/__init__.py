@@ -31,7 +31,7 @@ from segdet.layers.wrappers import (
     interpolate,
     nonzero_tuple,
 )
-from segdet.ops import point_sample, ps_roi_pool
+from segdet.ops import cross_class_fast_nms, fast_nms, point_sample, ps_roi_pool
 
 __all__ = [
     "BatchNorm2d",
@@ -54,8 +54,10 @@ __all__ = [
     "cat",
     "ciou_loss",
     "conv3x3_relu",
+    "cross_class_fast_nms",
     "cross_entropy",
     "diou_loss",
+    "fast_nms",
     "get_norm",
     "giou_loss",
     "interpolate",

@@ -14,6 +14,11 @@ from segdet.structures import BitMasks, PolygonMasks
 CROP_MARGIN = 1.0  # cells of a prototype by which a box is wider than it says
 
 
+def size_of(maps: Tensor) -> tuple[int, int]:
+    """(height, width) of (..., H, W)."""
+    return maps.shape[-2], maps.shape[-1]
+
+
 def combine_prototypes(prototypes: Tensor, coefficients: Tensor, boxes: Tensor) -> Tensor:
     """Masks of an image's objects, each cropped with its box.
 

@@ -92,9 +92,9 @@ class ProtoNet(nn.Sequential):
         )
         xavier_fill(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, channels, H, W) to (B, num_prototypes, 2 H, 2 W), at least 0."""
-        return F.relu(super().forward(x))
+        return F.relu(super().forward(input))
 
 
 class Predictions(NamedTuple):

@@ -22,6 +22,7 @@ from segdet.modeling.prototype_masks import (
     paint,
     semantic_loss,
     shrink_masks,
+    size_of,
 )
 from segdet.modeling.yolact_layers import FastMaskIoUNet, Predictions
 from segdet.structures import Targets
@@ -131,7 +132,7 @@ class YolactLoss:
         }
         terms = {name: value / max(count, 1) for name, value in terms.items()}
         maps = [
-            semantic_loss(one, shrink_masks(target.masks, one.shape[-2:]), target.classes)
+            semantic_loss(one, shrink_masks(target.masks, size_of(one)), target.classes)
             for one, target in zip(class_maps, targets, strict=True)
         ]
         terms["loss_semantic"] = torch.stack(maps).mean()
@@ -192,7 +193,7 @@ class YolactLoss:
             objects = match.objects[drawn]
             boxes = target.boxes[objects]
             masks = combine_prototypes(maps, own[drawn], boxes)
-            gt_masks = shrink_masks(target.masks, masks.shape[-2:])[objects]
+            gt_masks = shrink_masks(target.masks, size_of(maps))[objects]
             share = len(positive) / max(len(drawn), 1)
             total = total + mask_loss(masks, gt_masks, boxes).sum() * share
             is_large = gt_masks.sum((1, 2)) > self.discard_mask_area

@@ -168,7 +168,8 @@ class CentreCropTransform(CropTransform):
         """(N,) bool, of (N, 4) XYXY boxes before the crop."""
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         places = centres - np.array([self.x0, self.y0])
-        return ((places > 0) & (places < np.array([self.w, self.h]))).all(1)
+        inside = (places > 0) & (places < np.array([self.w, self.h]))
+        return inside[:, 0] & inside[:, 1]
 
     def apply_box(self, box: np.ndarray) -> np.ndarray:
         """Move the origin, and make points of boxes whose centre is not strictly inside."""
@@ -189,7 +190,7 @@ class Stretch(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resize."""
-        return StretchTransform(*image.shape[:2], self.side, self.side)
+        return StretchTransform(image.shape[0], image.shape[1], self.side, self.side)
 
 
 class StretchTransform(ResizeTransform):

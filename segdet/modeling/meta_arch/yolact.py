@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses
+from segdet.layers import Losses, cross_class_fast_nms, fast_nms
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import known, select_maps
 from segdet.modeling.postprocessing import requested_size
 from segdet.modeling.prior_boxes import decode, prior_boxes
-from segdet.modeling.prototype_masks import combine_prototypes
+from segdet.modeling.prototype_masks import combine_prototypes, size_of
 from segdet.modeling.system import System, SystemConfig
 from segdet.modeling.yolact_layers import (
     BilinearFPN,
@@ -36,7 +36,6 @@ from segdet.modeling.yolact_layers import (
     xavier_fill,
 )
 from segdet.modeling.yolact_loss import YolactLoss, read_image_targets
-from segdet.ops import cross_class_fast_nms, fast_nms
 from segdet.structures import Boxes, Detections, ImageList, Targets
 
 _log = logging.getLogger(__name__)
@@ -241,7 +240,7 @@ class YOLACT(System):
     def losses(self, images: ImageList, targets: list[Targets]) -> Losses:
         """`loss_cls`, `loss_box_reg`, `loss_mask`, `loss_semantic`; with its net `loss_maskiou`."""
         maps = self._predict(images)
-        size, like = images.tensor.shape[-2:], maps.priors
+        size, like = size_of(images.tensor), maps.priors
         return self.loss(
             maps.priors,
             maps.predictions,
@@ -254,12 +253,12 @@ class YOLACT(System):
     def predict(self, images: ImageList) -> list[Detections]:
         """Per image, the best detections; masks (N, 1, h, w), of the prototypes' size."""
         maps = self._predict(images)
-        height, width = images.tensor.shape[-2:]
+        height, width = size_of(images.tensor)
         scores = maps.predictions.logits.softmax(-1)[..., 1:]  # (B, P, K)
         found = []
         for i, image_size in enumerate(images.image_sizes):
             one = self.selector(maps.priors, maps.predictions.deltas[i], scores[i])
-            coefficients = maps.predictions.coefficients[i][one.index]
+            coefficients = maps.predictions.coefficients[i][one.rows]
             masks = combine_prototypes(maps.prototypes[i], coefficients, one.boxes)
             detections = Detections(
                 image_size,
@@ -276,11 +275,14 @@ class YOLACT(System):
 
     def _predict(self, images: ImageList) -> Maps:
         levels = self.fpn(self.backbone(images.tensor))
-        head = self.prediction_layers[0]
+        head = cast(PredictionHead, self.prediction_layers[0])
         predictions = Predictions(*map(_at_least_float32, head(levels)))
-        sizes = [(x.shape[-2], x.shape[-1]) for x in levels]
-        size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        priors = prior_boxes(sizes, head.prior_sizes, size, like=predictions.deltas)
+        priors = prior_boxes(
+            [size_of(x) for x in levels],
+            head.prior_sizes,
+            size_of(images.tensor),
+            like=predictions.deltas,
+        )
         prototypes = _at_least_float32(self.proto_net(levels[0]))
         return Maps(priors, predictions, prototypes, levels[0])
 
@@ -297,7 +299,7 @@ class YOLACT(System):
 class Selection(NamedTuple):
     """Prior boxes of an image that are detections, best first."""
 
-    index: Tensor  # (N,) int64
+    rows: Tensor  # (N,) int64, among all prior boxes
     boxes: Tensor  # (N, 4) XYXY in fractions of the input, not clipped
     scores: Tensor  # (N,)
     classes: Tensor  # (N,) int64

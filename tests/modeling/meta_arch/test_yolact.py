@@ -176,21 +176,21 @@ def select(scores, **changes):
 
 def test_suppressed_boxes_still_suppress():
     one = select([[0.9], [0.8], [0.7]])
-    assert one.index.tolist() == [0] and one.classes.tolist() == [0]
+    assert one.rows.tolist() == [0] and one.classes.tolist() == [0]
     assert one.boxes.tolist() == [pytest.approx([0.0, 0, 0.4, 0.4], abs=1e-6)]
 
 
 def test_low_scores_of_other_classes_remain():
     one = select([[0.9, 0.01], [0.01, 0.02], [0.001, 0.8]])
-    assert one.index.tolist() == [0, 2, 0, 2] and one.classes.tolist() == [0, 1, 1, 0]
+    assert one.rows.tolist() == [0, 2, 0, 2] and one.classes.tolist() == [0, 1, 1, 0]
     assert one.scores.tolist() == pytest.approx([0.9, 0.8, 0.01, 0.001])
 
 
 def test_across_classes_a_box_comes_out_once_and_there_is_no_cap():
     scores = [[0.9, 0.1], [0.3, 0.8], [0.2, 0.7]]
     one = select(scores, cross_class=True, detections_per_image=0, nms_thresh=0.6)
-    assert one.index.tolist() == [0, 1, 2] and one.classes.tolist() == [0, 1, 1]
-    assert select(scores, cross_class=True).index.tolist() == [0]
+    assert one.rows.tolist() == [0, 1, 2] and one.classes.tolist() == [0, 1, 1]
+    assert select(scores, cross_class=True).rows.tolist() == [0]
 
 
 def test_results_end_at_whole_pixels():
