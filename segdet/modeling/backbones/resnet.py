@@ -407,10 +407,7 @@ class DeformBottleneckBlock(nn.Module):
 class BiasedDeformBottleneckBlock(DeformBottleneckBlock):
     """With a bias before the norm of the 3x3 convolution, as YOLACT++'s weights have it.
 
-    Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        settings: further arguments of `DeformBottleneckBlock`, `deform_modulated` among them.
+    Arguments are those of `DeformBottleneckBlock`; `deform_modulated` must be true.
     """
 
     def __init__(self, in_channels: int, out_channels: int, **settings: Any) -> None:
