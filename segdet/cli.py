@@ -1,4 +1,4 @@
-"""`segdet info|train|eval|predict|migrate`: the same functions that the scripts in tools/ call."""
+"""`segdet info|train|eval|predict|check-data|migrate`, by the functions that tools/ calls too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from segdet.data.check.command import main as check_data
 from segdet.engine import predict, train
 from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import SegdetError
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "train": train.main,
     "eval": evaluate,
     "predict": predict.main,
+    "check-data": check_data,
     "migrate": migrate,
 }
 

@@ -102,17 +102,23 @@ def load_cityscapes_semantic(
     """
     records = []
     for files in cityscapes_files(image_dir, gt_dir):
-        labels = str(files.label_ids).replace("labelIds.png", "labelTrainIds.png")
-        if not os.path.isfile(labels):
-            raise Defect(
-                "file-missing",
-                f"{labels} does not exist; make these files with tools/prepare_cityscapes.py, or "
-                "with cityscapesscripts' csCreateTrainIdLabelImgs",
-            )
+        labels = train_ids_file(files)
         height, width = image_size_of(files.image)
         size = {"height": height, "width": width}
         records.append({"file_name": str(files.image), "sem_seg_file_name": labels, **size})
     return records
+
+
+def train_ids_file(files: CityscapesFiles) -> str:
+    """The label map of train ids beside the original files."""
+    labels = str(files.label_ids).replace("labelIds.png", "labelTrainIds.png")
+    if not os.path.isfile(labels):
+        raise Defect(
+            "file-missing",
+            f"{labels} does not exist; make these files with tools/prepare_cityscapes.py, or "
+            "with cityscapesscripts' csCreateTrainIdLabelImgs",
+        )
+    return labels
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -295,7 +295,11 @@ def _attach_annotations(
         where = name_of(row, "annotations", i)
         remarks: list[Defect] = []
         try:
-            read_annotation_id(row, ids, file, remarks)
+            annotation_id = read_annotation_id(row, remarks)
+            if annotation_id in ids and not may_repeat_ids(file):
+                raise id_twice()
+            if annotation_id is not None:
+                ids.add(annotation_id)
             image = image_of(row, images)
             record = read_annotation(row, image, id_map, remarks)
             record.update({key: row[key] for key in extra_keys if key in row})
@@ -311,18 +315,22 @@ def _attach_annotations(
         logger.warning("%s: %d x %s (%s)", file, len(where), remark, shown)
 
 
-def read_annotation_id(
-    row: dict[str, Any], known: set[int], file: Path, remarks: list[Defect]
-) -> None:
-    """Check the id of an annotation and add it to those before it, `known`."""
-    if "id" not in row:
-        remarks.append(Defect("id-missing", "annotation without id", "id"))
-        return
-    annotation_id = whole_number(row["id"], "id")
-    # The official minival split repeats ids.
-    if annotation_id in known and "minival" not in file.name:
-        raise Defect("id-twice", "another annotation has the same id", "id")
-    known.add(annotation_id)
+def read_annotation_id(row: dict[str, Any], remarks: list[Defect]) -> int | None:
+    """The id of an annotation, None where it has none."""
+    if "id" in row:
+        return whole_number(row["id"], "id")
+    remarks.append(Defect("id-missing", "annotation without id", "id"))
+    return None
+
+
+def may_repeat_ids(file: Path) -> bool:
+    """Whether annotations of a file may have the same id: the official minival split's do."""
+    return "minival" in file.name
+
+
+def id_twice() -> Defect:
+    """What is said of an annotation whose id another one has."""
+    return Defect("id-twice", "another annotation has the same id", "id")
 
 
 def image_of(row: dict, images: dict[int | str, dict[str, Any]]) -> dict[str, Any]:

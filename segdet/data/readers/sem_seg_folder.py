@@ -37,7 +37,7 @@ def read_sem_seg_folder(
     Raises:
         DataError: a folder is absent, two files have the same name, or nothing pairs.
     """
-    labels, images = _files(gt_root, gt_ext), _files(image_root, image_ext)
+    labels, images = files_below(gt_root, gt_ext), files_below(image_root, image_ext)
     pairs = sorted(labels.keys() & images.keys())
     if not pairs:
         raise Defect(
@@ -54,8 +54,8 @@ def read_sem_seg_folder(
     return [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in pairs]
 
 
-def _files(root: str | os.PathLike[str], ext: str) -> dict[str, str]:
-    """Path below the folder, without suffix -> path."""
+def files_below(root: str | os.PathLike[str], ext: str = "") -> dict[str, str]:
+    """Path below the folder, without suffix -> path; `ext` as for `read_sem_seg_folder`."""
     suffixes = (f".{ext.lstrip('.')}",) if ext else PICTURES
     if not os.path.isdir(root):
         raise Defect("file-missing", f"{root} is no folder")
