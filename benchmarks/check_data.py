@@ -24,7 +24,7 @@ import numpy as np
 HEIGHT, WIDTH, CLASSES = 480, 640, 80
 
 
-def annotations(rng: np.random.Generator, images: int, number: int) -> Iterator[str]:
+def random_annotations(rng: np.random.Generator, images: int, number: int) -> Iterator[str]:
     """Rows as COCO's files have them: a wavy blob in its box; 1 % are crowds with an RLE."""
     image_of = np.sort(rng.integers(1, images + 1, number))
     side = np.exp(rng.uniform(np.log(8), np.log(300), (number, 2)))
@@ -67,7 +67,7 @@ def make_file(file: Path, images: int, number: int, seed: int = 0) -> None:
             out.write(("" if i == 1 else ", ") + json.dumps(row))
         names = [{"id": k, "name": f"class {k}"} for k in range(1, CLASSES + 1)]
         out.write(f'], "categories": {json.dumps(names)}, "annotations": [')
-        for i, row in enumerate(annotations(rng, images, number)):
+        for i, row in enumerate(random_annotations(rng, images, number)):
             out.write((", " if i else "") + row)
         out.write("]}")
 

@@ -65,8 +65,8 @@ def _check_annotations(tables: Tables, workers: int) -> None:
     context = Context(tables.file, tables.images, tables.category_ids, tables.keypoints)
     what = f"{tables.file.name}: rows"
     outcomes = list(spread(check_part, context, parts, workers=workers, what=what))
-    for outcome in outcomes:
-        tables.findings.extend(outcome.findings)
+    of_rows = [finding for outcome in outcomes for finding in outcome.findings]
+    tables.findings.extend(sorted(of_rows, key=lambda one: one.row or 0))
     names: list[str] = [name for outcome in outcomes for name in outcome.names]
     if not may_repeat_ids(tables.file):
         _check_ids(tables, names, [one for outcome in outcomes for one in outcome.ids])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from segdet.data.check.coco import check_coco
 from segdet.data.check.findings import Checked, Finding
 from segdet.data.defects import Defect, Severity
 from segdet.data.image_io import image_size_of
@@ -43,20 +44,30 @@ def write_fixed(checked: Checked, output: Path) -> str:
     file = Path(checked.name)
     if output.resolve() == file.resolve():
         raise DataError(f"--fix {output} would overwrite the file that it mends; name another")
-    with paused_gc():
-        tree = parse_json(file)
-        if not all(isinstance(tree.get(key), list) for key in _TABLES):
-            raise DataError(
-                f"{file}: --fix mends COCO jsons of instances, with {', '.join(_TABLES)}"
-            )
-        fixer = Fixer(tree, checked)
-        fixer.run()
-        output.write_text(json.dumps(tree, allow_nan=False), "utf-8")
-    log = output.with_suffix(".changes.txt")
-    log.write_text("".join(f"{line}\n" for line in fixer.log), "utf-8")
-    return f"{output}: {fixer.changes} changes, {len(fixer.log) - fixer.changes} left; see {log}"
+    log, found, left = [], checked, [one for one in checked.findings if one.kind in _OF_PICTURES]
+    for _ in range(ROUNDS):
+        with paused_gc():
+            tree = parse_json(file)
+            if not all(isinstance(tree.get(key), list) for key in _TABLES):
+                tables = ", ".join(_TABLES)
+                raise DataError(f"{file}: --fix mends COCO jsons of instances, with {tables}")
+            fixer = Fixer(tree, found)
+            fixer.run()
+            output.write_text(json.dumps(tree, allow_nan=False), "utf-8")
+        log += fixer.log
+        # What was changed may bring new things to light, as an image's size does.
+        file, found = output, check_coco(output, None, open_images=False)
+        if not fixer.log:
+            break
+    left += [one for one in found.findings if one.severity != Severity.NOTE]
+    log_file = output.with_suffix(".changes.txt")
+    lines = [*log, *(f"left: {one.record}: {one.message} ({one.kind})" for one in left)]
+    log_file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return f"{output}: {len(log)} changes, {len(left)} findings are left; see {log_file}"
 
 
+ROUNDS = 3
+_OF_PICTURES = {"image-twice", "image-in-two-sets"}  # kinds that no change of the json mends
 _TABLES = ("categories", "images", "annotations")
 _NO_PICTURE = {  # kinds after which an image cannot be used
     *("file-name-invalid", "file-name-outside", "image-missing", "image-unreadable"),
@@ -72,8 +83,6 @@ class Fixer:
     tree: dict[str, Any]
     checked: Checked
     log: list[str] = field(default_factory=list)
-    changes: int = 0
-    done: set[Finding] = field(default_factory=set)
 
     def run(self) -> None:
         """Mend all tables."""
@@ -87,31 +96,28 @@ class Fixer:
         self._mend_categories(by_record)
         images = self._mend_images(by_record)
         self._mend_annotations(by_row, images)
-        for one in self.checked.findings:
-            if one not in self.done and one.severity != Severity.NOTE:
-                self.log.append(f"left: {one.record}: {one.message} ({one.kind})")
 
-    def _change(self, record: str, what: str, found: Sequence[Finding]) -> None:
-        self.log.append(f"{record}: {what} ({', '.join(sorted({one.kind for one in found}))})")
-        self.changes += 1
-        self.done.update(found)
+    def _change(self, record: str, what: str, found: Sequence[Finding] = ()) -> None:
+        kinds = ", ".join(sorted({one.kind for one in found}))
+        self.log.append(f"{record}: {what}" + (f" ({kinds})" if kinds else ""))
 
     def _mend_categories(self, findings: dict[str, list[Finding]]) -> None:
         kept: dict[Any, Row] = {}
         rows = []
         for i, row in enumerate(self.tree["categories"]):
             record = name_of(row, "categories", i) if isinstance(row, dict) else f"categories[{i}]"
-            found = [f for f in findings[record] if f.kind in ("id-twice", "name-invalid")]
+            found = findings[record]
             kinds = {one.kind for one in found}
+            if kinds & {"wrong-type", "not-a-whole-number"}:
+                self._change(record, f"left out: {found[0].message}", found)
+                continue
             if "name-invalid" in kinds and not isinstance(row.get("name"), str):
                 row["name"] = record
                 self._change(record, f"name set to {record!r}", found)
-            if "id-twice" in kinds and row["id"] in kept:
-                if row.get("name") == kept[row["id"]].get("name"):
-                    self._change(record, "its second row is left out", found)
-                    continue
-            elif isinstance(row, dict):
-                kept[row.get("id")] = row
+            first = kept.setdefault(row["id"], row)
+            if first is not row and first.get("name") == row.get("name"):
+                self._change(record, "its second row is left out", found)
+                continue
             rows.append(row)
         self.tree["categories"] = rows
 
@@ -153,6 +159,12 @@ class Fixer:
                 return True
             self._change(record, f"left out: it has no size, and {error}", found)
             return False
+        if any(one.kind == "size-differs" for one in found) and (
+            (row.get("width"), row.get("height")) != (height, width)
+        ):
+            message = "is left out: nobody knows which size its objects are of"
+            self._change(record, f"{message}; {found[0].message}", found)
+            return False
         row["height"], row["width"] = height, width
         self._change(record, f"width and height set to {width} and {height}", found)
         return True
@@ -181,7 +193,7 @@ class Fixer:
                 self._change(record, f"left out: {reason}", found)
                 continue
             if mended.image is None:
-                self._change(record, f"left out with image {row.get('image_id')}", found)
+                self._change(record, f"left out with image {row.get('image_id')}")
                 continue
             if mended.said:
                 next_id = mended.next_id

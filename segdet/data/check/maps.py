@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ def check_panoptic(
     panoptic_root: str,
     *,
     separated: bool = True,
+    photos: Mapping[Any, str] | None = None,
     open_images: bool = True,
     workers: int = 1,
 ) -> Checked:
@@ -58,6 +59,7 @@ def check_panoptic(
         image_root: the folder of the images.
         panoptic_root: the folder of the pictures of segments.
         separated: the form that it is read in, see `read_panoptic_json`.
+        photos: image id -> picture, where the json does not name them.
         open_images: open the pictures of segments.
         workers: processes.
     """
@@ -68,6 +70,8 @@ def check_panoptic(
         findings.take(error)
         return Checked(str(json_file), findings)
     if tables.read():
+        if photos is not None:
+            _name_photos(tables, photos)
         try:
             metadata = _number_classes(tables, separated)
             annotations = tables.table("annotations")
@@ -80,6 +84,16 @@ def check_panoptic(
             for found in spread(_open_segments, json_file, maps, workers=workers, what=what):
                 tables.findings.extend(found)
     return tables.checked()
+
+
+def _name_photos(tables: Tables, photos: Mapping[Any, str]) -> None:
+    tables.pictures = []
+    for image_id, image in tables.images.items():
+        if image_id in photos:
+            size = image["height"], image["width"]
+            tables.pictures.append(Picture(image["record"], photos[image_id], size))
+        else:
+            tables.findings.add("image-unknown", image["record"], "there is no picture of it", "id")
 
 
 def _number_classes(tables: Tables, separated: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from segdet.data.check.coco import check_coco
 from segdet.data.check.findings import Checked
 from segdet.data.check.folders import check_cityscapes, check_voc
 from segdet.data.check.maps import check_panoptic, check_sem_seg
+from segdet.data.readers.cityscapes_panoptic import photos_by_id
 from segdet.data.readers.pascal_voc import CLASS_NAMES
 from segdet.errors import DataError
 
@@ -40,6 +41,9 @@ def check_dataset(name: str, *, open_images: bool = True, workers: int = 1) -> l
     """
     root = datasets_root()
     share = {"open_images": open_images, "workers": workers}
+    folder, _, split = name.rpartition(":")
+    if split and os.path.isdir(os.path.join(folder, "Annotations")):
+        return [check_voc(folder, split, CLASS_NAMES, workers=workers)]
     match find_builtin(name):
         case CocoFiles(json_file, image_root):
             return [check_coco(root / json_file, str(root / image_root), **share)]
@@ -54,14 +58,13 @@ def check_dataset(name: str, *, open_images: bool = True, workers: int = 1) -> l
             return [check_voc(str(root / dirname), split, CLASS_NAMES, workers=workers)]
         case CityscapesFolder(task="panoptic_seg") as files:
             known = files.metadata()
-            places = known["panoptic_json"], known["image_root"], known["panoptic_root"]
-            return [check_panoptic(Path(places[0]), *places[1:], separated=False, **share)]
+            file, images = Path(known["panoptic_json"]), known["image_root"]
+            photos = {k: str(one.image) for k, one in photos_by_id(images, file).items()}
+            how = {"separated": False, "photos": photos, **share}
+            return [check_panoptic(file, images, known["panoptic_root"], **how)]
         case CityscapesFolder(task=task) as files:
             known = files.metadata()
             return [check_cityscapes(known["image_dir"], known["gt_dir"], task, workers=workers)]
-    folder, _, split = name.rpartition(":")
-    if split and os.path.isdir(os.path.join(folder, "Annotations")):
-        return [check_voc(folder, split, CLASS_NAMES, workers=workers)]
     if name.endswith(".json"):
         return [check_coco(Path(name), None, open_images=False, workers=workers)]
     raise DataError(

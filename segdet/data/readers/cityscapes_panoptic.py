@@ -8,7 +8,7 @@ from typing import Any
 
 from segdet.data.defects import Defect, located
 from segdet.data.image_io import image_size_of
-from segdet.data.readers.cityscapes import IMAGE_SUFFIX, cityscapes_files
+from segdet.data.readers.cityscapes import IMAGE_SUFFIX, CityscapesFiles, cityscapes_files
 from segdet.data.readers.cityscapes_labels import COLORS, TRAINED
 from segdet.data.readers.coco_json import parse_json, rows_of
 from segdet.data.readers.panoptic_json import read_segments, standard_metadata
@@ -28,6 +28,17 @@ def cityscapes_categories() -> list[dict[str, Any]]:
         }
         for label in TRAINED
     ]
+
+
+def photos_by_id(
+    image_dir: str | os.PathLike[str], gt_json: str | os.PathLike[str]
+) -> dict[str, CityscapesFiles]:
+    """The files of a split by their ids in its panoptic json, whose own file names are of none."""
+    gt_dir = Path(gt_json).parent / Path(image_dir).name
+    return {
+        one.image.name.removesuffix(f"_{IMAGE_SUFFIX}"): one
+        for one in cityscapes_files(image_dir, gt_dir)
+    }
 
 
 def load_cityscapes_panoptic(
@@ -53,10 +64,7 @@ def load_cityscapes_panoptic(
         DataError: a file is missing or broken.
     """
     file, metadata = Path(gt_json), meta or standard_metadata(cityscapes_categories())
-    photos = {
-        str(one.image.name).removesuffix(f"_{IMAGE_SUFFIX}"): one
-        for one in cityscapes_files(image_dir, file.parent / Path(image_dir).name)
-    }
+    photos = photos_by_id(image_dir, file)
     if not file.is_file():
         raise Defect(
             "file-missing",
