@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from segdet.data.check.command import main as check_data
 from segdet.engine import predict, train
 from segdet.errors import SegdetError
 
@@ -42,6 +43,15 @@ def test_the_prediction_command_is_understood(monkeypatch, tmp_path):
     argv[argv.index("--output") + 1] = str(tmp_path)
     with pytest.raises(SegdetError, match=r"photo\.jpg|model_final\.pth"):  # neither exists here
         predict.main(argv)
+
+
+def test_the_check_of_data_is_understood(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        check_data(arguments("segdet check-data"))
+    assert exit.value.code == 2  # there is no such file
+    assert "val.json: 0 images" in capsys.readouterr().out
+    assert "cannot be read" in (tmp_path / "report.html").read_text()
 
 
 def test_linked_files_exist():
