@@ -25,6 +25,7 @@ FOLDERS = [
     "PointRend/InstanceSegmentation",
     "PointRend/SemanticSegmentation",
     "centermask",
+    "BlendMask",
     "FCOS-Detection",
     "RCNN",
     "quick_schedules",
