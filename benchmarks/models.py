@@ -13,6 +13,10 @@ zero, which keeps activations small, and every proposal has one class above the 
 each image has 1000 candidates, 100 detections and 100 masks. Neither model resizes: images have the
 size that goes into the network. A training step is forward, backward and SGD with momentum.
 
+The one-stage systems' official models follow, likewise with random weights: every location has one
+class above the threshold, so each image has as many detections, and masks, as a result may have.
+Their peer is that same Mask R-CNN, which their papers compare them with.
+
 `limit_s` counts the convolutions and matrix products of our model alone, at the measured rate.
 """
 
@@ -23,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import detection
@@ -36,6 +41,10 @@ from segdet.modeling import build_model
 from segdet.structures import BitMasks, Boxes, Instances
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
+ONE_STAGE = {
+    "BlendMask R-50": "BlendMask/R_50_3x.yaml",
+    "CenterMask V-39": "centermask/centermask_V_39_eSE_FPN_ms_3x.yaml",
+}
 CLASSES, OBJECTS = 80, 7  # objects in each image
 SIZES = {"cpu": (480, 640), "cuda": (800, 1216)}  # (height, width)
 BATCHES = {"cpu": 1, "cuda": 4}  # images of a training step
@@ -43,13 +52,31 @@ BATCHES = {"cpu": 1, "cuda": 4}  # images of a training step
 
 def our_model(device: str) -> nn.Module:
     """The official model, with random weights."""
+    model = official_model(CONFIG, device, stride_in_1x1=False)
+    return like_trained(model, "conv3.norm.weight", background=CLASSES)
+
+
+def one_stage_model(config: str, device: str) -> nn.Module:
+    """The official model, with random weights by which it finds as much as it may."""
+    model = official_model(config, device, stride_in_1x1=True)
+    values = model.state_dict()
+    for name, value in values.items():
+        if name.endswith("conv3.norm.weight"):
+            value.zero_()
+    head = "proposal_generator.fcos_head."
+    values[head + "cls_logits.weight"].zero_()
+    values[head + "cls_logits.bias"].fill_(-10)[1] = 0
+    values[head + "bbox_pred.bias"].fill_(3)  # boxes 6 strides wide
+    return model
+
+
+def official_model(config: str, device: str, *, stride_in_1x1: bool) -> nn.Module:
     cfg = get_cfg()
-    cfg.merge_from_file(get_config_file(CONFIG))
+    cfg.merge_from_file(get_config_file(config))
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-    model = build_model(cfg)
-    return like_trained(model, "conv3.norm.weight", background=CLASSES)
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = stride_in_1x1
+    return build_model(cfg)
 
 
 def torchvision_model(device: str, size: tuple[int, int]) -> nn.Module:
@@ -138,14 +165,6 @@ def duels(device: str) -> Iterator[Duel]:
     def trained(step: Callable[[], float], model: nn.Module) -> Callable[[], object]:
         return lambda: (model.train(), step())
 
-    def predicted(model: nn.Module, images: list) -> Callable[[], object]:
-        def predict() -> object:
-            model.eval()
-            with torch.inference_mode():
-                return model(images)
-
-        return predict
-
     work = {
         "inference, 1 image": (predicted(ours, our_input[:1]), predicted(theirs, their_images[:1])),
         f"training step, {batch} image{'s'[: batch > 1]}": (
@@ -165,6 +184,29 @@ def duels(device: str) -> Iterator[Duel]:
                 megabytes=0,
                 gigaflops=counter.get_total_flops() / 1e9,
             )
+    for name, config in ONE_STAGE.items():
+        run = predicted(one_stage_model(config, device), our_input[:1])
+        with FlopCounterMode(display=False) as counter:
+            run()
+        yield Duel(
+            name=f"{name} {size[1]}x{size[0]} inference, 1 image",
+            ours=run,
+            peer=predicted(theirs, their_images[:1]),
+            megabytes=0,
+            gigaflops=counter.get_total_flops() / 1e9,
+            peer_name=f"Mask R-CNN R50-FPN of torchvision {torchvision.__version__}",
+        )
+
+
+def predicted(model: nn.Module, images: list) -> Callable[[], object]:
+    """A prediction, as a function without arguments."""
+
+    def predict() -> object:
+        model.eval()
+        with torch.inference_mode():
+            return model(images)
+
+    return predict
 
 
 def under_autocast(run: Callable[[], object], device: str) -> Callable[[], object]:
