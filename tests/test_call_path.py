@@ -3,9 +3,9 @@ import pytest
 from benchmarks.call_path import CONFIG, frames_to_head
 from segdet.config import get_cfg
 from segdet.modeling.box_head import FastRCNNConvFCHead
-from segdet.modeling.fcos_head import FCOSHead
 from segdet.modeling.fcis_head import FCISHead
 from segdet.modeling.fcis_rpn import TwoScoreRPNHead
+from segdet.modeling.fcos_head import FCOSHead
 from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead
 from segdet.modeling.maskiou_head import MaskIoUHead
 from segdet.modeling.rpn import StandardRPNHead

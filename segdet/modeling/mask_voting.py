@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from segdet.layers import batched_nms
 from segdet.modeling.fcis_head import pixel_corners
-from segdet.structures import Boxes, Detections, box_iou
+from segdet.structures import BitMasks, Boxes, Detections, box_iou
 
-Array = NDArray[np.floating]
-
-KEPT_PIXELS = 1 << 28  # of drawn masks; in huge pictures the others are drawn again for each vote
+VOTES = 1 << 26  # pixels whose votes are counted together, over detections
+BLOCK = 1 << 21  # pixels that are drawn together, over masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +32,6 @@ class MaskVoting:
     Source: the official code's rule for GPUs. Each mask is drawn and cut to pixels before the
     average, which weighs it by its region's score for the class, whatever class the region is of.
     The detection's box becomes the tight box of the result; its score stays.
-
-    Works in whole pixels on the CPU.
 
     Args:
         score_thresh: detections need a score above it.
@@ -63,43 +59,38 @@ class MaskVoting:
         self.detections_per_image = detections_per_image
         self.min_size = min_size
 
+    @torch.no_grad()
     def __call__(self, regions: ScoredRegions, size: tuple[int, int]) -> Detections:
         """The detections in an image of `size` (height, width) pixels, best first."""
-        device = regions.boxes.device
         found, masks = self.vote(regions, size)
-        pixels = torch.zeros(len(found), *size, dtype=torch.bool)
-        for pixel, mask, box in zip(
-            pixels.numpy(), masks.numpy(), whole_corners(found.pred_boxes.tensor), strict=True
-        ):
-            pixel[window(box)] = draw(mask, box) >= self.mask_thresh
-        found.pred_masks = pixels
-        return found.to(device)
+        corners = pixel_corners(found.pred_boxes.tensor)
+        found.pred_masks = corners.new_empty(len(found), *size, dtype=torch.bool)
+        for rows in _blocks(size[0], len(found) * size[1]):
+            found.pred_masks[:, rows] = draw(masks, corners, rows, size[1]) >= self.mask_thresh
+        return found
 
     @torch.no_grad()
     def vote(self, regions: ScoredRegions, size: tuple[int, int]) -> tuple[Detections, Tensor]:
         """As the call, with the masks beside the detections, as (N, M, M) shares of the votes."""
         sides = regions.boxes[:, 2:] - regions.boxes[:, :2]
-        usable = (sides >= max(self.min_size, 1)).all(dim=1).cpu()  # at least a pixel
-        boxes = scaled(regions.boxes.cpu()[usable], regions.image_size, size)
-        scores = regions.scores.to("cpu", boxes.dtype)[usable]
-        masks = regions.masks.to("cpu", boxes.dtype)[usable].numpy()
-        drawn = _Drawn(masks, whole_corners(boxes), self.mask_thresh)
+        usable = (sides >= max(self.min_size, 1)).all(dim=1)  # at least a pixel
+        boxes = scaled(regions.boxes[usable], regions.image_size, size)
+        scores, masks = (one[usable].to(boxes.dtype) for one in (regions.scores, regions.masks))
         region, classes = self._survivors(boxes, scores)
-        voters = (box_iou(boxes[region], boxes) >= self.vote_thresh).numpy()
-        made = [
-            self._vote(drawn, np.flatnonzero(voter), weight, size)
-            for voter, weight in zip(voters, scores[:, classes].T.numpy(), strict=True)
-        ]
-        rows = [row for row, one in enumerate(made) if one is not None]
-        tight = np.array([one[0] for one in made if one is not None]).reshape(-1, 4)
-        shares = np.array([one[1] for one in made if one is not None])
+        is_voter = box_iou(boxes[region], boxes) >= self.vote_thresh  # (N, R)
+        weights = scores[:, classes].T * is_voter
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        tight, shares = torch.zeros_like(boxes[region]), torch.zeros_like(masks[region])
+        for group in _connected(is_voter):
+            voters = torch.nonzero(is_voter[group].any(dim=0)).squeeze(1)
+            tight[group], shares[group] = self._vote(
+                masks[voters], pixel_corners(boxes[voters]), weights[group][:, voters], size
+            )
+        has_extent = (tight[:, 2:] - tight[:, :2] > 1).all(dim=1)
         found = Detections(
-            size,
-            pred_boxes=Boxes(torch.from_numpy(tight).to(boxes.dtype)),
-            scores=scores[region, classes][rows],
-            pred_classes=classes[rows],
+            size, pred_boxes=Boxes(tight), scores=scores[region, classes], pred_classes=classes
         )
-        return found, torch.from_numpy(shares.reshape(-1, *masks.shape[1:])).to(boxes.dtype)
+        return found[has_extent], shares[has_extent]
 
     def _survivors(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Region and class of every detection, best first."""
@@ -109,44 +100,33 @@ class MaskVoting:
         return region[kept], classes[kept]
 
     def _vote(
-        self, drawn: _Drawn, voters: NDArray[np.integer], scores: Array, size: tuple[int, int]
-    ) -> tuple[Array, Array] | None:
-        """Box (4,) XYXY and mask (M, M) of one detection; None where its mask has no extent."""
-        weights = scores[voters] / scores[voters].sum()
-        corners = drawn.corners[voters]
-        # One pixel more on each side, as far as the image goes: the mask is resampled from there.
-        low = np.maximum(corners[:, :2].min(axis=0) - 1, 0)
-        high = np.minimum(corners[:, 2:].max(axis=0) + 1, np.array(size[::-1]) - 1)
-        votes = np.zeros((high - low + 1)[::-1], scores.dtype)
-        for voter, weight in zip(voters, weights, strict=True):
-            votes[window(drawn.corners[voter] - np.tile(low, 2))] += weight * drawn[voter]
-        counts = votes >= self.mask_thresh
-        rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
-        if len(rows) == 0 or rows[0] == rows[-1] or columns[0] == columns[-1]:
-            return None
-        tight = np.array((columns[0], rows[0], columns[-1], rows[-1]))
-        mask = _resample(votes, tight, drawn.masks.shape[1])
-        return tight + np.tile(low, 2) + (0, 0, 1, 1), mask
+        self, masks: Tensor, corners: Tensor, weights: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Tight boxes (n, 4) XYXY, zeros where no pixel is left, and masks (n, M, M).
 
-
-class _Drawn:
-    """Masks of regions in pixels of the image, drawn when they are asked for."""
-
-    def __init__(self, masks: Array, corners: NDArray[np.integer], threshold: float) -> None:
-        self.masks = masks  # (R, M, M)
-        self.corners = corners
-        self._threshold = threshold
-        self._kept: dict[int, NDArray[np.bool_]] = {}
-        self._free = KEPT_PIXELS
-
-    def __getitem__(self, region: int) -> NDArray[np.bool_]:
-        if region in self._kept:
-            return self._kept[region]
-        pixels = draw(self.masks[region], self.corners[region]) >= self._threshold
-        if pixels.size <= self._free:
-            self._free -= pixels.size
-            self._kept[region] = pixels
-        return pixels
+        Args:
+            masks: (R, M, M) of the voters.
+            corners: (R, 4) their first and last pixels.
+            weights: (n, R) of each voter for each detection.
+            size: of the image.
+        """
+        # One pixel more on each side, as far as the image goes: masks are resampled from there.
+        low = (corners[:, :2].amin(dim=0) - 1).clamp(min=0)
+        last = corners.new_tensor((size[1] - 1, size[0] - 1))
+        high = torch.minimum(corners[:, 2:].amax(dim=0) + 1, last)
+        width, height = (int(n) for n in (high - low + 1).tolist())
+        corners = corners - low.repeat(2)
+        tight, shares = [], []
+        for some in weights.split(max(VOTES // (width * height), 1)):
+            votes = some.new_empty(len(some), height, width)
+            for rows in _blocks(height, len(masks) * width):
+                drawn = draw(masks, corners, rows, width) >= self.mask_thresh
+                votes[:, rows] = (some @ drawn.flatten(1).to(some)).unflatten(1, drawn.shape[1:])
+            box = BitMasks(votes >= self.mask_thresh).get_bounding_boxes().tensor.to(votes)
+            shares.append(_resample(votes, box, masks.shape[-1]))
+            is_there = (box[:, 2:] > 0).all(dim=1, keepdim=True)
+            tight.append((box + low.repeat(2)) * is_there)
+        return torch.cat(tight), torch.cat(shares)
 
 
 def scaled(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -162,39 +142,61 @@ def scaled(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) ->
     return torch.minimum(((boxes - one) * scale).clamp(min=0), last) + one
 
 
-def whole_corners(boxes: Tensor) -> NDArray[np.integer]:
-    """`pixel_corners` as whole numbers."""
-    return pixel_corners(boxes).long().numpy()
+def draw(masks: Tensor, corners: Tensor, rows: slice, width: int) -> Tensor:
+    """Masks stretched over the pixels of their boxes, their borders repeated beyond; 0 elsewhere.
 
-
-def window(corners: NDArray[np.integer]) -> tuple[slice, slice]:
-    """The part of an image between the first and the last pixels of a box."""
-    x0, y0, x1, y1 = corners
-    return slice(y0, y1 + 1), slice(x0, x1 + 1)
-
-
-def draw(mask: Array, corners: NDArray[np.integer]) -> Array:
-    """A mask (M, M) stretched over the pixels of its box, its border repeated beyond."""
-    x0, y0, x1, y1 = corners
-    side = len(mask)
-    rows, columns = (_linear(0, side, n, side, mask.dtype) for n in (y1 - y0 + 1, x1 - x0 + 1))
-    return rows @ mask @ columns.T
-
-
-def _resample(votes: Array, corners: NDArray[np.integer], side: int) -> Array:
-    """The part of a picture in a box as (side, side); half-pixels just outside come in too."""
-    (x0, y0, x1, y1), (height, width) = corners, votes.shape
-    rows = _linear(y0, y1 - y0 + 1, side, height, votes.dtype)
-    columns = _linear(x0, x1 - x0 + 1, side, width, votes.dtype)
-    return rows @ votes @ columns.T
-
-
-def _linear(start: int, extent: int, count: int, size: int, dtype: np.dtype) -> Array:
-    """Linear interpolation at the middles of `count` equal parts of [start, start + extent).
+    Args:
+        masks: (R, M, M).
+        corners: (R, 4) whole numbers, the first and the last pixels of the boxes.
+        rows: of the image, which are wanted.
+        width: of the image.
 
     Returns:
-        (count, size) shares of the `size` cells of the axis in each; its ends repeat beyond.
+        (R, rows, width).
     """
-    place = start + (np.arange(count, dtype=dtype) + 0.5) * (extent / count) - 0.5
-    place = np.clip(place, 0, size - 1)[:, None]
-    return np.clip(1 - np.abs(place - np.arange(size, dtype=dtype)), 0, 1)
+    side = masks.shape[-1]
+
+    def shares(pixels: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        """(R, pixels, M) of each cell in each pixel of an axis."""
+        place = (pixels - first[:, None] + 0.5) * (side / (last - first + 1))[:, None] - 0.5
+        is_inside = (pixels >= first[:, None]) & (pixels <= last[:, None])
+        return _linear(place, side) * is_inside[:, :, None]
+
+    x0, y0, x1, y1 = corners.unbind(1)
+    in_row = shares(torch.arange(rows.start, rows.stop).to(corners), y0, y1)
+    in_column = shares(torch.arange(width).to(corners), x0, x1)
+    return in_row @ masks @ in_column.mT
+
+
+def _resample(votes: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """(n, side, side): the parts of pictures in boxes; what lies just outside comes in too."""
+    steps = (torch.arange(side).to(boxes) + 0.5) / side
+    low, extent = boxes[:, :2, None], (boxes[:, 2:] - boxes[:, :2])[:, :, None]
+    place = low + steps * extent - 0.5  # (n, 2, side)
+    rows = _linear(place[:, 1], votes.shape[1])
+    return rows @ votes @ _linear(place[:, 0], votes.shape[2]).mT
+
+
+def _linear(place: Tensor, size: int) -> Tensor:
+    """(..., size): linear interpolation between cells of an axis at `place`, its ends repeated."""
+    cells = torch.arange(size).to(place)
+    return (1 - (place.clamp(0, size - 1)[..., None] - cells).abs()).clamp(min=0)
+
+
+def _blocks(rows: int, row_values: int) -> Iterator[slice]:
+    """Rows of a picture, so many at a time that they hold at most `BLOCK`, or one."""
+    step = max(BLOCK // max(row_values, 1), 1)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _connected(is_voter: Tensor) -> list[Tensor]:
+    """Rows of (N, R) that share voters, also by way of others: the indices of each such group."""
+    if len(is_voter) == 0:
+        return []
+    shared = is_voter.float()
+    reach = shared @ shared.T > 0
+    while not torch.equal(further := reach.float() @ reach.float() > 0, reach):
+        reach = further
+    first = reach.float().argmax(dim=1)  # the group's first row
+    return [torch.nonzero(first == one).squeeze(1) for one in first.unique()]

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,14 +52,23 @@ def test_regions_around_vote_with_their_scores_for_the_class():
         assert mine.pred_boxes.tensor.tolist() == [[10, 10, 24, bottom]]
 
 
-def test_masks_that_are_not_kept_are_drawn_again(monkeypatch):
+def test_small_steps_change_nothing(monkeypatch):
+    torch.manual_seed(0)
     masks = torch.rand(5, 7, 7)
-    boxes = [[10, 10, 24, 24], [12, 10, 26, 24], [10, 12, 24, 26], [11, 11, 25, 25], [9, 9, 20, 30]]
+    boxes = [
+        [10, 10, 24, 24],
+        [12, 10, 26, 24],
+        [10, 12, 24, 26],
+        [40, 11, 54, 25],
+        [41, 9, 52, 26],
+    ]
     given = regions(boxes, torch.rand(5, 3), masks)
     expected = voted(given, score_thresh=0.0)
-    monkeypatch.setattr(mask_voting, "KEPT_PIXELS", 200)
+    monkeypatch.setattr(mask_voting, "VOTES", 200)
+    monkeypatch.setattr(mask_voting, "BLOCK", 200)
     found = voted(given, score_thresh=0.0)
-    assert len(found) > 0 and torch.equal(found.pred_masks, expected.pred_masks)
+    assert len(found) > 2 and torch.equal(found.pred_masks, expected.pred_masks)
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
 def test_masks_are_cut_before_they_are_averaged():
@@ -126,8 +134,12 @@ def test_no_regions():
 
 @pytest.mark.parametrize("box", [(3, 4, 30, 20), (5, 5, 5, 5), (0, 0, 2, 39)])
 def test_drawing_is_bilinear_with_repeated_borders(box):
-    mask = torch.rand(7, 7, dtype=torch.float64)
+    masks = torch.rand(2, 7, 7, dtype=torch.float64)
     x0, y0, x1, y1 = box
+    expected = torch.zeros(2, 40, 60, dtype=torch.float64)
     size = (y1 - y0 + 1, x1 - x0 + 1)
-    expected = F.interpolate(mask[None, None], size=size, mode="bilinear")[0, 0]
-    torch.testing.assert_close(torch.from_numpy(draw(mask.numpy(), np.array(box))), expected)
+    stretched = F.interpolate(masks[None], size=size, mode="bilinear")[0]
+    expected[:, y0 : y1 + 1, x0 : x1 + 1] = stretched
+    corners = torch.tensor([box, box], dtype=torch.float64)
+    torch.testing.assert_close(draw(masks, corners, slice(0, 40), 60), expected)
+    torch.testing.assert_close(draw(masks, corners, slice(4, 9), 60), expected[:, 4:9])
