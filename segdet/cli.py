@@ -1,13 +1,14 @@
-"""`segdet info|train|eval|predict|check-data|migrate`, by the functions that tools/ calls too."""
+"""`segdet info|train|eval|predict|check-data|replay|migrate`: what tools/ calls, too."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 
 from segdet.data.check.command import main as check_data
-from segdet.engine import predict, train
+from segdet.engine import predict, replay, train
 from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import SegdetError
 from segdet.migrate import main as migrate
@@ -29,6 +30,8 @@ def run_command(command: Callable[[list[str]], object], argv: list[str] | None =
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def info(argv: list[str]) -> None:
@@ -55,6 +58,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "eval": evaluate,
     "predict": predict.main,
     "check-data": check_data,
+    "replay": replay.main,
     "migrate": migrate,
 }
 

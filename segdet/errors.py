@@ -24,6 +24,18 @@ class CheckpointError(SegdetError):
     """A weight file that cannot be read or does not fit the model."""
 
 
+class NonFiniteError(SegdetError, FloatingPointError):
+    """A loss or gradient that is not finite."""
+
+
+class MemoryLimitError(SegdetError):
+    """A batch that does not fit into memory."""
+
+
+class ProcessError(SegdetError):
+    """A process of a run with several has died or hangs."""
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name.
 

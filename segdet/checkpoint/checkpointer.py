@@ -13,7 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from segdet.checkpoint.catalog import locate
 from segdet.checkpoint.loading import LoadReport, load_weights
-from segdet.checkpoint.manifest import defect_of, numbered_before, save_with_hash
+from segdet.checkpoint.manifest import defect_of, numbered_before, save_whole
 from segdet.checkpoint.reading import read_checkpoint
 from segdet.checkpoint.settings import differing_settings, refuse_changes, settings_of
 from segdet.checkpoint.writing import write_atomically
@@ -84,7 +84,7 @@ class DetectionCheckpointer:
         _log.info("saving %s", path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_with_hash(path, content)
+            save_whole(path, content)
             if tag:
                 self.tag_last_checkpoint(path.name)
         except OSError as error:

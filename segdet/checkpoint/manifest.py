@@ -40,12 +40,13 @@ class _Hashing:
         self._file.flush()
 
 
-def save_with_hash(path: Path, content: dict[str, Any]) -> None:
-    """`torch.save`, whole or not at all, with the hash in the manifest before the file is there.
+def save_whole(path: Path, content: dict[str, Any], *, listed: bool = True) -> None:
+    """`torch.save`, all or nothing, with the hash in the manifest before the file is there.
 
     Args:
         path: replaced if it exists.
         content: what to save.
+        listed: whether the manifest names it.
 
     Raises:
         OSError: no space, no permission; what was there is as it was.
@@ -59,7 +60,8 @@ def save_with_hash(path: Path, content: dict[str, Any]) -> None:
             if hashing.error is not None:
                 raise hashing.error from None
             raise
-        _record(path, hashing.hash.hexdigest())
+        if listed:
+            _record(path, hashing.hash.hexdigest())
 
     write_atomically(path, write)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -62,6 +63,15 @@ class _Collate:
         return failure or self._collate_fn(samples)
 
 
+def _leave_signals_to_the_run(_: int) -> None:
+    """A signal to the whole group must not take the data from an iteration that is finished.
+
+    Workers end when the process that they work for does.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Loader(DataLoader[Any]):
     """torch's loader over `Samples`; a user's mistake in a worker is raised here as it was.
 
@@ -83,6 +93,7 @@ class Loader(DataLoader[Any]):
             dataset,
             collate_fn=_Collate(collate_fn or list),
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_run,
             **kwargs,
         )
 
@@ -151,9 +162,13 @@ class TrainLoader:
             )
         self.dataset, self.sampler, self.seed = dataset, sampler, seed
         self._size, self._is_wide = total_batch_size, is_wide
-        self._share = slice(rank, None, world_size)
+        self.take_share_of(rank, world_size)
         self._num_workers, self._collate_fn = num_workers, collate_fn
         self._next = 0
+
+    def take_share_of(self, rank: int, world_size: int) -> None:
+        """Give the samples that process `rank` of `world_size` gets."""
+        self._share = slice(rank, None, world_size)
 
     def seek(self, batch_index: int) -> None:
         """Let the next `iter()` begin at batch `batch_index` of the stream."""

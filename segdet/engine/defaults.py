@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from segdet import solver
 from segdet.checkpoint import DetectionCheckpointer
+from segdet.checkpoint.writing import remove_leftovers
 from segdet.config import CfgNode
 from segdet.config.reader import read_section
 from segdet.data import (
@@ -28,12 +29,15 @@ from segdet.data import (
 from segdet.data.mapper import InputConfig
 from segdet.engine import hooks
 from segdet.engine.evaluators import EVALUATORS, check_evaluator_type
+from segdet.engine.nonfinite import NonFinitePolicy
+from segdet.engine.output_lock import output_lock
 from segdet.engine.pictures import TrainingPictures, save_predictions
 from segdet.engine.setup import (
     create_ddp_model,
     default_argument_parser,
     default_setup,
     default_writers,
+    make_output_folder,
 )
 from segdet.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from segdet.errors import ConfigError, DataError, SegdetError
@@ -143,6 +147,7 @@ class DefaultTrainer(TrainerBase):
         self.checkpointer = DetectionCheckpointer(
             model, self.cfg.OUTPUT_DIR, cfg=self.cfg, trainer=weakref.proxy(self)
         )
+        self._trainer.on_nonfinite = self._build_policy(model)
         self.start_iter = 0
         self.max_iter = self.cfg.SOLVER.MAX_ITER
         self._last_eval_results: Mapping[str, Any] | None = None
@@ -180,13 +185,17 @@ class DefaultTrainer(TrainerBase):
 
         Returns:
             The results of the final evaluation on the main process, if there was one.
+
+        Raises:
+            ConfigError: another run uses OUTPUT_DIR.
         """
         self._trainer.data_loader = self.data_loader
         for name in self.cfg.DATASETS.TEST:  # a mistake in one must not show after the training
             self.build_test_loader(self.cfg, name)
             if self._evaluates_by_type():
                 check_evaluator_type(name)
-        super().train(self.start_iter, self.max_iter)
+        with self._own_output_folder():
+            super().train(self.start_iter, self.max_iter)
         if comm.is_main_process():
             verify_results(self.cfg, self._last_eval_results or {})
             try:
@@ -194,6 +203,17 @@ class DefaultTrainer(TrainerBase):
             except SegdetError as error:  # the results of the run are worth more
                 _log.warning("No pictures of predictions: %s", error)
         return self._last_eval_results
+
+    @contextmanager
+    def _own_output_folder(self) -> Iterator[None]:
+        folder = Path(self.cfg.OUTPUT_DIR)
+        if not comm.is_main_process():
+            yield
+            return
+        make_output_folder(folder)
+        with output_lock(folder):
+            remove_leftovers(folder)
+            yield
 
     def _evaluates_by_type(self) -> bool:
         """Whether subclasses leave the choice of evaluators to `build_evaluator` here."""
@@ -208,6 +228,25 @@ class DefaultTrainer(TrainerBase):
         self._trainer.iter = self.iter
         self._trainer.run_step()
 
+    def _build_policy(self, model: nn.Module) -> NonFinitePolicy:
+        trainer = weakref.proxy(self)
+
+        def roll_back() -> bool:
+            file = trainer.checkpointer.get_checkpoint_file()
+            if not file:
+                return False
+            rest = trainer.checkpointer.load(file, checkpointables=[])
+            trainer.optimizer.load_state_dict(rest["trainer"]["_trainer"]["optimizer"])
+            return True
+
+        return NonFinitePolicy(
+            self.cfg.SOLVER.NONFINITE,
+            model=model,
+            folder=Path(self.cfg.OUTPUT_DIR),
+            context=lambda: {"config": trainer.cfg.dump(), "seed": trainer.cfg.SEED},
+            roll_back=roll_back,
+        )
+
     def save_pictures(self) -> None:
         """Leave OUTPUT_DIR/predictions.png, beside ground truth; one for each of DATASETS.TEST."""
         for number, name in enumerate(self.cfg.DATASETS.TEST):
@@ -221,12 +260,20 @@ class DefaultTrainer(TrainerBase):
         """What a resumed run needs beside the model."""
         inner = self._trainer.state_dict()
         inner.pop("hooks", None)  # they are this trainer's
-        return {**super().state_dict(), "_trainer": inner, "seed": self.cfg.SEED}
+        # What training counts in buffers that are no part of the weights.
+        weights = self.checkpointer.model.state_dict()
+        named = self.checkpointer.model.named_buffers()
+        buffers = {name: buffer for name, buffer in named if name not in weights}
+        own = {"_trainer": inner, "seed": self.cfg.SEED, "buffers": buffers}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; the seed too, so that the streams continue."""
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        buffers = dict(self.checkpointer.model.named_buffers())
+        for name, saved in state_dict.get("buffers", {}).items():
+            buffers[name].copy_(saved)
         seed = state_dict.get("seed", self.cfg.SEED)
         if seed != self.cfg.SEED:
             _log.info("The checkpoint's run had SEED %d: continuing with it", seed)

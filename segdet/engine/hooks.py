@@ -164,6 +164,12 @@ class LRScheduler(HookBase):
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
     """`segdet.checkpoint.PeriodicCheckpointer` as a hook."""
 
+    _resumed = -1  # the iteration of the checkpoint that the run goes on from
+
+    def catch_up(self) -> None:
+        """Remember which iteration is saved."""
+        self._resumed = self.trainer.iter
+
     def before_train(self) -> None:
         """Learn where the run ends."""
         self.max_iter = self.trainer.max_iter
@@ -171,6 +177,12 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
     def after_step(self) -> None:
         """Save if it is time."""
         self.step(self.trainer.iter)
+
+    def on_stop(self) -> None:
+        """Save what the last checkpoint has not."""
+        done = self.trainer.iter + 1
+        if self._resumed < self.trainer.iter and done % self.period and done < self.max_iter:
+            self.save(f"{self.file_prefix}_{self.trainer.iter:07d}", iteration=self.trainer.iter)
 
 
 class BestCheckpointer(HookBase):
@@ -278,7 +290,10 @@ class EvalHook(HookBase):
         del self._function
 
     def _evaluate(self) -> None:
-        for name, value in flatten_results_dict(self._function() or {}).items():
+        comm.say_where(f"iteration {self.trainer.iter}, evaluation")
+        with self.trainer.interruptible():
+            results = self._function()
+        for name, value in flatten_results_dict(results or {}).items():
             try:
                 number = float(value)
             except (TypeError, ValueError):

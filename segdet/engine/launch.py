@@ -5,19 +5,16 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.multiprocessing.spawn import (
-    ProcessExitedException,
-    ProcessRaisedException,
-    start_processes,
-)
 
-from segdet.errors import ConfigError, SegdetError
+from segdet.engine.watching import end_with_parent, wait_for
+from segdet.errors import ConfigError, ProcessError, SegdetError
 from segdet.utils import comm
 
 DEFAULT_TIMEOUT = datetime.timedelta(minutes=30)
@@ -53,7 +50,9 @@ def launch(
     Raises:
         ConfigError: a negative number, more processes than devices, or no meeting point for
             several machines.
-        SegdetError: a user's mistake that a process raised.
+        SegdetError: a user's mistake that a process raised, or a `ProcessError`: one has died or
+            hangs.
+        Stopped: a signal ended the run.
     """
     if dist.is_torchelastic_launched():
         return _run(main_func, args, int(os.environ["LOCAL_RANK"]), "env://", timeout=timeout)
@@ -75,17 +74,13 @@ def launch(
     context = mp.get_context("spawn")
     errors = context.SimpleQueue()
     job = (main_func, args, machine_rank, num_gpus_per_machine, world_size)
-    try:
-        start_processes(
-            _worker,
-            args=(job, dist_url, timeout, errors),
-            nprocs=num_gpus_per_machine,
-            start_method="spawn",
-        )
-    except (ProcessRaisedException, ProcessExitedException):
-        if not errors.empty():
-            raise errors.get() from None
-        raise
+    processes = [
+        context.Process(target=_worker, args=(local_rank, job, dist_url, timeout, errors))
+        for local_rank in range(num_gpus_per_machine)
+    ]
+    for process in processes:
+        process.start()
+    wait_for(processes, machine_rank * num_gpus_per_machine, errors)
     return None
 
 
@@ -97,6 +92,7 @@ def _worker(
     errors: Any,
 ) -> None:
     main_func, args, machine_rank, local_size, world_size = job
+    end_with_parent()
     os.environ.update(LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(local_size))
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
@@ -104,10 +100,17 @@ def _worker(
     ranks = {"rank": rank, "world_size": world_size}
     try:
         _run(main_func, args, local_rank, dist_url, timeout=timeout, **ranks)
-    except SegdetError as error:
-        # As an object: what start_processes raises holds no more than a traceback's text.
-        errors.put(error)
-        raise
+    except Exception as error:
+        errors.put((rank, _portable(error)))
+        raise SystemExit(1) from None
+
+
+def _portable(error: Exception) -> Exception:
+    """As it was, if it is a user's mistake; else with its traceback as text, as pickle has none."""
+    if isinstance(error, SegdetError):
+        return error
+    text = "".join(traceback.format_exception(error))
+    return RuntimeError(f"process {comm.get_rank()} failed:\n\n{text}")
 
 
 def _run(
@@ -123,11 +126,21 @@ def _run(
         backend = "nccl"
         torch.cuda.set_device(local_rank)
     dist.init_process_group(backend, init_method=dist_url, **options)
-    comm.synchronize()
-    result = main_func(*args)
-    comm.synchronize()  # leaving while another one still talks would abort it
+    try:
+        comm.synchronize()
+        result = main_func(*args)
+        comm.synchronize()  # leaving while another one still talks would abort it
+    except RuntimeError as error:
+        if not _is_loss(error):
+            raise
+        raise ProcessError(comm.describe_loss(error)) from error
     dist.destroy_process_group()
     return result
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    """Whether a collective call failed, because another process has died or hangs."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _free_port() -> int:

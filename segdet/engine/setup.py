@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from segdet.config import CfgNode, get_cfg
+from segdet.engine.output_lock import output_lock
 from segdet.errors import ConfigError
 from segdet.projects import load_installed_projects, load_project
 from segdet.utils import comm
@@ -80,6 +82,13 @@ def add_project_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def load_projects(folders: Iterable[str]) -> None:
+    """Load installed projects, then those in these folders."""
+    load_installed_projects()
+    for folder in folders:
+        load_project(folder)
+
+
 def load_config(args: argparse.Namespace) -> CfgNode:
     """Defaults, below the file, below the command line; frozen.
 
@@ -87,9 +96,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         args: `project` folders are loaded first, after installed projects; `config_file` ("" for
             none) and `opts` follow.
     """
-    load_installed_projects()
-    for folder in args.project:
-        load_project(folder)
+    load_projects(args.project)
     cfg = get_cfg()
     if args.config_file:
         cfg.merge_from_file(args.config_file)
@@ -106,12 +113,16 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         args: `config_file` is logged; with `eval_only` cuDNN tries no algorithms.
 
     Raises:
-        ConfigError: OUTPUT_DIR cannot be written to, or an unknown FLOAT32_PRECISION.
+        ConfigError: OUTPUT_DIR cannot be written to or is another run's; an unknown
+            FLOAT32_PRECISION.
     """
     rank = comm.get_rank()
     output = Path(cfg.OUTPUT_DIR)
     if comm.is_main_process():
         make_output_folder(output)
+        if not getattr(args, "eval_only", False):
+            with output_lock(output):  # before the other run's log and config are written to
+                pass
     comm.synchronize()
     log = setup_logger(output, distributed_rank=rank).getChild("engine")
     log.info("Process %d of %d; arguments: %s", rank, comm.get_world_size(), args)

@@ -7,15 +7,19 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from segdet.engine import nonfinite
+from segdet.engine.nonfinite import BadStep, Snapshot
+from segdet.engine.stopping import Stopped, StopSignals
 from segdet.errors import DataError
 from segdet.layers.losses import Losses
 from segdet.utils import comm
@@ -59,6 +63,9 @@ class HookBase:
     def after_step(self) -> None:
         """After each iteration."""
 
+    def on_stop(self) -> None:
+        """A signal ends the run behind a finished iteration; before `after_train`."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; loaded by `load_state_dict`, which such a hook has too."""
         return {}
@@ -77,6 +84,7 @@ class TrainerBase:
         self._hooks: list[HookBase] = []
         self._storage: EventStorage | None = None
         self._measured: dict[str, Any] | None = None  # of the run that is resumed
+        self._signals = StopSignals()
         self.iter = 0
         self.start_iter = 0
         self.max_iter = 0
@@ -95,11 +103,15 @@ class TrainerBase:
                 self._hooks.append(hook)
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run the iterations from `start_iter` up to, but not including, `max_iter`."""
+        """Run the iterations from `start_iter` up to, but not including, `max_iter`.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT came; it ends the process with the signal's exit code.
+        """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         _log.info("Starting training from iteration %d", start_iter)
-        with EventStorage(start_iter) as self._storage:
+        with EventStorage(start_iter) as self._storage, StopSignals() as self._signals:
             try:
                 self._catch_up()
                 self.before_train()
@@ -107,9 +119,19 @@ class TrainerBase:
                     self.before_step()
                     self.run_step()
                     self.after_step()
+                    if signal := self._signals.agreed():
+                        raise Stopped(signal)
                 self.iter = max(start_iter, max_iter)
+            except Stopped:
+                for hook in self._hooks:
+                    hook.on_stop()
+                raise
             finally:
                 self.after_train()
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """Within, SIGTERM and SIGINT end the run at once: for what a resumed run does again."""
+        return self._signals.may_interrupt()
 
     def _catch_up(self) -> None:
         if self._measured is not None:
@@ -218,23 +240,51 @@ class SimpleTrainer(TrainerBase):
         self.zero_grad_before_forward = zero_grad_before_forward
         self.seed = seed
         self.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.on_nonfinite: Callable[[BadStep], None] = nonfinite.stop
+        self._snapshot = Snapshot()
         self._batches: Iterator[Any] | None = None
 
     def run_step(self) -> None:
         """Batch, losses, gradients, measurements, step.
 
+        A loss or gradient that is not finite goes to `on_nonfinite`; the step is not taken. (The
+        gradient scaler has its own way with gradients.)
+
         Raises:
-            FloatingPointError: the loss is not finite; the parameters are still those before.
+            NonFiniteError: that is what `on_nonfinite` does.
+            MemoryLimitError: the batch does not fit into memory.
         """
         if not self.model.training:
             raise RuntimeError("the model is in evaluation mode: call model.train() first")
+        comm.say_where(f"iteration {self.iter}, its batch")
         start = time.perf_counter()
         if self._batches is None:
             self._batches = _endless(self.data_loader, self.iter)
         batch = next(self._batches)
         data_time = time.perf_counter() - start
 
-        self._seed_generators()
+        comm.say_where(f"iteration {self.iter}, its step")
+        seed_generators(self.seed, self.iter, comm.get_rank())
+        buffers = self._snapshot.of(_unwrapped(self.model))
+        try:
+            losses = self._compute_gradients(batch)
+        except FloatingPointError as error:  # systems refuse to go on with NaN
+            self.on_nonfinite(self._bad_step(batch, buffers, reason=str(error)))
+            return
+        except RuntimeError as error:
+            if not nonfinite.is_out_of_memory(error):
+                raise
+            raise nonfinite.out_of_memory(self.iter, batch, error) from error
+        self.after_backward()
+        if (self.iter + 1) % self.gather_metric_period == 0:
+            bad = self._write_metrics(losses, data_time)
+            if bad is not None:
+                self.on_nonfinite(self._bad_step(batch, buffers, *bad))
+                return
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _compute_gradients(self, batch: Any) -> Mapping[str, Tensor]:
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         with self._autocast():
@@ -244,34 +294,48 @@ class SimpleTrainer(TrainerBase):
         if not self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         self.grad_scaler.scale(Losses(losses).total()).backward()
-        self.after_backward()
-        if (self.iter + 1) % self.gather_metric_period == 0:
-            self._write_metrics(losses, data_time)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        return losses
+
+    def _bad_step(
+        self,
+        batch: Any,
+        buffers: Mapping[str, Tensor],
+        losses: Mapping[str, float] | None = None,
+        own_losses: Mapping[str, float] | None = None,
+        reason: str = "",
+    ) -> BadStep:
+        return BadStep(
+            iteration=self.iter,
+            losses=losses or {},
+            own_losses=own_losses or {},
+            batch=batch,
+            buffers=buffers,
+            reason=reason,
+        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    def _seed_generators(self) -> None:
-        if self.seed is not None:
-            counters = np.random.SeedSequence((self.seed, self.iter, comm.get_rank()))
-            torch.manual_seed(int(counters.generate_state(1, np.uint64)[0]))
+    def _write_metrics(
+        self, loss_dict: Mapping[str, Tensor], data_time: float
+    ) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
+        """Store losses and metrics, as means over the processes.
 
-    def _write_metrics(self, loss_dict: Mapping[str, Tensor], data_time: float) -> None:
-        """Store losses and metrics, as means over the processes; all stop at a bad loss."""
-        own = (_as_floats(loss_dict), _as_floats(getattr(loss_dict, "metrics", {})), data_time)
-        all_losses, all_metrics, all_times = zip(*comm.all_gather(own), strict=True)
+        Returns:
+            The means and this process's losses, if something is not finite in any process; then
+            nothing is stored.
+        """
+        own = _as_floats(loss_dict), _as_floats(getattr(loss_dict, "metrics", {}))
+        has_gradients = self.grad_scaler.is_enabled() or nonfinite.gradients_are_finite(self.model)
+        gathered = comm.all_gather((*own, data_time, has_gradients))
+        all_losses, all_metrics, all_times, all_have = zip(*gathered, strict=True)
         losses = _mean(all_losses)
         total = sum(losses.values())
-        if not math.isfinite(total):
-            terms = ", ".join(f"{name} = {value:.5g}" for name, value in losses.items())
-            raise FloatingPointError(
-                f"iteration {self.iter}: the loss is not finite: {terms}. A lower SOLVER.BASE_LR, "
-                "a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS.ENABLED may help"
-            )
+        if not (math.isfinite(total) and all(all_have)):
+            return losses, own[0]
         self.storage.put_scalars(rank_data_time=data_time, data_time=max(all_times))
         self.storage.put_scalars(**{"total_loss": total, **losses, **_mean(all_metrics)})
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Also the optimizer's."""
@@ -345,6 +409,17 @@ class AMPTrainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def seed_generators(seed: int | None, iteration: int, rank: int) -> None:
+    """Torch's generators, as a function of the counters of a step; None leaves them alone."""
+    if seed is not None:
+        counters = np.random.SeedSequence((seed, iteration, rank))
+        torch.manual_seed(int(counters.generate_state(1, np.uint64)[0]))
 
 
 def _endless(loader: Iterable[Any] | None, start: int) -> Iterator[Any]:

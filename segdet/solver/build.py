@@ -90,6 +90,7 @@ class SolverConfig:
     checkpoint_period: int = 5000
     checkpoints_kept: int = 0  # of those saved at the period; 0 keeps all
     resume_changed: bool = False  # whether a run may be resumed with other settings
+    nonfinite: str = "stop"  # or "skip", "rollback": at a loss or gradient that is not finite
     ims_per_batch: int = 16  # over all processes
     reference_world_size: int = 0  # 0: never scale the recipe to the number of processes
     clip_gradients: ClipGradientsConfig = field(default_factory=ClipGradientsConfig)
@@ -108,6 +109,10 @@ class SolverConfig:
         for name in ("max_iter", "ims_per_batch", "checkpoint_period", "num_decays"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name.upper()} must be >= 1, is {getattr(self, name)}")
+        if self.nonfinite not in ("stop", "skip", "rollback"):
+            raise ConfigError(
+                f'NONFINITE must be "stop", "skip" or "rollback", is "{self.nonfinite}"'
+            )
         if self.checkpoints_kept < 0:
             raise ConfigError(f"CHECKPOINTS_KEPT must be >= 0, is {self.checkpoints_kept}")
         if self.base_lr <= 0:

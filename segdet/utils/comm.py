@@ -44,7 +44,7 @@ def is_main_process() -> bool:
 def synchronize() -> None:
     """Wait for every process."""
     if get_world_size() > 1:
-        dist.barrier(group=_cpu_group(dist.group.WORLD))
+        dist.barrier(group=cpu_group())
 
 
 def all_gather(data: Any, group: Any = None) -> list[Any]:
@@ -56,7 +56,7 @@ def all_gather(data: Any, group: Any = None) -> list[Any]:
     """
     if get_world_size() == 1:
         return [data]
-    group = group or _cpu_group(dist.group.WORLD)
+    group = group or cpu_group()
     gathered: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, data, group=group)
     return gathered
@@ -72,7 +72,7 @@ def gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
     """
     if get_world_size() == 1:
         return [data]
-    group = group or _cpu_group(dist.group.WORLD)
+    group = group or cpu_group()
     gathered = [None] * dist.get_world_size(group) if get_rank() == dst else None
     dist.gather_object(data, gathered, dst=dst, group=group)
     return gathered or []
@@ -116,7 +116,41 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return total / world_size
 
 
+def say_where(place: str) -> None:
+    """Note what this process is about to do, for the message that names it should it be lost."""
+    if get_world_size() > 1:
+        _store().set(f"place/{get_rank()}", place)
+
+
+def describe_loss(error: Exception) -> str:
+    """What to say when a call between processes failed: where each of them was.
+
+    Args:
+        error: of the call.
+    """
+    reason = (str(error).splitlines() or [""])[0]
+    ranks: dict[str, list[str]] = {}
+    try:
+        store = _store()
+        for rank in range(get_world_size()):
+            known = store.check([f"place/{rank}"])
+            place = store.get(f"place/{rank}").decode() if known else "before the first iteration"
+            ranks.setdefault(place, []).append(str(rank))
+    except Exception:  # the process that keeps the notes is lost itself
+        ranks = {}
+    places = "; ".join(f"{place}: process {', '.join(at)}" for place, at in ranks.items())
+    return f"A process has died or hangs ({reason}). Last seen at: {places or 'unknown'}"
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
+
+def cpu_group() -> Any:
+    """All processes, talking from main memory: NCCL takes objects and flags over the GPU."""
+    return _cpu_group(dist.group.WORLD)
+
+
 @functools.lru_cache(maxsize=1)
 def _cpu_group(world: Any) -> Any:
-    """A group that carries pickled objects in main memory: NCCL would take them over the GPU."""
     return dist.new_group(backend="gloo") if dist.get_backend(world) == "nccl" else world

@@ -9,7 +9,7 @@ from segdet.checkpoint.manifest import (
     defect_of,
     numbered_before,
     read_manifest,
-    save_with_hash,
+    save_whole,
 )
 
 CONTENT = {"model": {"weight": torch.arange(1000.0)}}
@@ -17,7 +17,7 @@ CONTENT = {"model": {"weight": torch.arange(1000.0)}}
 
 def test_the_hash_is_that_of_the_file(tmp_path):
     path = tmp_path / "model_0000001.pth"
-    save_with_hash(path, CONTENT)
+    save_whole(path, CONTENT)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert json.loads((tmp_path / MANIFEST).read_text()) == {"sha256": {path.name: [digest]}}
     assert defect_of(path) == ""
@@ -27,7 +27,7 @@ def test_the_hash_is_that_of_the_file(tmp_path):
 @pytest.mark.parametrize("known", [True, False])
 def test_every_byte_counts_where_the_hash_is_known_and_the_end_always(tmp_path, known):
     path = tmp_path / "model_0000001.pth"
-    save_with_hash(path, CONTENT)
+    save_whole(path, CONTENT)
     if not known:
         (tmp_path / MANIFEST).unlink()
     whole = path.read_bytes()
@@ -43,7 +43,7 @@ def test_every_byte_counts_where_the_hash_is_known_and_the_end_always(tmp_path, 
 
 def test_a_writer_killed_between_manifest_and_file_leaves_the_old_file_good(tmp_path, monkeypatch):
     path = tmp_path / "model_final.pth"
-    save_with_hash(path, CONTENT)
+    save_whole(path, CONTENT)
     old = path.read_bytes()
 
     class Killed(BaseException):
@@ -55,7 +55,7 @@ def test_a_writer_killed_between_manifest_and_file_leaves_the_old_file_good(tmp_
     monkeypatch.setattr("segdet.checkpoint.writing.os.fsync", kill)
     recorded = read_manifest(tmp_path)
     with pytest.raises(Killed):
-        save_with_hash(path, {"model": {}})
+        save_whole(path, {"model": {}})
     monkeypatch.undo()
     assert path.read_bytes() == old and defect_of(path) == ""
     assert list(read_manifest(tmp_path)) == list(recorded)
@@ -64,17 +64,17 @@ def test_a_writer_killed_between_manifest_and_file_leaves_the_old_file_good(tmp_
 def test_one_hash_before_is_remembered_and_deleted_files_are_not(tmp_path):
     path = tmp_path / "model_best.pth"
     for size in range(4):
-        save_with_hash(path, {"model": {"weight": torch.zeros(size)}})
+        save_whole(path, {"model": {"weight": torch.zeros(size)}})
     assert len(read_manifest(tmp_path)[path.name]) == 2
     path.unlink()
-    save_with_hash(tmp_path / "model_0000001.pth", CONTENT)
+    save_whole(tmp_path / "model_0000001.pth", CONTENT)
     assert list(read_manifest(tmp_path)) == ["model_0000001.pth"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"sha256": 1}', '{"sha256": {"a": 1}}', "\0"])
 def test_a_damaged_manifest_is_done_without(tmp_path, text, caplog):
     path = tmp_path / "model_0000001.pth"
-    save_with_hash(path, CONTENT)
+    save_whole(path, CONTENT)
     (tmp_path / MANIFEST).write_text(text)
     assert read_manifest(tmp_path) == {}
     assert "is damaged" in caplog.text
@@ -83,8 +83,8 @@ def test_a_damaged_manifest_is_done_without(tmp_path, text, caplog):
 
 def test_those_saved_last_come_first_whatever_an_earlier_run_has_left(tmp_path):
     for number in (90, 95, 1, 3, 5):
-        save_with_hash(tmp_path / f"model_{number:07d}.pth", CONTENT)
-    save_with_hash(tmp_path / "model_best.pth", CONTENT)
+        save_whole(tmp_path / f"model_{number:07d}.pth", CONTENT)
+    save_whole(tmp_path / "model_best.pth", CONTENT)
     (tmp_path / "model_0000002.pth").touch()  # of another program
 
     def numbers(name: str) -> list[int]:
@@ -100,5 +100,5 @@ def test_a_full_disk_is_an_oserror_and_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("segdet.checkpoint.manifest._Hashing.flush", full)
     with pytest.raises(OSError, match="No space left"):
-        save_with_hash(tmp_path / "a.pth", CONTENT)
+        save_whole(tmp_path / "a.pth", CONTENT)
     assert list(tmp_path.iterdir()) == []

@@ -135,7 +135,9 @@ def test_a_run_leaves_what_it_should(cfg):
     assert isinstance(trainer.data_loader, Stream)
     content = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth")
     assert set(content) == {"model", "trainer", "iteration", "config"}
-    assert set(content["trainer"]) == {"iteration", "hooks", "_trainer", "seed", "storage"}
+    assert set(content["trainer"]) == {
+        *("iteration", "hooks", "_trainer", "seed", "storage", "buffers"),
+    }
     assert set(content["trainer"]["_trainer"]) == {"iteration", "optimizer"}
     assert content["trainer"]["hooks"]["LRScheduler"] == {"base_lrs": [0.01], "last_epoch": 8}
 

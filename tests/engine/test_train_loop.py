@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from segdet.engine import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
-from segdet.engine.train_loop import _endless
+from segdet.engine.train_loop import _endless, seed_generators
 from segdet.errors import DataError
 from segdet.utils.events import EventStorage, get_event_storage
 
@@ -229,13 +229,11 @@ def test_a_run_that_is_cut_and_resumed_has_the_same_losses():
     assert first + rest == whole
 
 
-def test_noise_depends_on_seed_iteration_and_rank(monkeypatch):
+def test_noise_depends_on_seed_iteration_and_rank():
     def draws(seed: int, rank: int = 0) -> list[float]:
-        monkeypatch.setattr("segdet.utils.comm.get_rank", lambda: rank)
-        trainer = trainer_of(Noisy(), seed=seed)
         out = []
-        for trainer.iter in range(3):
-            trainer._seed_generators()
+        for iteration in range(3):
+            seed_generators(seed, iteration, rank)
             out.append(torch.rand(()).item())
         return out
 
@@ -245,11 +243,10 @@ def test_noise_depends_on_seed_iteration_and_rank(monkeypatch):
 
 
 def test_without_a_seed_the_generators_are_left_alone():
-    trainer = trainer_of(Noisy())
     torch.manual_seed(5)
     expected = torch.randn(3)
     torch.manual_seed(5)
-    trainer._seed_generators()
+    seed_generators(None, 0, 0)
     assert torch.equal(torch.randn(3), expected)
 
 

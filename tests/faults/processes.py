@@ -1,11 +1,18 @@
-"""Processes that tests limit, kill and wait for."""
+"""Processes that tests limit, signal, kill and wait for."""
 
 import multiprocessing
 import os
+import signal
+import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
+
+import torch._dynamo  # noqa: F401  optimizers import it: here once for all copies
 
 _FORK = multiprocessing.get_context("fork")  # a copy of this one: no time for imports
 NOBODY = 65534  # root may write anywhere
@@ -32,6 +39,74 @@ def exit_code_of(function: Callable[..., object], *args: object) -> int | None:
     process = start(function, *args)
     process.join(60)
     return process.exitcode
+
+
+class Forked:
+    """A function in a copy of this process, with pipes and a process group of its own.
+
+    It has what tests need of `subprocess.Popen`, which would have to import everything anew.
+    """
+
+    def __init__(self, function: Callable[[], object], env: dict[str, str]) -> None:
+        self._code: int | None = None
+        out, err = os.pipe(), os.pipe()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.dup2(out[1], 1), os.dup2(err[1], 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            os.environ.update(env)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _leave(function)
+        for _, write in (out, err):
+            os.close(write)
+        self.stdout, self.stderr = os.fdopen(out[0]), os.fdopen(err[0])
+
+    def poll(self) -> int | None:
+        if self._code is None and (found := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self._code = os.waitstatus_to_exitcode(found[1])
+        return self._code
+
+    def wait(self, timeout: float = 60) -> int:
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            assert time.monotonic() < end, "it does not end"
+            time.sleep(0.01)
+        assert self._code is not None
+        return self._code
+
+    @property
+    def returncode(self) -> int | None:
+        return self._code
+
+    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+        """Its output is short enough for the pipes to hold it."""
+        self.wait(timeout)
+        return self.stdout.read(), self.stderr.read()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _leave(function: Callable[[], object]) -> NoReturn:
+    code = 1
+    try:
+        function()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
 
 
 @contextmanager

@@ -272,7 +272,7 @@ class LevelNorm(nn.ModuleList):
         return torch.addcmul(self.bias[:, None, None], self[level](x), self.weight[:, None, None])
 
 
-class RetinaNetLoss:
+class RetinaNetLoss(nn.Module):
     """Labels every anchor and compares what was predicted for it with the ground truth.
 
     Args:
@@ -284,7 +284,7 @@ class RetinaNetLoss:
 
     Attributes:
         normalizer: a running mean of the batches' positive anchors that divides both losses. It
-            starts at 100 with the model (as in detectron2) and is no part of the state dict.
+            starts at 100 with the model (as in detectron2) and is no part of the weights.
     """
 
     def __init__(
@@ -296,14 +296,17 @@ class RetinaNetLoss:
         gamma: float,
         box_loss: BoxRegressionLoss,
     ) -> None:
+        super().__init__()
         self.matcher = matcher
         self.num_classes = num_classes
         self.alpha = alpha
         self.gamma = gamma
         self.box_loss = box_loss
-        self.normalizer = 100.0
+        self.normalizer: Tensor  # a buffer, so that a resumed run goes on with it
+        start = torch.tensor(100.0, dtype=torch.float64)
+        self.register_buffer("normalizer", start, persistent=False)
 
-    def __call__(
+    def forward(
         self,
         anchors: Tensor,
         logits: Tensor,
@@ -327,15 +330,16 @@ class RetinaNetLoss:
         positive = valid & (labels < self.num_classes)
         num_positive = int(positive.sum())
         if update_normalizer:
-            self.normalizer = 0.9 * self.normalizer + 0.1 * max(num_positive, 1)
+            self.normalizer.mul_(0.9).add_(0.1 * max(num_positive, 1))
         one_hot = F.one_hot(labels[valid], self.num_classes + 1)[:, :-1]
         cls_loss = sigmoid_focal_loss(
             logits[valid], one_hot, alpha=self.alpha, gamma=self.gamma, reduction="sum"
         )
         matched = anchors.expand(len(labels), -1, -1)[positive]
         box_loss = self.box_loss(deltas[positive], matched, gt_boxes[positive])
+        normalizer = float(self.normalizer)
         return Losses(
-            {"loss_cls": cls_loss / self.normalizer, "loss_box_reg": box_loss / self.normalizer},
+            {"loss_cls": cls_loss / normalizer, "loss_box_reg": box_loss / normalizer},
             {"num_pos_anchors": num_positive / len(targets)},
         )
 

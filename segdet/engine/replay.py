@@ -1,0 +1,166 @@
+"""`segdet replay DUMP`: a step whose loss or gradient was not finite, computed again."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segdet.checkpoint.reading import read_checkpoint
+from segdet.config import CfgNode, get_cfg
+from segdet.data import build_detection_train_loader
+from segdet.engine.nonfinite import names_of
+from segdet.engine.setup import add_project_argument, load_projects
+from segdet.engine.train_loop import seed_generators
+from segdet.errors import CheckpointError, DataError
+from segdet.layers import Losses
+from segdet.modeling import build_model
+
+
+@dataclass(kw_only=True)
+class Replay:
+    """What a step gave when it was computed again."""
+
+    images: list[str]
+    losses: dict[str, float]
+    layers: list[str] = field(default_factory=list)  # with an output that is not finite, in order
+    gradients: list[str] = field(default_factory=list)  # parameters with such a gradient
+    refusal: str = ""  # of a model that gives no losses
+
+
+def main(argv: list[str]) -> None:
+    """Compute a dumped step again, and say where it goes wrong."""
+    parser = argparse.ArgumentParser(prog="segdet replay", description=main.__doc__)
+    parser.add_argument("dump", metavar="DUMP", type=Path, help="nonfinite_*.pth of OUTPUT_DIR")
+    add_project_argument(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    args = parser.parse_args(argv)
+    load_projects(args.project)
+    dump = read_dump(args.dump)
+    found = replay(dump, config_of(dump, args.opts))
+    print(f"iteration {dump['iteration']}, process {dump['rank']} of {dump['world_size']}")
+    print("images:", *found.images, sep="\n  ")
+    print(f"the model refuses: {found.refusal}" if found.refusal else "losses (then, now):")
+    for name, value in found.losses.items():
+        print(f"  {name:24} {dump['losses'].get(name, float('nan')):12.6g} {value:12.6g}")
+    print("first layer with a value that is not finite:", *(found.layers[:1] or ["none"]))
+    if not found.refusal:
+        shown = ", ".join(found.gradients[:5]) or "none"
+        print(f"gradients that are not finite: {len(found.gradients)} ({shown})")
+
+
+def read_dump(path: Path) -> dict[str, Any]:
+    """The content of a dump.
+
+    Raises:
+        CheckpointError: it is damaged, or another kind of file.
+    """
+    dump = read_checkpoint(path)
+    needed = {"config", "seed", "model", "iteration", "rank", "world_size", "losses", "images"}
+    if missing := sorted(needed - dump.keys()):
+        raise CheckpointError(
+            f"{path} is no dump of a step: it has no {', '.join(missing)}; dumps are named "
+            "nonfinite_*.pth, in OUTPUT_DIR"
+        )
+    return dump
+
+
+def config_of(dump: Mapping[str, Any], opts: Sequence[str] = ()) -> CfgNode:
+    """The config of the run, below `opts`, with its seed and no worker processes."""
+    cfg = get_cfg()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.yaml")
+        file.write_text(dump["config"], encoding="utf-8")
+        cfg.merge_from_file(str(file))
+    cfg.merge_from_list(["SEED", dump["seed"], "DATALOADER.NUM_WORKERS", 0, *opts])
+    return cfg
+
+
+def replay(dump: Mapping[str, Any], cfg: CfgNode) -> Replay:
+    """Compute a step again: the batch, the weights and the random numbers are those it had.
+
+    Args:
+        dump: as `read_dump` gives it.
+        cfg: as `config_of` gives it.
+
+    Raises:
+        DataError: the training data is no longer what it was.
+    """
+    model = build_model(cfg).train()
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, value in dump["model"].items():
+            tensors[name].copy_(value)
+    batch = _batch_of(dump, cfg)
+    seed_generators(dump["seed"], dump["iteration"], dump["rank"])
+    device = torch.device(cfg.MODEL.DEVICE).type
+    half = torch.float16 if device == "cuda" else torch.bfloat16
+    amp = torch.autocast(device, half) if cfg.SOLVER.AMP.ENABLED else nullcontext()
+    with _watched(model) as layers, amp:
+        try:
+            losses = model(batch)
+        except FloatingPointError as error:
+            return Replay(images=names_of(batch), losses={}, layers=layers, refusal=str(error))
+    Losses(losses).total().backward()
+    gradients = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    ]
+    values = {name: float(value) for name, value in losses.items()}
+    return Replay(images=names_of(batch), losses=values, layers=layers, gradients=gradients)
+
+
+def _batch_of(dump: Mapping[str, Any], cfg: CfgNode) -> list[dict]:
+    loader = build_detection_train_loader(cfg)
+    loader.take_share_of(dump["rank"], dump["world_size"])
+    loader.seek(dump["iteration"])
+    batch = next(iter(loader))
+    names = names_of(batch)
+    if names != dump["images"]:
+        raise DataError(
+            f"the batch was {', '.join(dump['images'])}, the data sets now give "
+            f"{', '.join(names)}: DATASETS.TRAIN has changed, or the run had a loader of its own"
+        )
+    return batch
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[str]]:
+    """Collects the innermost modules whose output is not finite, in the order of their calls."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, output: Any) -> None:
+        if not all(tensor.isfinite().all() for tensor in _tensors(output)):
+            found.append(f"{name} ({type(module).__name__})")
+
+    handles = [
+        module.register_forward_hook(lambda m, _, output, name=name: look(name, m, output))
+        for name, module in model.named_modules()
+        if not list(module.children())
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in nested containers."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
