@@ -51,8 +51,10 @@ def save_whole(path: Path, content: dict[str, Any], *, listed: bool = True) -> N
     Raises:
         OSError: no space, no permission; what was there is as it was.
     """
+    digest = ""
 
     def write(file: BinaryIO) -> None:
+        nonlocal digest
         hashing = _Hashing(file)
         try:
             torch.save(content, cast("BinaryIO", hashing))
@@ -60,18 +62,21 @@ def save_whole(path: Path, content: dict[str, Any], *, listed: bool = True) -> N
             if hashing.error is not None:
                 raise hashing.error from None
             raise
-        if listed:
-            _record(path, hashing.hash.hexdigest())
+        digest = hashing.hash.hexdigest()
+        if listed:  # beside those before, of which the file has one until it is replaced
+            _record(path, [*read_manifest(path.parent).get(path.name, []), digest])
 
     write_atomically(path, write)
+    if listed:
+        _record(path, [digest])
 
 
-def _record(path: Path, digest: str) -> None:
-    """Add a hash; the one before stays beside it, since a kill may leave the file as it was."""
+def _record(path: Path, digests: list[str]) -> None:
+    """Set the hashes that a file may have, and forget files that are gone."""
     hashes = read_manifest(path.parent)
-    before = hashes.pop(path.name, [])
+    hashes.pop(path.name, None)
     hashes = {name: known for name, known in hashes.items() if (path.parent / name).is_file()}
-    hashes[path.name] = [*before[-1:], digest]
+    hashes[path.name] = digests
     text = json.dumps({"sha256": hashes}, indent=1)
     write_atomically(path.parent / MANIFEST, lambda file: file.write(text.encode()))
 

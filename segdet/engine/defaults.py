@@ -142,6 +142,7 @@ class DefaultTrainer(TrainerBase):
         optimizer = self.build_optimizer(self.cfg, model)
         trainer = AMPTrainer if self.cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer(create_ddp_model(model), None, optimizer, seed=self.cfg.SEED)
+        self._trainer.accumulate = _parts(self.cfg)
         self._trainer._hooks = self._hooks  # so that it calls their after_backward
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(
@@ -456,6 +457,16 @@ class DefaultTrainer(TrainerBase):
             cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
         _log.info("Scaled the recipe of %d processes to %d: %s", reference, num_workers, section)
         return cfg
+
+
+def _parts(cfg: CfgNode) -> int:
+    own = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    if own < cfg.SOLVER.ACCUMULATE:
+        raise ConfigError(
+            f"SOLVER.ACCUMULATE is {cfg.SOLVER.ACCUMULATE}, but each process has only {own} images "
+            "of SOLVER.IMS_PER_BATCH"
+        )
+    return cfg.SOLVER.ACCUMULATE
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from segdet.engine import nonfinite
+from segdet.engine.accumulation import as_share, mean_counts, split, total_of, without_sync
 from segdet.engine.nonfinite import BadStep, Snapshot
 from segdet.engine.stopping import Stopped, StopSignals
 from segdet.errors import DataError
@@ -219,6 +221,10 @@ class SimpleTrainer(TrainerBase):
         zero_grad_before_forward: set gradients to zero earlier, which frees their memory sooner.
         seed: >= 0: torch's generators are seeded from (seed, iteration, rank) before each forward,
             so that a resumed run draws the same numbers. None leaves them alone.
+
+    Attributes:
+        accumulate: the parts that a batch is computed in, one after the other.
+        on_nonfinite: called with a step whose loss or gradient is not finite.
     """
 
     def __init__(
@@ -240,6 +246,7 @@ class SimpleTrainer(TrainerBase):
         self.zero_grad_before_forward = zero_grad_before_forward
         self.seed = seed
         self.grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.accumulate = 1
         self.on_nonfinite: Callable[[BadStep], None] = nonfinite.stop
         self._snapshot = Snapshot()
         self._batches: Iterator[Any] | None = None
@@ -264,7 +271,6 @@ class SimpleTrainer(TrainerBase):
         data_time = time.perf_counter() - start
 
         comm.say_where(f"iteration {self.iter}, its step")
-        seed_generators(self.seed, self.iter, comm.get_rank())
         buffers = self._snapshot.of(_unwrapped(self.model))
         try:
             losses = self._compute_gradients(batch)
@@ -284,17 +290,45 @@ class SimpleTrainer(TrainerBase):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _compute_gradients(self, batch: Any) -> Mapping[str, Tensor]:
+    def _compute_gradients(self, batch: Any) -> Losses:
+        """Of the whole batch, in parts; the losses are those of all processes' batch."""
+        parts = split(batch, self.accumulate)
+        totals = self._counts_of(parts) if len(parts) > 1 else None
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
+        results = []
+        for number, part in enumerate(parts):
+            is_last = number + 1 == len(parts)
+            with contextlib.nullcontext() if is_last else without_sync(self.model):
+                losses = self._forward(part, number)
+                losses = as_share(losses, len(part) / len(batch) if totals else 1.0, totals)
+                if not self.zero_grad_before_forward and number == 0:
+                    self.optimizer.zero_grad()
+                self.grad_scaler.scale(losses.total()).backward()
+            results.append(losses.detached())
+        return total_of(results)
+
+    def _forward(self, part: Any, number: int) -> Losses:
+        seed_generators(self.seed, self.iter, comm.get_rank(), number)
         with self._autocast():
-            losses = self.model(batch)
+            losses = self.model(part)
         if isinstance(losses, Tensor):
             losses = {"total_loss": losses}
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        self.grad_scaler.scale(Losses(losses).total()).backward()
-        return losses
+        return losses if isinstance(losses, Losses) else Losses(losses, *_metrics_of(losses))
+
+    @torch.no_grad()
+    def _counts_of(self, parts: list[Any]) -> dict[str, float]:
+        """How many values each mean is over, in the whole batch; by a forward pass of each part."""
+        counts: Counter[str] = Counter()
+        model = _unwrapped(self.model)
+        buffers = self._snapshot.of(model)
+        for number, part in enumerate(parts):
+            seed_generators(self.seed, self.iter, comm.get_rank(), number)
+            with self._autocast():
+                counts.update(getattr(model(part), "counts", {}))
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        return mean_counts(counts)
 
     def _bad_step(
         self,
@@ -415,10 +449,15 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def seed_generators(seed: int | None, iteration: int, rank: int) -> None:
+def _metrics_of(losses: Mapping[str, Any]) -> list[Any]:
+    metrics = getattr(losses, "metrics", None)
+    return [] if metrics is None else [metrics]
+
+
+def seed_generators(seed: int | None, iteration: int, rank: int, part: int = 0) -> None:
     """Torch's generators, as a function of the counters of a step; None leaves them alone."""
     if seed is not None:
-        counters = np.random.SeedSequence((seed, iteration, rank))
+        counters = np.random.SeedSequence((seed, iteration, rank, part))
         torch.manual_seed(int(counters.generate_state(1, np.uint64)[0]))
 
 

@@ -15,6 +15,8 @@ class Losses(dict[str, Tensor]):
 
     Attributes:
         metrics: detached numbers by name; they do not enter the total.
+        counts: of the losses that are means: how many values each is a mean over. With them, parts
+            of a batch (of several processes, or one after the other) have the mean over all.
 
     Examples:
         >>> rpn = Losses({"loss_rpn_cls": torch.tensor(1.0)}, {"rpn/num_pos_anchors": 12.5})
@@ -24,14 +26,17 @@ class Losses(dict[str, Tensor]):
     """
 
     metrics: dict[str, float | Tensor]
+    counts: dict[str, int]
 
     def __init__(
         self,
         terms: Mapping[str, Tensor] | None = None,
         metrics: Mapping[str, float | Tensor] | None = None,
+        counts: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(terms or {})
         self.metrics = dict(metrics or {})
+        self.counts = dict(counts or {})
 
     def __or__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, other: Mapping[str, Tensor]
@@ -45,7 +50,8 @@ class Losses(dict[str, Tensor]):
         clash = (self.keys() & other.keys()) | (self.metrics.keys() & more.keys())
         if clash:
             raise ValueError(f"two parts of a model report {', '.join(sorted(clash))}")
-        return Losses({**self, **other}, {**self.metrics, **more})
+        counts = {**self.counts, **other.counts} if isinstance(other, Losses) else self.counts
+        return Losses({**self, **other}, {**self.metrics, **more}, counts)
 
     __ior__ = __or__  # pyright: ignore[reportAssignmentType]
 
@@ -58,6 +64,11 @@ class Losses(dict[str, Tensor]):
         if not self:
             raise ValueError("no losses to sum")
         return functools.reduce(operator.add, self.values())
+
+    def detached(self) -> Losses:
+        """The same numbers without their graph."""
+        terms = {name: term.detach() for name, term in self.items()}
+        return Losses(terms, self.metrics, self.counts)
 
 
 def smooth_l1_loss(input: Tensor, target: Tensor, beta: float, reduction: str = "none") -> Tensor:

@@ -245,6 +245,7 @@ class FastRCNNOutputLayers(nn.Module):
         return Losses(
             {"loss_cls": self._cls_loss(logits, gt_classes), "loss_box_reg": box_loss},
             classification_metrics(logits.detach(), gt_classes),
+            dict.fromkeys(("loss_cls", "loss_box_reg"), len(gt_classes)),
         )
 
     def _cls_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:

@@ -158,10 +158,11 @@ def mask_loss(logits: Tensor, gt_masks: Tensor, gt_classes: Tensor) -> Losses:
     if logits.shape[-2:] != gt_masks.shape[-2:]:
         raise ValueError(f"mask sizes differ: {logits.shape=}, {gt_masks.shape=}")
     if len(logits) == 0:
-        return Losses({"loss_mask": logits.sum() * 0})
+        return Losses({"loss_mask": logits.sum() * 0}, counts={"loss_mask": 0})
     own = masks_of_class(logits, gt_classes)  # (R, M, M)
     loss = F.binary_cross_entropy_with_logits(own, gt_masks.to(own.dtype))
-    return Losses({"loss_mask": loss}, mask_metrics(own.detach(), gt_masks))
+    metrics = mask_metrics(own.detach(), gt_masks)
+    return Losses({"loss_mask": loss}, metrics, {"loss_mask": len(logits)})
 
 
 def masks_of_class(logits: Tensor, classes: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ class SolverConfig:
     resume_changed: bool = False  # whether a run may be resumed with other settings
     nonfinite: str = "stop"  # or "skip", "rollback": at a loss or gradient that is not finite
     ims_per_batch: int = 16  # over all processes
+    accumulate: int = 1  # the parts that each process computes its share of the batch in
     reference_world_size: int = 0  # 0: never scale the recipe to the number of processes
     clip_gradients: ClipGradientsConfig = field(default_factory=ClipGradientsConfig)
     amp: AMPConfig = field(default_factory=AMPConfig)
@@ -106,7 +107,7 @@ class SolverConfig:
             raise ConfigError(
                 f'WARMUP_METHOD must be "linear" or "constant", is "{self.warmup_method}"'
             )
-        for name in ("max_iter", "ims_per_batch", "checkpoint_period", "num_decays"):
+        for name in ("max_iter", "ims_per_batch", "checkpoint_period", "num_decays", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name.upper()} must be >= 1, is {getattr(self, name)}")
         if self.nonfinite not in ("stop", "skip", "rollback"):

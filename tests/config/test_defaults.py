@@ -146,7 +146,9 @@ PROJECTS = {
 }  # fmt: skip
 # Keys of systems that are not detectron2's, with the defaults of their originals.
 BEYOND = {
-    "SOLVER": {"CHECKPOINTS_KEPT": 0, "RESUME_CHANGED": False, "NONFINITE": "stop"},
+    "SOLVER": {
+        "CHECKPOINTS_KEPT": 0, "RESUME_CHANGED": False, "NONFINITE": "stop", "ACCUMULATE": 1,
+    },
     "TEST": {"BEST_METRIC": ""},
     "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0, "MOBILENET": False},
     "MODEL.ROI_MASKIOU_HEAD": {"NAME": "MaskIoUHead", "CONV_DIM": 256, "NUM_CONV": 4},

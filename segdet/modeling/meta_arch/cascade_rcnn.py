@@ -153,6 +153,7 @@ class CascadeROIHeads(StandardROIHeads):
             losses |= Losses(
                 {f"{name}_stage{k}": term for name, term in stage.items()},
                 {f"stage{k}/{name}": x for name, x in stage.metrics.items()},
+                {f"{name}_stage{k}": count for name, count in stage.counts.items()},
             )
             proposals = self._refine(deltas, proposals, predictor)
             proposals = [p[p.proposal_boxes.nonempty()] for p in proposals]

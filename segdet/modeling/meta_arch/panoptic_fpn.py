@@ -165,7 +165,7 @@ class PanopticFPN(System):
         proposals, rpn_losses = self.proposal_generator.losses(images, features, instances)
         roi_losses = self.roi_heads.losses(features, proposals, instances)
         weighted = {name: loss * self.instance_loss_weight for name, loss in roi_losses.items()}
-        return losses | rpn_losses | Losses(weighted, roi_losses.metrics)
+        return losses | rpn_losses | Losses(weighted, roi_losses.metrics, roi_losses.counts)
 
     def predict(self, images: ImageList) -> list[PanopticParts]:
         """Per image, detections with (N, 1, M, M) mask probabilities, and semantic logits."""

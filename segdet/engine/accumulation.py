@@ -1,0 +1,80 @@
+"""One batch in parts, of several processes or one after the other, with the gradient of the whole.
+
+Losses that are means over a changing number of values (`Losses.counts`) become means over all
+values of the whole batch; the others are means over its images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from segdet.errors import ConfigError
+from segdet.layers.losses import Losses
+from segdet.utils import comm
+
+
+def split(batch: Any, parts: int) -> list[Any]:
+    """A batch cut into parts of nearly one size.
+
+    Raises:
+        ConfigError: the batch is no list.
+    """
+    if parts == 1:
+        return [batch]
+    if not isinstance(batch, list):
+        raise ConfigError(f"SOLVER.ACCUMULATE cuts lists, a batch is a {type(batch).__name__}")
+    return [batch[number::parts] for number in range(min(parts, len(batch)))]
+
+
+def mean_counts(counts: Mapping[str, float]) -> dict[str, float]:
+    """The mean over the processes of each count, which all have under the same names."""
+    if comm.get_world_size() == 1 or not counts:
+        return dict(counts)
+    names = sorted(counts)
+    totals = torch.tensor([counts[name] for name in names], dtype=torch.float64)
+    dist.all_reduce(totals, group=comm.cpu_group())
+    return dict(zip(names, (totals / comm.get_world_size()).tolist(), strict=True))
+
+
+def as_share(losses: Losses, share: float, totals: Mapping[str, float] | None) -> Losses:
+    """The losses of a part, so weighted that those of all parts sum up to the whole batch's.
+
+    Args:
+        losses: of the part.
+        share: of this process's images.
+        totals: the counts of the whole batch, as `mean_counts` gives them; None where this part is
+            all that the process has.
+    """
+    if totals is None:
+        totals = mean_counts(losses.counts)
+    weights = dict.fromkeys(losses, share)
+    weights |= {k: n / totals[k] if totals[k] else share for k, n in losses.counts.items()}
+    if all(weight == 1 for weight in weights.values()):
+        return losses
+    terms = {name: term * weights[name] for name, term in losses.items()}
+    return Losses(terms, losses.metrics, losses.counts)
+
+
+def total_of(parts: Sequence[Losses]) -> Losses:
+    """The sum of the losses of all parts, and the means of their metrics."""
+    if len(parts) == 1:
+        return parts[0]
+    names = dict.fromkeys(name for part in parts for name in part.metrics)
+    metrics = {}
+    for name in names:
+        values = [float(part.metrics[name]) for part in parts if name in part.metrics]
+        metrics[name] = sum(values) / len(values)
+    terms = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+    return Losses(terms, metrics)
+
+
+def without_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """Within, processes keep their gradients to themselves: the last part sends them all."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
