@@ -43,7 +43,7 @@ SETTINGS = """
     TEST.DETECTIONS_PER_IMAGE 10 TEST.AUG.ENABLED False INPUT.MIN_SIZE_TRAIN (96,112)
     INPUT.MAX_SIZE_TRAIN 160 INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 160 VIS_PERIOD 0
 """
-PLACES = ("step", "save", "evaluation")
+PLACES: tuple[str, ...] = ("step", "save", "evaluation")
 _FORK = multiprocessing.get_context("fork")
 _LONGEST = 300.0  # seconds of a run
 
@@ -95,8 +95,8 @@ def train(argv: list[str], marks: Marks, rank: int, processes: int, store: str) 
     """One process of a run that is resumed where there is something to resume."""
     torch.set_num_threads(1)
     if processes > 1:
-        files = dist.FileStore(store, processes)
-        dist.init_process_group("gloo", store=files, rank=rank, world_size=processes)
+        ranks = {"rank": rank, "world_size": processes}
+        dist.init_process_group("gloo", init_method=f"file://{store}", **ranks)
     parser = default_argument_parser()
     add_project_argument(parser)
     args = parser.parse_args(argv)
@@ -144,7 +144,8 @@ def run(
 
     def call(rank: int) -> None:
         log = os.open(folder.with_suffix(f".{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
+        for stream in (1, 2):
+            os.dup2(log, stream)
         marks = Marks(kill if rank == processes - 1 else None)
         train([*argv, "OUTPUT_DIR", str(folder)], marks, rank, processes, store)
         if rank == 0:
