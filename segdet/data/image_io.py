@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from segdet.data.defects import Defect, located
+from segdet.data.limits import check_image
 from segdet.errors import DataError
 
 FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
@@ -172,6 +173,7 @@ def opened(file_name: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The open picture; whatever goes wrong with it becomes a DataError that names the file."""
     try:
         with Image.open(file_name) as image:
+            check_image(*image.size)
             yield image
     except FileNotFoundError:
         raise Defect("image-missing", f"image {file_name} does not exist", "file_name") from None

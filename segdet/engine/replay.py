@@ -114,7 +114,7 @@ def replay(dump: Mapping[str, Any], cfg: CfgNode) -> Replay:
         for name, parameter in model.named_parameters()
         if parameter.grad is not None and not parameter.grad.isfinite().all()
     ]
-    values = {name: float(value) for name, value in losses.items()}
+    values = {name: value.item() for name, value in losses.items()}
     return Replay(images=names_of(batch), losses=values, layers=layers, gradients=gradients)
 
 
