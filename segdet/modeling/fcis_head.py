@@ -40,6 +40,9 @@ class FCISHeadConfig:
             raise ConfigError(
                 f"GROUP_SIZE must be in [1, POOLED_SIZE = {self.pooled_size}], is {self.group_size}"
             )
+        for name in ("mask_thresh", "vote_thresh"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name.upper()} must be in (0, 1], is {getattr(self, name)}")
         if self.conv_dim < 1:
             raise ConfigError(f"CONV_DIM must be >= 1, is {self.conv_dim}")
 

@@ -62,11 +62,12 @@ class MaskVoting:
     @torch.no_grad()
     def __call__(self, regions: ScoredRegions, size: tuple[int, int]) -> Detections:
         """The detections in an image of `size` (height, width) pixels, best first."""
-        found, masks = self.vote(regions, size)
-        corners = pixel_corners(found.pred_boxes.tensor)
-        found.pred_masks = corners.new_empty(len(found), *size, dtype=torch.bool)
-        for rows in _blocks(size[0], len(found) * size[1]):
-            found.pred_masks[:, rows] = draw(masks, corners, rows, size[1]) >= self.mask_thresh
+        with torch.autocast(regions.boxes.device.type, enabled=False):  # pixels need the digits
+            found, masks = self.vote(regions, size)
+            corners = pixel_corners(found.pred_boxes.tensor)
+            found.pred_masks = corners.new_empty(len(found), *size, dtype=torch.bool)
+            for rows in _blocks(size[0], len(found) * size[1]):
+                found.pred_masks[:, rows] = draw(masks, corners, rows, size[1]) >= self.mask_thresh
         return found
 
     @torch.no_grad()

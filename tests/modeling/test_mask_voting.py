@@ -71,6 +71,17 @@ def test_small_steps_change_nothing(monkeypatch):
     assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
+def test_half_precision_around_it_changes_nothing():
+    torch.manual_seed(0)
+    boxes = [[10, 10, 24, 24], [12, 10, 26, 24], [10, 12, 24, 26]]
+    given = regions(boxes, torch.rand(3, 3), torch.rand(3, 7, 7))
+    expected = voted(given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = voted(given)
+    assert torch.equal(found.pred_masks, expected.pred_masks)
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
 def test_masks_are_cut_before_they_are_averaged():
     """0.45 counts as a whole pixel: averaged as it is, the sum would stay below 0.4."""
     masks = torch.stack((torch.full((7, 7), 0.45), torch.zeros(7, 7)))
