@@ -1,4 +1,4 @@
-"""Pascal VOC's and Cityscapes' layouts: a file for each picture."""
+"""Pascal VOC's, SBD's and Cityscapes' layouts: a file for each picture."""
 
 from __future__ import annotations
 
@@ -27,9 +27,17 @@ from segdet.data.readers.pascal_voc import (
     annotation_file,
     class_of,
     parse_xml,
+    read_names,
     read_object,
     read_size,
     read_split,
+)
+from segdet.data.readers.sbd import (
+    read_sbd_objects,
+    sbd_class,
+    sbd_file,
+    sbd_image,
+    sbd_list,
 )
 from segdet.data.sem_seg import IGNORE_LABEL
 
@@ -74,6 +82,53 @@ def _gather(
     return checked
 
 
+def _listed(findings: Findings, read: Any, *args: Any) -> list[str]:
+    """The names of a list, each once."""
+    names = _attempt(findings, "", read, *args) or []
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        findings.add("file-name-twice", name, f"{name} is listed twice")
+    return list(dict.fromkeys(names))
+
+
+def check_sbd(dirname: str, split: str, class_names: Sequence[str], *, workers: int = 1) -> Checked:
+    """Check a split of the Semantic Boundaries Dataset; its pictures are listed.
+
+    Args:
+        dirname: holds `img`, `inst` and the lists.
+        split: names a list.
+        class_names: of its objects.
+        workers: processes.
+    """
+    checked = Checked(f"{dirname}:{split}")
+    checked.summary.classes = list(class_names)
+    findings = Findings(sbd_list(dirname, split))
+    names = _listed(findings, read_names, sbd_list(dirname, split))
+    files = [(name, sbd_file(dirname, name)) for name in names]
+    what = f"{split}: annotations"
+    outcomes = spread(_check_mat, len(class_names), files, workers=workers, what=what)
+    pictures = [Picture(name, sbd_image(dirname, name), None) for name in names]
+    return _gather(checked, findings, pictures, list(outcomes))
+
+
+def _check_mat(num_classes: int, task: tuple[str, Path]) -> Outcome:
+    name, file = task
+    findings = Findings(file)
+    read = _attempt(findings, name, read_sbd_objects, file)
+    if read is None:
+        return Outcome(findings, None, [])
+    segments, categories = read
+    objects = []
+    for number, category in enumerate(categories.tolist(), start=1):
+        record = f"{name}, object {number}"
+        place = _attempt(findings, record, sbd_class, category, num_classes)
+        area = int((segments == number).sum())
+        if area == 0:
+            findings.add("mask-empty", record, f"no pixel of Segmentation is {number}")
+        elif place is not None:
+            objects.append((place, area))
+    return Outcome(findings, segments.shape, objects)
+
+
 def check_voc(dirname: str, split: str, class_names: Sequence[str], *, workers: int = 1) -> Checked:
     """Check a split of Pascal VOC's layout; its pictures are listed.
 
@@ -86,10 +141,7 @@ def check_voc(dirname: str, split: str, class_names: Sequence[str], *, workers: 
     checked = Checked(f"{dirname}:{split}")
     checked.summary.classes = list(class_names)
     findings = Findings(os.path.join(dirname, "ImageSets", "Main", f"{split}.txt"))
-    names = _attempt(findings, "", read_split, dirname, split) or []
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        findings.add("file-name-twice", name, f"{name} is listed twice")
-    names = list(dict.fromkeys(names))
+    names = _listed(findings, read_split, dirname, split)
     files = [(name, annotation_file(dirname, name)) for name in names]
     classes = {name: k for k, name in enumerate(class_names)}
     outcomes = spread(_check_xml, classes, files, workers=workers, what=f"{split}: annotations")

@@ -10,6 +10,7 @@ from segdet.data.builtin import (
     CocoFiles,
     LvisFiles,
     PanopticFiles,
+    SbdFolder,
     SemSegFolder,
     VocFolder,
     datasets_root,
@@ -17,7 +18,7 @@ from segdet.data.builtin import (
 )
 from segdet.data.check.coco import check_coco
 from segdet.data.check.findings import Checked
-from segdet.data.check.folders import check_cityscapes, check_voc
+from segdet.data.check.folders import check_cityscapes, check_sbd, check_voc
 from segdet.data.check.maps import check_panoptic, check_sem_seg
 from segdet.data.readers.cityscapes_panoptic import photos_by_id
 from segdet.data.readers.pascal_voc import CLASS_NAMES
@@ -56,6 +57,8 @@ def check_dataset(name: str, *, open_images: bool = True, workers: int = 1) -> l
             return [check_sem_seg(*paths, **share)]
         case VocFolder(dirname, split):
             return [check_voc(str(root / dirname), split, CLASS_NAMES, workers=workers)]
+        case SbdFolder(split, dirname):
+            return [check_sbd(str(root / dirname), split, CLASS_NAMES, workers=workers)]
         case CityscapesFolder(task="panoptic_seg") as files:
             known = files.metadata()
             file, images = Path(known["panoptic_json"]), known["image_root"]

@@ -10,6 +10,7 @@ from segdet.data.check.findings import Checked
 from segdet.data.check.pictures import check_pictures
 from segdet.data.check.sources import check_dataset
 from segdet.data.prepare import write_cityscapes
+from tests.data.readers.mat_writer import numbers, structure, write_mat
 
 OBJECT = (
     "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>{}</xmax>"
@@ -41,6 +42,50 @@ def test_voc_without_a_defect(voc: Path):
     assert {one.kind for one in checked.findings} == {"image-twice"}  # all three are black
     assert (checked.summary.images, checked.summary.objects) == (3, 3)
     assert checked.summary.image_sizes == {(20, 10): 3}
+
+
+@pytest.fixture
+def sbd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEGDET_DATASETS", str(tmp_path))
+    folder = tmp_path / "sbd"
+    for name in "ab":
+        segments = np.repeat(np.array([[0, 1, 1, 2]], "u1"), 10, axis=0)
+        write_segments(folder, name, segments, [1.0, 20.0])
+        (folder / "img").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 10)).save(folder / f"img/{name}.jpg")
+    (folder / "val.txt").write_text("a\nb\n")
+    return folder
+
+
+def write_segments(folder: Path, name: str, segments: np.ndarray, categories: list[float]) -> None:
+    fields = {"Segmentation": segments, "Categories": np.array([categories]).T}
+    struct = structure("GTinst", {key: numbers(one) for key, one in fields.items()})
+    write_mat(folder / f"inst/{name}.mat", struct)
+
+
+def test_sbd_without_a_defect(sbd: Path):
+    checked = check_all("sbd_val")
+    assert {one.kind for one in checked.findings} == {"image-twice"}  # both are black
+    assert (checked.summary.images, checked.summary.objects) == (2, 4)
+    assert checked.summary.image_sizes == {(4, 10): 2}
+    assert checked.summary.objects_of_class == {0: 2, 19: 2}
+
+
+def test_every_object_of_sbd_with_a_defect_is_named(sbd: Path):
+    write_segments(sbd, "a", np.full((10, 4), 2, "u1"), [0.0, 21.0, 3.0])
+    write_segments(sbd, "b", np.full((10, 4), 2, "u1"), [3.0])
+    (sbd / "val.txt").write_text("a\nb\nc\nc\n")
+    found = {(one.kind, one.record) for one in check_all("sbd_val").findings}
+    assert found >= {
+        ("class-unknown", "a, object 1"),
+        ("mask-empty", "a, object 1"),
+        ("class-unknown", "a, object 2"),
+        ("mask-empty", "a, object 3"),
+        ("segmentation-malformed", "b"),
+        ("file-unreadable", "c"),
+        ("file-name-twice", "c"),
+        ("nothing-to-train-on", ""),
+    }
 
 
 def test_every_object_of_voc_with_a_defect_is_named(voc: Path):
