@@ -1,4 +1,4 @@
-"""`segdet info|train|eval|predict|check-data|replay|migrate`: what tools/ calls, too."""
+"""`segdet info|train|eval|predict|check-data|convert|replay|migrate`: what tools/ calls, too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from segdet.data.check.command import main as check_data
+from segdet.data.convert.command import main as convert
 from segdet.engine import predict, replay, train
 from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import SegdetError
@@ -58,6 +59,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "eval": evaluate,
     "predict": predict.main,
     "check-data": check_data,
+    "convert": convert,
     "replay": replay.main,
     "migrate": migrate,
 }

@@ -1,0 +1,1 @@
+"""`segdet convert`: what annotation tools write, as a COCO json; docs/convert.md."""
