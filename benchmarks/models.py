@@ -18,6 +18,8 @@ class above the threshold, so each image has as many detections, and masks, as a
 Their peer is that same Mask R-CNN, which their papers compare them with.
 
 `limit_s` counts the convolutions and matrix products of our model alone, at the measured rate.
+
+Rows of YOLACT and YOLACT++, stage by stage, have no peer: see `benchmarks.yolact`.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import MultiScaleRoIAlign
 
+from benchmarks import yolact
 from benchmarks.ops.duel import Duel, compare, machine_rates, show, write
 from segdet.config import get_cfg
 from segdet.model_zoo import get_config_file
@@ -243,6 +246,9 @@ def main() -> None:
         row = compare(duel, args.device, rates)
         if args.device == "cuda":
             row["ours_mib"], row["peer_mib"] = peak_mebibytes(duel.ours), peak_mebibytes(duel.peer)
+        rows.append(row)
+        write(rows, args.json)
+    for row in yolact.rows(args.device, args.filter):
         rows.append(row)
         write(rows, args.json)
     show(rows)

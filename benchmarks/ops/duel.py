@@ -91,8 +91,13 @@ def show(rows: list[dict[str, Any]]) -> None:
     width = max((len(row["name"]) for row in rows), default=0)
     print(f"{'':<{width}} {'ours ms':>9} {'peer ms':>9} {'ratio':>6} {'limit ms':>9}")
     for row in rows:
-        ours, peer, limit = (row[key] * 1e3 for key in ("ours_s", "peer_s", "limit_s"))
-        print(f"{row['name']:<{width}} {ours:9.3f} {peer:9.3f} {row['ratio']:6.1f} {limit:9.3f}")
+        times = [_milliseconds(row.get(key)) for key in ("ours_s", "peer_s", "limit_s")]
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.1f}"
+        print(f"{row['name']:<{width}} {times[0]} {times[1]} {ratio:>6} {times[2]}")
+
+
+def _milliseconds(time: float | None) -> str:
+    return f"{'' if time is None else f'{time * 1e3:.3f}':>9}"
 
 
 def write(rows: list[dict[str, Any]], file: Path | None) -> None:

@@ -8,8 +8,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from segdet.data.image_io import read_image
 from segdet.data.segment_ids import segments_of_labels, write_segment_ids
 from segdet.engine.defaults import DefaultPredictor
 from segdet.engine.setup import add_project_argument, load_config, make_output_folder
+from segdet.engine.video import ahead, open_video
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation.rle import encode_masks
 from segdet.utils.logger import setup_logger
@@ -38,7 +38,7 @@ _MAPS = "panoptic", "sem_seg"  # folders
 
 
 def main(argv: list[str]) -> None:
-    """Predict with a trained model on pictures or a video."""
+    """Predict with a trained model on pictures, a video or a camera."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
     add_project_argument(parser)
@@ -47,6 +47,14 @@ def main(argv: list[str]) -> None:
         "--input", nargs="+", metavar="PATH", help="images, folders of images or glob patterns"
     )
     source.add_argument("--video", metavar="FILE", help="a video (needs OpenCV)")
+    source.add_argument(
+        "--webcam",
+        nargs="?",
+        type=int,
+        const=0,
+        metavar="NUMBER",
+        help="a camera, by default the first (needs OpenCV); Escape or q ends",
+    )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="gets the drawn copies and what was found"
     )
@@ -62,7 +70,7 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     setup_logger()
-    files = find_images([args.video] if args.video else args.input)
+    files = find_images([args.video] if args.video else args.input or [])
     cfg = load_config(args)
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
@@ -72,10 +80,11 @@ def main(argv: list[str]) -> None:
     make_output_folder(output, "--output")
     predictor = DefaultPredictor(cfg)
     metadata = load_metadata(cfg.DATASETS.TEST)
-    if args.video:
-        predict_video(predictor, files[0], output, metadata, args.confidence_threshold)
-    else:
+    if args.input:
         predict_images(predictor, files, output, metadata, args.confidence_threshold)
+    else:
+        source = files[0] if args.video else args.webcam
+        predict_video(predictor, source, output, metadata, args.confidence_threshold)
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
@@ -181,37 +190,50 @@ def predict_images(
 
 def predict_video(
     predictor: Predictor,
-    file: Path,
+    source: Path | int,
     output_dir: Path,
     metadata: Metadata | None = None,
     min_score: float = 0.5,
 ) -> None:
     """Draw what is found in each frame, as an mp4 of the same name, and write `predictions.json`.
 
+    Frames are decoded, predicted, drawn and written at the same time, each step in a thread.
+
     Args:
         predictor: such as a `DefaultPredictor`.
-        file: anything that OpenCV decodes. In the json `image_id` is the frame, from 1.
+        source: anything that OpenCV decodes, or the number of a camera, whose copy is webcam.mp4
+            and whose pictures are shown until Escape or q is pressed. In the json `image_id` is the
+            frame, from 1.
         output_dir: made if it is not there.
         metadata: as for `predict_images`.
         min_score: likewise.
 
     Raises:
-        DataError: OpenCV is missing or cannot read the file; the copy would overwrite it.
+        DataError: OpenCV is missing or cannot read the source; the copy would overwrite it.
     """
-    copy = output_dir / f"{file.stem}.mp4"
-    if copy.resolve() == file.resolve():
-        raise DataError(f"--output {output_dir} would overwrite {file}; choose another folder")
+    copy = output_dir / ("webcam.mp4" if isinstance(source, int) else f"{source.stem}.mp4")
+    if isinstance(source, Path) and copy.resolve() == source.resolve():
+        raise DataError(f"--output {output_dir} would overwrite {source}; choose another folder")
     rows: list[dict[str, Any]] = []
     output_dir.mkdir(parents=True, exist_ok=True)
-    with _video(file, copy) as (frames, write):
-        for number, frame in enumerate(frames, start=1):
-            found = _predict(predictor, frame, metadata, min_score)
-            rows += _to_coco(found, number, str(file), metadata)
-            # Colours by class: those by instance would jump from frame to frame.
-            drawn = Visualizer(frame[:, :, ::-1], metadata, 1, ColorMode.SEGMENTATION)
-            write(drawn.draw_predictions(found).get_image()[:, :, ::-1])
+
+    def draw(number: int, frame: np.ndarray, found: dict[str, Any]) -> tuple[list[Any], np.ndarray]:
+        # Colours by class: those by instance would jump from frame to frame.
+        drawn = Visualizer(frame[:, :, ::-1], metadata, 1, ColorMode.SEGMENTATION)
+        picture = drawn.draw_predictions(found).get_image()[:, :, ::-1]
+        return _to_coco(found, number, str(source), metadata), picture
+
+    with open_video(source, copy) as video, tqdm(total=video.count, unit="frame") as bar:
+        frames = enumerate(ahead(video.frames()), start=1)
+        found = ahead((i, one, _predict(predictor, one, metadata, min_score)) for i, one in frames)
+        for more, picture in ahead(draw(*one) for one in found):
+            rows += more
+            bar.update()
+            if not video.write(picture, bar.format_dict["rate"]):
+                break
+        took = max(bar.format_dict["elapsed"], 1e-9)
     _write_json(output_dir / "predictions.json", rows)
-    _log.info("%d objects, see %s", len(rows), copy)
+    _log.info("%d objects, %.1f frames/s, see %s", len(rows), bar.n / took, copy)
 
 
 def _places_for_copies(files: Sequence[Path], output_dir: Path) -> list[Path]:
@@ -347,38 +369,3 @@ def _write_labels(file: Path, scores: torch.Tensor) -> None:
 def _write_json(file: Path, tree: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
-
-
-@contextmanager
-def _video(
-    file: Path, copy: Path
-) -> Iterator[tuple[Iterator[np.ndarray], Callable[[np.ndarray], object]]]:
-    """The frames of a video (H, W, 3) BGR, and a function that adds one to its copy."""
-    try:
-        import cv2  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise DataError("--video needs OpenCV: pip install opencv-python-headless") from None
-    reader = cv2.VideoCapture(str(file))
-    size = int(reader.get(cv2.CAP_PROP_FRAME_WIDTH)), int(reader.get(cv2.CAP_PROP_FRAME_HEIGHT))
-    if not reader.isOpened() or min(size) < 1:
-        raise DataError(f"video {file} cannot be decoded")
-    count = max(int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
-    rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
-    writer = cv2.VideoWriter(str(copy), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-
-    def frames() -> Iterator[np.ndarray]:
-        with tqdm(total=count or None, unit="frame", disable=None) as bar:
-            while True:
-                is_frame, frame = reader.read()
-                if not is_frame:
-                    return
-                yield frame
-                bar.update()
-
-    try:
-        if not writer.isOpened():
-            raise DataError(f"OpenCV cannot write {copy}")
-        yield frames(), writer.write
-    finally:
-        reader.release()
-        writer.release()

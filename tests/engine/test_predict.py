@@ -250,7 +250,7 @@ def test_videos_that_cannot_be_used_are_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"text.mp4 cannot be decoded"):
         predict_video(find_bright_parts, text, tmp_path / "out")
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(DataError, match="--video needs OpenCV: pip install"):
+    with pytest.raises(DataError, match="--video and --webcam need OpenCV: pip install"):
         predict_video(find_bright_parts, video, tmp_path / "out")
 
 

@@ -12,7 +12,7 @@ from segdet.checkpoint.families.yolact import official_name
 from segdet.config import get_cfg
 from segdet.data import transforms as T
 from segdet.modeling import build_model
-from segdet.modeling.meta_arch.yolact import YOLACT
+from segdet.modeling.meta_arch.yolact import YOLACT, Maps
 from segdet.modeling.yolact_loss import read_image_targets
 from segdet.structures import BitMasks, Boxes, Detections, ImageList, Targets
 from tests.parity.checks import Check, relative
@@ -140,20 +140,23 @@ class Yolact:
         ours = official_name(f"{name}.weight").removesuffix(".weight")
         return self.model.get_submodule(ours)
 
+    def maps(self) -> Maps:
+        model = self.model.eval()
+        return model.read_out(model.levels(self.images), (self.side, self.side))
+
     @torch.no_grad()
     def outputs(self) -> Iterator[Check]:
         """Pixels, intermediates, predictions of sampled prior boxes, and detections."""
         expected = self.arrays["input"]["normalised_sample"]
         pixels = self.sample(self.images.tensor, expected)
         yield Check("pixels", pixels, expected, STORED if self.is_exact else 1e-4)
-        self.model.eval()
         names = [case.removeprefix("mid:") for case in self.cases if case.startswith("mid:")]
         seen: dict[str, Tensor] = {}
         hooks = [self.watch(name, seen) for name in names if not name.startswith("fpn.")]
         fpn_hook = self.model.fpn.register_forward_hook(
             lambda _, __, levels: seen.update({f"fpn.{i}": x for i, x in enumerate(levels)})
         )
-        maps = self.model._predict(self.images)
+        maps = self.maps()
         for hook in [*hooks, fpn_hook]:
             hook.remove()
         for name in names:
@@ -173,7 +176,7 @@ class Yolact:
             return module.norm.register_forward_pre_hook(lambda _, x: seen.update({name: x[0]}))
         return module.register_forward_hook(lambda _, __, x: seen.update({name: x}))
 
-    def raw(self, maps) -> Iterator[Check]:
+    def raw(self, maps: Maps) -> Iterator[Check]:
         expected, tol = self.arrays["raw"], self.cases["raw"]["tol"]["abs_f32"]
         index = torch.from_numpy(expected["prior_index"]).long()
         assert len(maps.priors) == self.cases["raw"]["params"]["num_priors"]
@@ -245,7 +248,7 @@ class Yolact:
         """What every prior box stands for."""
         images, targets = self.batch
         expected = self.arrays["train"]
-        priors = self.model.eval()._predict(self.images).priors
+        priors = self.maps().priors
         found = []
         for i, target in enumerate(targets):
             one = read_image_targets(target, images.tensor.shape[-2:], priors)

@@ -184,7 +184,6 @@ class Maps(NamedTuple):
     priors: Tensor  # (P, 4) centre x, centre y, width, height in fractions of the input
     predictions: Predictions
     prototypes: Tensor  # (B, C, h, w)
-    finest: Tensor  # (B, D, h / 2, w / 2) the level that they are made of
 
 
 class YOLACT(System):
@@ -239,25 +238,47 @@ class YOLACT(System):
 
     def losses(self, images: ImageList, targets: list[Targets]) -> Losses:
         """`loss_cls`, `loss_box_reg`, `loss_mask`, `loss_semantic`; with its net `loss_maskiou`."""
-        maps = self._predict(images)
-        size, like = size_of(images.tensor), maps.priors
+        size, levels = size_of(images.tensor), self.levels(images)
+        maps = self.read_out(levels, size)
         return self.loss(
             maps.priors,
             maps.predictions,
             maps.prototypes,
-            _at_least_float32(self.semantic_seg_conv(maps.finest)),
-            [read_image_targets(target, size, like) for target in targets],
+            _at_least_float32(self.semantic_seg_conv(levels[0])),
+            [read_image_targets(target, size, maps.priors) for target in targets],
             self.maskiou_net,
         )
 
     def predict(self, images: ImageList) -> list[Detections]:
         """Per image, the best detections; masks (N, 1, h, w), of the prototypes' size."""
-        maps = self._predict(images)
-        height, width = size_of(images.tensor)
+        maps = self.read_out(self.levels(images), size_of(images.tensor))
+        return self.detect(maps, self.select(maps), images)
+
+    def levels(self, images: ImageList) -> list[Tensor]:
+        """The pyramid's maps (B, D, h, w), finest first."""
+        return self.fpn(self.backbone(images.tensor))
+
+    def read_out(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Maps:
+        """What the head and the prototypes' net make of them; `size` is the network input's."""
+        head = cast(PredictionHead, self.prediction_layers[0])
+        predictions = Predictions(*map(_at_least_float32, head(levels)))
+        cells = [size_of(x) for x in levels]
+        priors = prior_boxes(cells, head.prior_sizes, size, like=predictions.deltas)
+        return Maps(priors, predictions, _at_least_float32(self.proto_net(levels[0])))
+
+    def select(self, maps: Maps) -> list[Selection]:
+        """Per image, the prior boxes that are detections."""
         scores = maps.predictions.logits.softmax(-1)[..., 1:]  # (B, P, K)
+        deltas = maps.predictions.deltas
+        return [self.selector(maps.priors, *one) for one in zip(deltas, scores, strict=True)]
+
+    def detect(
+        self, maps: Maps, selected: Sequence[Selection], images: ImageList
+    ) -> list[Detections]:
+        """Per image, what was selected, with masks and, where they are graded, `mask_scores`."""
+        height, width = size_of(images.tensor)
         found = []
-        for i, image_size in enumerate(images.image_sizes):
-            one = self.selector(maps.priors, maps.predictions.deltas[i], scores[i])
+        for i, (one, image_size) in enumerate(zip(selected, images.image_sizes, strict=True)):
             coefficients = maps.predictions.coefficients[i][one.rows]
             masks = combine_prototypes(maps.prototypes[i], coefficients, one.boxes)
             detections = Detections(
@@ -272,19 +293,6 @@ class YOLACT(System):
             detections.pred_masks = _without_padding(masks, (height, width), image_size)[:, None]
             found.append(detections)
         return found
-
-    def _predict(self, images: ImageList) -> Maps:
-        levels = self.fpn(self.backbone(images.tensor))
-        head = cast(PredictionHead, self.prediction_layers[0])
-        predictions = Predictions(*map(_at_least_float32, head(levels)))
-        priors = prior_boxes(
-            [size_of(x) for x in levels],
-            head.prior_sizes,
-            size_of(images.tensor),
-            like=predictions.deltas,
-        )
-        prototypes = _at_least_float32(self.proto_net(levels[0]))
-        return Maps(priors, predictions, prototypes, levels[0])
 
     def postprocess(
         self, found: Sequence[Detections], batched_inputs: list[dict]
