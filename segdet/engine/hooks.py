@@ -9,6 +9,7 @@ import operator
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
@@ -167,8 +168,12 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
     _resumed = -1  # the iteration of the checkpoint that the run goes on from
 
     def catch_up(self) -> None:
-        """Remember which iteration is saved."""
+        """Remember which iteration is saved; save the final checkpoint, had the run come so far."""
         self._resumed = self.trainer.iter
+        final = f"{self.file_prefix}_final"
+        is_over = self.trainer.iter >= self.trainer.max_iter - 1
+        if is_over and Path(self.checkpointer.resumed_from).stem != final:
+            self.save(final, iteration=self.trainer.iter)
 
     def before_train(self) -> None:
         """Learn where the run ends."""

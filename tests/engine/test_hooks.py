@@ -116,6 +116,25 @@ def test_checkpoints_at_the_period_and_at_the_end(tmp_path):
     assert saved["iteration"] == saved["trainer"]["iteration"] == 1
 
 
+def test_a_run_cut_before_its_final_checkpoint_saves_it_when_resumed(tmp_path):
+    def run(start: int, *more: HookBase) -> None:
+        trainer = trainer_with()
+        checkpointer = DetectionCheckpointer(trainer.model, tmp_path, trainer=trainer)
+        trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, 3), *more])
+        checkpointer.resume_or_load("")
+        trainer.train(start, 3)
+
+    run(0)
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    run(3)
+    final, last = (torch.load(tmp_path / f"model_{n}.pth") for n in ("final", "0000002"))
+    assert final["iteration"] == 2 and final["model"]["weight"].equal(last["model"]["weight"])
+    saved = (tmp_path / "model_final.pth").stat().st_mtime_ns
+    run(3)
+    assert (tmp_path / "model_final.pth").stat().st_mtime_ns == saved
+
+
 def test_a_run_that_fails_leaves_no_final_checkpoint(tmp_path):
     trainer = trainer_with()
     checkpointer = DetectionCheckpointer(trainer.model, str(tmp_path))

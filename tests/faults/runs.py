@@ -6,6 +6,7 @@ STOP_AT in it names a place where the process tells that it is there, and waits.
 """
 
 import datetime
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from segdet.engine.setup import default_setup
 from segdet.evaluation import DatasetEvaluator
 from segdet.utils import comm
 from segdet.utils.events import EventWriter, JSONWriter
-from tests.faults.processes import Forked
+from tests.faults.processes import Forked, start
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 12
@@ -179,6 +180,43 @@ def wait_for(run: Any, text: str) -> int:
         if text in line:
             return int(line.split()[-1])
     raise AssertionError(f"{text!r} never came: {''.join(seen)}{run.stderr.read()}")
+
+
+def in_process(folder: Path, *settings: str) -> None:
+    """Train in a copy of this process, which has imported everything."""
+    process = start(train, str(folder), list(settings))
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def final(folder: Path) -> dict:
+    return torch.load(folder / "model_final.pth")
+
+
+def metrics(folder: Path) -> list[dict]:
+    """What a run of the same settings writes again, whatever its speed."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    timed = {"time", "data_time", "rank_data_time", "eta_seconds"}
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+def differing(a: object, b: object, at: str = "") -> list[str]:
+    """Where two checkpoints differ, in any bit."""
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [at]
+    if isinstance(a, dict):
+        keys = {**a, **b}
+        return [where for k in keys for where in differing(a.get(k), b.get(k), f"{at}/{k}")]
+    return [] if a == b else [at]
+
+
+def same_run(a: Path, b: Path) -> None:
+    one, other = final(a), final(b)
+    for content in (one, other):
+        content.pop("config")
+        content["trainer"].pop("storage")  # has times; metrics.json shows the rest
+    assert differing(one, other) == []
+    assert metrics(a) == metrics(b)
 
 
 def main(argv: list[str]) -> None:

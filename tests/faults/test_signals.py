@@ -1,61 +1,12 @@
 """Runs that a signal ends: what they say, save and exit with."""
 
-import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
-import torch
 
-from tests.faults.processes import start
-from tests.faults.runs import ITERATIONS, begin, train, wait_for
-
-
-def in_process(folder: Path, *settings: str) -> None:
-    """Train in a copy of this process, which has imported everything."""
-    process = start(train, str(folder), list(settings))
-    process.join(60)
-    assert process.exitcode == 0
-
-
-def final(folder: Path) -> dict:
-    return torch.load(folder / "model_final.pth")
-
-
-def metrics(folder: Path) -> list[dict]:
-    """What a run of the same settings writes again, whatever its speed."""
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    timed = {"time", "data_time", "rank_data_time", "eta_seconds"}
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
-
-
-def differing(a: object, b: object, at: str = "") -> list[str]:
-    """Where two checkpoints differ, in any bit."""
-    if isinstance(a, torch.Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [at]
-    if isinstance(a, dict):
-        keys = {**a, **b}
-        return [where for k in keys for where in differing(a.get(k), b.get(k), f"{at}/{k}")]
-    return [] if a == b else [at]
-
-
-def same_run(a: Path, b: Path) -> None:
-    one, other = final(a), final(b)
-    for content in (one, other):
-        content.pop("config")
-        content["trainer"].pop("storage")  # has times; metrics.json shows the rest
-    assert differing(one, other) == []
-    assert metrics(a) == metrics(b)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    in_process(folder)
-    assert len(metrics(folder)) == ITERATIONS + 1  # and the last evaluation
-    return folder
+from tests.faults.runs import begin, in_process, same_run, wait_for
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

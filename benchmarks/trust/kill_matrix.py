@@ -1,7 +1,7 @@
 """Runs that are killed at random and resumed, against runs that are not: do they differ in a bit?
 
-python -m benchmarks.kill_matrix [FILE.yaml ...] [--points N] [--workers 0 1 3] [--processes 1 2]
-                                 [--work FOLDER] [--json FILE] [KEY VALUE ...]
+python -m benchmarks.trust.kill_matrix [FILE.yaml ...] [--points N] [--workers 0 1 3]
+    [--processes 1 2] [--work FOLDER] [--json FILE] [KEY VALUE ...]
 
 Every run trains the config's system (by default each of configs/demo) for a few iterations on a
 few pictures of the demo set, saves every second one and evaluates every fourth. SIGKILL comes at a
@@ -36,7 +36,7 @@ from segdet.data.demo import make_demo_dataset
 from segdet.engine.setup import default_argument_parser
 from segdet.engine.train import Trainer, add_project_argument, default_setup, load_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = """
     MODEL.DEVICE cpu SEED 1 SOLVER.MAX_ITER 8 SOLVER.CHECKPOINT_PERIOD 2 SOLVER.IMS_PER_BATCH 2
     SOLVER.STEPS (6,) SOLVER.WARMUP_ITERS 3 SOLVER.BASE_LR 0.005 TEST.EVAL_PERIOD 4
@@ -236,14 +236,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("configs", nargs="*", type=Path)
+    parser.add_argument("arguments", nargs="*", metavar="FILE.yaml or KEY VALUE")
     parser.add_argument("--points", type=int, default=50, help="kills of each combination")
     parser.add_argument("--workers", type=int, nargs="+", default=[0], help="of the loader")
     parser.add_argument("--processes", type=int, nargs="+", default=[1])
     parser.add_argument("--work", type=Path, help="folder to work in; a temporary one")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there, too")
-    args, opts = parser.parse_known_args()
-    configs = args.configs or sorted((ROOT / "configs/demo").glob("*.yaml"))
+    args = parser.parse_args()
+    configs = [Path(one) for one in args.arguments if one.endswith(".yaml")]
+    opts = [one for one in args.arguments if not one.endswith(".yaml")]
+    configs = configs or sorted((ROOT / "configs/demo").glob("*.yaml"))
     rows = []
     print(
         "config                   procs workers   step  save  eval   runs differing  lost  seconds"
