@@ -84,6 +84,11 @@ def launch(
     return None
 
 
+def is_restarted() -> bool:
+    """Whether torchrun has started this process anew, after one of its processes failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def _worker(
     local_rank: int,
     job: tuple[Callable[..., Any], tuple[Any, ...], int, int, int],

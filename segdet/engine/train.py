@@ -8,7 +8,7 @@ from segdet.checkpoint import DetectionCheckpointer
 from segdet.config import CfgNode
 from segdet.engine.defaults import DefaultTrainer
 from segdet.engine.hooks import EvalHook
-from segdet.engine.launch import launch
+from segdet.engine.launch import is_restarted, launch
 from segdet.engine.setup import (
     add_project_argument,
     default_argument_parser,
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         evaluate(cfg, resume=args.resume)
     else:
         trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
+        trainer.resume_or_load(resume=args.resume or is_restarted())
         trainer.train()
 
 

@@ -23,6 +23,7 @@ from segdet.data.common import MapDataset
 from segdet.data.loader import Loader, Samples, TrainLoader
 from segdet.data.samplers import InferenceSampler, TrainingSampler
 from segdet.engine import DefaultTrainer, hooks, launch
+from segdet.engine.launch import is_restarted
 from segdet.engine.setup import default_setup
 from segdet.evaluation import DatasetEvaluator
 from segdet.utils import comm
@@ -35,8 +36,7 @@ ITERATIONS = 12
 
 def wait_here(place: str) -> None:
     """Tell the test that the run is at a place, and stay for it to act; once, restarts or not."""
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if not restarted and os.environ.get("STOP_AT") == f"{place}:{comm.get_rank()}":
+    if not is_restarted() and os.environ.get("STOP_AT") == f"{place}:{comm.get_rank()}":
         os.environ.pop("STOP_AT")
         print(f"at {place} is process {os.getpid()}", flush=True)
         time.sleep(float(os.environ.get("WAIT", "60")))
@@ -148,7 +148,8 @@ def train(folder: str, settings: list[str]) -> None:
     cfg = config(folder, settings)
     default_setup(cfg, None)  # type: ignore[arg-type]
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=True)
+    under_torchrun = "TORCHELASTIC_RESTART_COUNT" in os.environ
+    trainer.resume_or_load(resume=is_restarted() or not under_torchrun)
     trainer.train()
 
 
