@@ -11,7 +11,13 @@ import torch
 from segdet.data.catalog import MetadataCatalog
 from segdet.data.readers.coco_annotation import whole_number
 from segdet.data.rle import decode_rle
-from segdet.data.transforms import CropTransform, HFlipTransform, Transform, TransformList
+from segdet.data.transforms import (
+    CropTransform,
+    HFlipTransform,
+    Transform,
+    TransformList,
+    crop_around,
+)
 from segdet.errors import DataError
 from segdet.structures import (
     BitMasks,
@@ -407,12 +413,8 @@ def gen_crop_transform_with_instance(
         instance: an annotation with `bbox` and `bbox_mode`.
     """
     box = BoxMode.convert(list(instance["bbox"]), instance["bbox_mode"], BoxMode.XYXY_ABS)
-    size = np.minimum(np.asarray(crop_size, np.int64), image_size)
-    center = np.array([(box[1] + box[3]) / 2, (box[0] + box[2]) / 2])  # y, x
-    if (center < 0).any() or (center > image_size).any():
+    height, width = (min(pair) for pair in zip(crop_size, image_size, strict=True))
+    center = (box[1] + box[3]) / 2, (box[0] + box[2]) / 2  # y, x
+    if min(center) < 0 or (np.asarray(center) > image_size).any():
         raise DataError(f"the box {list(box)} has its centre outside the image {image_size}")
-    low = np.maximum(np.floor(center).astype(np.int64) - size, 0)
-    high = np.minimum(np.ceil(center).astype(np.int64), np.asarray(image_size) - size)
-    y0 = int(np.random.randint(low[0], max(high[0], low[0]) + 1))
-    x0 = int(np.random.randint(low[1], max(high[1], low[1]) + 1))
-    return CropTransform(x0, y0, int(size[1]), int(size[0]))
+    return crop_around(center, (height, width), image_size)

@@ -29,6 +29,9 @@ from segdet.data.records import CROWD, LEARN_FROM_CROWDS, NEEDS
 from segdet.data.sem_seg import has_sem_seg, read_sem_seg
 from segdet.errors import ConfigError, DataError
 
+# MODEL.META_ARCHITECTURE of AdelaiDet's systems: INPUT.CROP there holds the centre of an object.
+CROPPED_AROUND_OBJECTS = ("OneStageDetector", "FCOS", "BlendMask", "PanopticBlendMask")
+
 
 def _require(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
@@ -52,10 +55,11 @@ class CropConfig:
                 f"{self.single_category_max_area}"
             )
 
-    def augmentation(self, ignore_value: int) -> T.Augmentation:
+    def augmentation(self, ignore_value: int, around_objects: bool = False) -> T.Augmentation:
         """The crop; `ignore_value` is the label that does not count."""
         if self.single_category_max_area == 1:
-            return T.RandomCrop(self.type, self.size)
+            kind = T.RandomCropWithInstance if around_objects else T.RandomCrop
+            return kind(self.type, self.size)
         return T.RandomCrop_CategoryAreaConstraint(
             self.type, self.size, self.single_category_max_area, ignore_value
         )
@@ -160,7 +164,8 @@ class InputConfig:
         ]
         if self.crop.enabled:
             place = 1 if set(NEEDS.get(self.meta_architecture, {})) == {"sem_seg"} else 0
-            augmentations.insert(place, self.crop.augmentation(self.ignore_value))
+            around_objects = self.meta_architecture in CROPPED_AROUND_OBJECTS
+            augmentations.insert(place, self.crop.augmentation(self.ignore_value, around_objects))
         if self.color_aug_ssd:
             augmentations.append(T.ColorAugSSDTransform(self.format))
         if self.random_flip != "none":

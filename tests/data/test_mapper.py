@@ -175,6 +175,28 @@ def test_from_config(record: dict):
     assert DatasetMapper(cfg).recompute_boxes and not DatasetMapper(cfg, False).recompute_boxes
 
 
+def test_crops_of_adelaidets_systems_hold_an_object(record: dict):
+    cfg = a_config()
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE = True, "absolute"
+    cfg.INPUT.CROP.SIZE, cfg.INPUT.MIN_SIZE_TRAIN = [12, 12], (12,)
+    for architecture, every in (("BlendMask", True), ("GeneralizedRCNN", False)):
+        cfg.MODEL.META_ARCHITECTURE = architecture
+        mapper = DatasetMapper(cfg, is_train=True)
+        found = [len(mapper(record)["instances"]) for _ in range(60)]
+        assert (min(found) == 1) == every
+    cfg.MODEL.META_ARCHITECTURE = "BlendMask"
+    record["annotations"][0]["bbox"] = [0, 0, float("nan"), 1]
+    with pytest.raises(DataError, match=r"image id 1: bbox must be finite"):
+        DatasetMapper(cfg, is_train=True)(record)
+
+
+def test_label_maps_are_brought_where_the_basis_loss_is_on(record: dict):
+    cfg = a_config()
+    cfg.MODEL.BASIS_MODULE.LOSS_ON = cfg.MODEL.MASK_ON = True
+    assert DatasetMapper(cfg, is_train=True)(record)["basis_sem"].shape[0] == 800
+    assert not DatasetMapper(cfg, is_train=False).use_basis_sem
+
+
 def test_subclass_may_change_what_comes_from_the_config(record: dict):
     class Small(DatasetMapper):
         @classmethod

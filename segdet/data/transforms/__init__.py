@@ -17,6 +17,7 @@ from segdet.data.transforms.augmentation_impl import (
     RandomContrast,
     RandomCrop,
     RandomCrop_CategoryAreaConstraint,
+    RandomCropWithInstance,
     RandomFlip,
     RandomLighting,
     RandomResize,
@@ -24,6 +25,7 @@ from segdet.data.transforms.augmentation_impl import (
     Resize,
     ResizeScale,
     ResizeShortestEdge,
+    crop_around,
 )
 from segdet.data.transforms.color_ssd import ColorAugSSDTransform
 from segdet.data.transforms.ssd import (
@@ -78,6 +80,7 @@ __all__ = [
     "RandomBrightness",
     "RandomContrast",
     "RandomCrop",
+    "RandomCropWithInstance",
     "RandomCrop_CategoryAreaConstraint",
     "RandomExpand",
     "RandomExtent",
@@ -100,4 +103,5 @@ __all__ = [
     "VFlipTransform",
     "apply_augmentations",
     "apply_transform_gens",
+    "crop_around",
 ]

@@ -279,6 +279,38 @@ class RandomCrop(Augmentation):
         return min(h, max(1, int(crop_h))), min(w, max(1, int(crop_w)))
 
 
+class RandomCropWithInstance(RandomCrop):
+    """Cuts out a rectangle that holds the centre of an object, drawn from all of them."""
+
+    def get_transform(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, image: np.ndarray, boxes: np.ndarray
+    ) -> Transform:
+        """The crop of one drawn size, object and place; of any place where there is no object."""
+        if len(boxes) == 0:
+            return super().get_transform(image)
+        x0, y0, x1, y1 = boxes[np.random.randint(len(boxes))]
+        size = self.get_crop_size(image.shape[:2])
+        return crop_around(((y0 + y1) / 2, (x0 + x1) / 2), size, image.shape[:2])
+
+
+def crop_around(
+    point: tuple[float, float], crop_size: tuple[int, int], image_size: tuple[int, int]
+) -> CropTransform:
+    """A random crop that holds a point of the image.
+
+    Args:
+        point: (y, x) in pixels.
+        crop_size: (height, width), at most those of the image.
+        image_size: (height, width).
+    """
+    size = np.asarray(crop_size, np.int64)
+    low = np.maximum(np.floor(point).astype(np.int64) - size, 0)
+    high = np.minimum(np.ceil(point).astype(np.int64), np.asarray(image_size) - size)
+    y0 = int(np.random.randint(low[0], max(high[0], low[0]) + 1))
+    x0 = int(np.random.randint(low[1], max(high[1], low[1]) + 1))
+    return CropTransform(x0, y0, int(size[1]), int(size[0]))
+
+
 class RandomCrop_CategoryAreaConstraint(Augmentation):
     """Cuts out a rectangle that no single class fills.
 

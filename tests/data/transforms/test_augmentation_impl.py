@@ -168,6 +168,19 @@ def test_category_area_constraint():
     assert aug_input.image.shape == (20, 10, 3) and aug_input.sem_seg.shape == (20, 10)
 
 
+def test_crop_with_instance_holds_the_centre_of_one():
+    boxes = np.array([[0.0, 0, 8, 8], [70, 50, 80, 60]])
+    aug = T.RandomCropWithInstance("absolute", (20, 20))
+    crops = [aug.get_transform(IMAGE, boxes) for _ in range(200)]
+    centres = [(4, 4), (75, 55)]
+    held = [
+        [c.x0 <= x <= c.x0 + c.w and c.y0 <= y <= c.y0 + c.h for x, y in centres] for c in crops
+    ]
+    assert all(any(row) for row in held) and np.mean(held, axis=0).min() > 0.3
+    places = {aug.get_transform(IMAGE, np.zeros((0, 4))).x0 for _ in range(200)}
+    assert len(places) > 40, "without objects any place will do"
+
+
 def test_min_iou_crop_keeps_the_overlap():
     image = np.zeros((60, 80, 3), np.uint8)
     boxes = np.array([[10.0, 10, 50, 50]])
