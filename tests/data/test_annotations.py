@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import io
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -10,12 +13,14 @@ from segdet.data.annotations import (
     annotations_to_instances,
     annotations_to_instances_rotated,
     create_keypoint_hflip_indices,
+    draw_things,
     filter_empty_instances,
     gen_crop_transform_with_instance,
     masks_from_segmentations,
     transform_instance_annotations,
 )
 from segdet.data.catalog import MetadataCatalog
+from segdet.data.readers.coco_json import read_coco_json
 from segdet.errors import DataError
 from segdet.structures import BitMasks, BoxMode, PolygonMasks, RotatedBoxes, Targets
 
@@ -184,6 +189,34 @@ def test_filter_keeps_what_something_is_left_of():
     assert keep.tolist() == [True, False, False] and len(kept) == 1
     assert len(filter_empty_instances(targets, by_mask=False)) == 2
     assert len(filter_empty_instances(targets, by_box=False, by_mask=False)) == 3
+
+
+@pytest.mark.slow
+def test_label_maps_of_objects_are_those_that_cocos_tools_draw(shared_data):
+    """As the original's script writes them: all annotations in the order of the file."""
+    api = pytest.importorskip("pycocotools.coco")
+    file = shared_data / "coco_mini/annotations/instances_train.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = api.COCO(str(file))
+    contiguous = {one: k for k, one in enumerate(sorted(coco.getCatIds()))}
+    records = read_coco_json(str(file), str(shared_data / "coco_mini/train")).records[:50]
+    crowds = 0
+    for record in records:
+        size = record["height"], record["width"]
+        expected = np.zeros(size, np.int64)
+        for row in coco.imgToAnns[record["image_id"]]:
+            expected[coco.annToMask(row) == 1] = contiguous[row["category_id"]] + 1
+            crowds += row["iscrowd"]
+        np.testing.assert_array_equal(draw_things(record["annotations"], size), expected)
+    assert len(records) == 50 and crowds > 0
+
+
+def test_label_maps_refuse_what_cannot_be_drawn():
+    rows = [an_annotation(), an_annotation(segmentation=[[0, 0, 1, 1]])]
+    with pytest.raises(DataError, match="object 1: a polygon is a flat list of at least 3 points"):
+        draw_things(rows, SIZE)
+    del rows[1]["segmentation"]
+    assert draw_things(rows, SIZE).max() == rows[0]["category_id"] + 1
 
 
 def test_crop_around_an_object_holds_its_centre():

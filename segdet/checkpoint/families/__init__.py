@@ -8,6 +8,7 @@ from segdet.checkpoint.families.centermask2 import (
     CENTERMASK2_MOBILENET_V2,
     CENTERMASK2_VOVNET,
 )
+from segdet.checkpoint.families.dla import DLA
 from segdet.checkpoint.families.family import Family
 from segdet.checkpoint.families.fcos import FCOS_BENCHMARK, FCOS_FIRST_RELEASE
 from segdet.checkpoint.families.maskrcnn_benchmark import MASKRCNN_BENCHMARK
@@ -30,4 +31,5 @@ FAMILIES = (  # asked in this order
     CENTERMASK2_VOVNET,
     CENTERMASK2_MOBILENET_V2,
     YOLACT,
+    DLA,
 )
