@@ -308,7 +308,6 @@ def test_files_name_no_machine():
 
 # Systems without a page in docs/systems; who writes it takes the name out.
 PAGE_TO_BE_WRITTEN = {
-    "blendmask",
     "cascade_rcnn",
     "implicit_pointrend",
     "mask_rcnn",
