@@ -70,6 +70,10 @@ class FCOSConfig(FCOSLevelsConfig):
             raise ConfigError(f"NUM_CLASSES must be >= 1, is {self.num_classes}")
         if not 0 < self.prior_prob < 1:
             raise ConfigError(f"PRIOR_PROB must be between 0 and 1, is {self.prior_prob}")
+        for key in ("pre_nms_topk", "post_nms_topk"):
+            for use in ("train", "test"):
+                if (number := getattr(self, f"{key}_{use}")) < 1:
+                    raise ConfigError(f"{key.upper()}_{use.upper()} must be >= 1, is {number}")
         if not self.use_relu:
             raise ConfigError("USE_RELU must be True: boxes are strides times a ReLU, not an exp")
         _check_name("NORM", self.norm, NORMS)
