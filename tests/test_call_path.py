@@ -10,6 +10,7 @@ from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead
 from segdet.modeling.maskiou_head import MaskIoUHead
 from segdet.modeling.rpn import StandardRPNHead
 from segdet.modeling.sem_seg_head import SemSegFPNHead
+from segdet.modeling.yolact_layers import PredictionHead
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,7 @@ from segdet.modeling.sem_seg_head import SemSegFPNHead
         ("mask_rcnn", MaskRCNNConvUpsampleHead),
         ("mask_rcnn", StandardRPNHead),
         ("fcos", FCOSHead),
+        ("yolact", PredictionHead),
         ("panoptic_fpn", MaskRCNNConvUpsampleHead),
         ("panoptic_fpn", SemSegFPNHead),
         ("fcis", FCISHead),
