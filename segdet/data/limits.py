@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from segdet.data.defects import Defect
-from segdet.errors import ConfigError, DataError
+from segdet.errors import ConfigError
 
 IMAGE_PIXELS = "SEGDET_MAX_IMAGE_PIXELS"
 JSON_BYTES = "SEGDET_MAX_JSON_BYTES"
@@ -32,12 +32,11 @@ def check_image(width: int, height: int) -> None:
     """Refuse a picture by what its header says, before it is decoded.
 
     Raises:
-        DataError: it has too many pixels.
+        Defect: it has too many pixels.
     """
     if width * height > limit(IMAGE_PIXELS):
-        raise DataError(
-            f"has {width} x {height} pixels, more than {IMAGE_PIXELS} = {limit(IMAGE_PIXELS)}"
-        )
+        message = f"has {width} x {height} pixels, more than {IMAGE_PIXELS} = {limit(IMAGE_PIXELS)}"
+        raise Defect("image-too-large", message, "file_name")
 
 
 def check_json(file: Path) -> None:

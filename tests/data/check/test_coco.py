@@ -123,6 +123,18 @@ def test_the_summary_counts_what_is_there(coco_folder: CocoFolder):
     assert summary.image_sizes == {(80, 60): 2}
 
 
+def test_files_beyond_the_limits_are_named(coco_folder: CocoFolder, monkeypatch):
+    json_file, images = coco_folder.write()
+    monkeypatch.setattr(json_parts, "PART", 100)
+    monkeypatch.setenv("SEGDET_MAX_IMAGE_PIXELS", "100")
+    (checked,) = check_dataset(f"{json_file}:{images}")
+    check_pictures([checked], 1)
+    assert [one.kind for one in checked.findings].count("image-too-large") == 2
+    monkeypatch.setenv("SEGDET_MAX_JSON_BYTES", "100")
+    (finding,) = check_coco(json_file, None).findings
+    assert finding.kind == "file-unreadable" and "SEGDET_MAX_JSON_BYTES" in finding.message
+
+
 def test_lvis_lists_of_classes_are_checked(tmp_path: Path):
     images = [{"id": 1, "width": 80, "height": 60, "coco_url": "http://x/val2017/1.jpg"}]
     images[0] |= {"neg_category_ids": [3, 9], "not_exhaustive_category_ids": []}
