@@ -152,7 +152,9 @@ LAYERS = {
 }
 for top in ("segdet.engine", "segdet.migrate", "segdet.cli"):  # these import everything below them
     LAYERS[top] = [*LAYERS]
-OPTIONAL = {"cv2", "hotcoco", "pycocotools", "shapely", "tensorboard", "torch", "torchvision"}
+OPTIONAL = {
+    *("cv2", "fsspec", "hotcoco", "pycocotools", "shapely", "tensorboard", "torch", "torchvision")
+}
 
 
 def name_of(file: Path) -> str:

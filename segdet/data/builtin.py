@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ from segdet.data.readers.pascal_voc import CLASS_NAMES, load_voc_instances
 from segdet.data.readers.sbd import load_sbd_instances
 from segdet.data.readers.sem_seg_folder import read_class_names, read_sem_seg_folder
 from segdet.data.sem_seg import IGNORE_LABEL
+from segdet.data.tar_shards import is_address
 
 
 class BuiltinFiles(Protocol):
@@ -64,7 +66,7 @@ class CocoFiles:
 
     def read(self) -> CocoFile:
         """The records and classes."""
-        return read_coco_json(datasets_root() / self.json_file, datasets_root() / self.image_root)
+        return read_coco_json(below_root(self.json_file), below_root(self.image_root))
 
 
 @dataclass(frozen=True)
@@ -254,24 +256,32 @@ def datasets_root() -> Path:
     return Path(next(named, "datasets")).expanduser()
 
 
+def below_root(path: str) -> str:
+    """A path of a data set: below `datasets_root()`, unless it is absolute or an address."""
+    return path if is_address(path) else str(datasets_root() / path)
+
+
 def _places(**paths: str) -> dict[str, str]:
-    return {key: str(datasets_root() / path) for key, path in paths.items()}
+    return {key: below_root(path) for key, path in paths.items()}
 
 
 def find_builtin(name: str) -> BuiltinFiles | None:
     """The files of a built-in name, or of a name made of paths; None for any other name.
 
-    Such names are `FILE.json:IMAGES`, `FILE.json:IMAGES:PNGS` for panoptic annotation (PNGS is by
-    default the folder of the file's name, as COCO has it), `LABELS:IMAGES:CLASSES` for label maps
-    (CLASSES is by default `classes.txt` in LABELS).
+    Such names are `FILE.json:IMAGES` (a folder, or tar files: see `tar_shards`),
+    `FILE.json:IMAGES:PNGS` for panoptic annotation (PNGS is by default the folder of the file's
+    name, as COCO has it), `LABELS:IMAGES:CLASSES` for label maps (CLASSES is by default
+    `classes.txt` in LABELS).
     """
     if name in BUILTIN:
         return BUILTIN[name]
     file, separator, rest = name.partition(".json:")
     if separator:
-        json_file, (images, _, pngs) = f"{file}.json", rest.partition(":")
+        json_file, (images, *others) = f"{file}.json", re.split(r":(?!//)", rest, maxsplit=1)
+        pngs = others[0] if others else ""
         if not pngs and not _has_segments(json_file):
-            return CocoFiles(os.path.abspath(json_file), os.path.abspath(images))
+            images = images if is_address(images) else os.path.abspath(images)
+            return CocoFiles(os.path.abspath(json_file), images)
         return PanopticFiles(
             os.path.abspath(images), os.path.abspath(json_file), os.path.abspath(pngs or file)
         )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from segdet.data.defects import Defect, located
 from segdet.data.limits import check_image
+from segdet.data.tar_shards import source_of
 from segdet.errors import DataError
 
 FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
@@ -172,7 +173,7 @@ def convert_image_to_rgb(image: np.ndarray, format: str) -> np.ndarray:
 def opened(file_name: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The open picture; whatever goes wrong with it becomes a DataError that names the file."""
     try:
-        with Image.open(file_name) as image:
+        with Image.open(source_of(file_name)) as image:
             check_image(*image.size)
             yield image
     except FileNotFoundError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from segdet.data.check.findings import Checked, Findings, Picture
 from segdet.data.check.work import spread
 from segdet.data.defects import Defect
 from segdet.data.image_io import Glance, compare_size, glance_at
+from segdet.data.tar_shards import read_bytes
 
 SIDE = 32  # pixels of the small pictures that are compared
 # Two pictures are almost the same if so many of the 64 bits of their hashes differ at most, and
@@ -58,7 +58,7 @@ def _look_at(name: str, pictures: Sequence[Picture]) -> tuple[Findings, list[Loo
     for picture in pictures:
         try:
             glance = glance_at(picture.path, SIDE)
-            digest = hashlib.sha256(Path(picture.path).read_bytes()).digest()
+            digest = hashlib.sha256(read_bytes(picture.path)).digest()
             looks.append(Look(picture, digest, glance.grey))
             _check_glance(picture, glance, findings)
         except Defect as error:

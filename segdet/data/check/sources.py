@@ -13,6 +13,7 @@ from segdet.data.builtin import (
     SbdFolder,
     SemSegFolder,
     VocFolder,
+    below_root,
     datasets_root,
     find_builtin,
 )
@@ -47,7 +48,7 @@ def check_dataset(name: str, *, open_images: bool = True, workers: int = 1) -> l
         return [check_voc(folder, split, CLASS_NAMES, workers=workers)]
     match find_builtin(name):
         case CocoFiles(json_file, image_root):
-            return [check_coco(root / json_file, str(root / image_root), **share)]
+            return [check_coco(Path(below_root(json_file)), below_root(image_root), **share)]
         case LvisFiles(json_file, image_root):
             return [check_coco(root / json_file, str(root / image_root), is_lvis=True, **share)]
         case PanopticFiles() as files:

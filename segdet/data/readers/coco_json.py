@@ -20,6 +20,7 @@ from segdet.data.defects import Defect, Drop, located
 from segdet.data.image_io import image_size_of
 from segdet.data.limits import check_json
 from segdet.data.readers.coco_annotation import read_annotation, whole_number
+from segdet.data.tar_shards import is_shards, member_path
 from segdet.errors import DataError
 
 logger = logging.getLogger("segdet.data")
@@ -266,6 +267,8 @@ def read_size(row: dict[str, Any], path: str) -> tuple[int, int] | None:
 def file_below(root: str, name: Any) -> str:
     """The path of a `file_name` below a folder; with "" as the folder, the name as it stands.
 
+    A folder may be tar files, see `tar_shards.member_path`.
+
     Raises:
         DataError: it is no text, or leaves the folder.
     """
@@ -278,7 +281,9 @@ def file_below(root: str, name: Any) -> str:
             'or give "" as the folder to take paths as they stand',
             "file_name",
         )
-    return os.path.join(root, name)
+    return (
+        member_path(root, os.path.normpath(name)) if is_shards(root) else os.path.join(root, name)
+    )
 
 
 def _attach_annotations(
