@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segdet.errors import ConfigError
@@ -33,12 +33,12 @@ def split(batch: Any, parts: int) -> list[Any]:
     return [batch[number::parts] for number in range(min(parts, len(batch)))]
 
 
-def mean_counts(counts: Mapping[str, float]) -> dict[str, float]:
+def mean_counts(counts: Mapping[str, float | Tensor]) -> dict[str, float]:
     """The mean over the processes of each count, which all have under the same names."""
-    if comm.get_world_size() == 1 or not counts:
-        return dict(counts)
     names = sorted(counts)
-    totals = torch.tensor([counts[name] for name in names], dtype=torch.float64)
+    if comm.get_world_size() == 1 or not names:
+        return {name: float(counts[name]) for name in names}
+    totals = torch.tensor([float(counts[name]) for name in names], dtype=torch.float64)
     dist.all_reduce(totals, group=comm.cpu_group())
     return dict(zip(names, (totals / comm.get_world_size()).tolist(), strict=True))
 
@@ -53,11 +53,12 @@ def as_share(losses: Losses, share: float, totals: Mapping[str, float] | None) -
             all that the process has.
     """
     if totals is None:
+        if comm.get_world_size() == 1:
+            return losses
         totals = mean_counts(losses.counts)
     weights = dict.fromkeys(losses, share)
-    weights |= {k: n / totals[k] if totals[k] else share for k, n in losses.counts.items()}
-    if all(weight == 1 for weight in weights.values()):
-        return losses
+    # A mean over nothing has the divisor 1, in a part as in the whole.
+    weights |= {k: (float(n) or 1.0) / (totals[k] or 1.0) for k, n in losses.counts.items()}
     terms = {name: term * weights[name] for name, term in losses.items()}
     return Losses(terms, losses.metrics, losses.counts)
 

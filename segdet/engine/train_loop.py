@@ -301,7 +301,7 @@ class SimpleTrainer(TrainerBase):
             is_last = number + 1 == len(parts)
             with contextlib.nullcontext() if is_last else without_sync(self.model):
                 losses = self._forward(part, number)
-                losses = as_share(losses, len(part) / len(batch) if totals else 1.0, totals)
+                losses = as_share(losses, len(part) / len(batch), totals)
                 if not self.zero_grad_before_forward and number == 0:
                     self.optimizer.zero_grad()
                 self.grad_scaler.scale(losses.total()).backward()
@@ -325,7 +325,8 @@ class SimpleTrainer(TrainerBase):
         for number, part in enumerate(parts):
             seed_generators(self.seed, self.iter, comm.get_rank(), number)
             with self._autocast():
-                counts.update(getattr(model(part), "counts", {}))
+                for name, count in getattr(model(part), "counts", {}).items():
+                    counts[name] += float(count)
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
         return mean_counts(counts)

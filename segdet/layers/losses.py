@@ -15,8 +15,9 @@ class Losses(dict[str, Tensor]):
 
     Attributes:
         metrics: detached numbers by name; they do not enter the total.
-        counts: of the losses that are means: how many values each is a mean over. With them, parts
-            of a batch (of several processes, or one after the other) have the mean over all.
+        counts: of the losses that are means: how many values each is a mean over, or the sum of
+            their weights. With them, parts of a batch (of several processes, or one after the
+            other) have the mean over all.
 
     Examples:
         >>> rpn = Losses({"loss_rpn_cls": torch.tensor(1.0)}, {"rpn/num_pos_anchors": 12.5})
@@ -26,13 +27,13 @@ class Losses(dict[str, Tensor]):
     """
 
     metrics: dict[str, float | Tensor]
-    counts: dict[str, int]
+    counts: dict[str, float | Tensor]
 
     def __init__(
         self,
         terms: Mapping[str, Tensor] | None = None,
         metrics: Mapping[str, float | Tensor] | None = None,
-        counts: Mapping[str, int] | None = None,
+        counts: Mapping[str, float | Tensor] | None = None,
     ) -> None:
         super().__init__(terms or {})
         self.metrics = dict(metrics or {})

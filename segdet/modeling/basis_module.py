@@ -131,8 +131,9 @@ class ProtoNet(nn.Module):
         logits = self.seg_head(features[self.in_features[0]])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         step = labels.shape[-1] // logits.shape[-1]  # the nearest pixel of a cell is its first
-        loss = F.cross_entropy(logits, labels[:, ::step, ::step])
-        return Losses({"loss_basis_sem": loss * self.loss_weight})
+        labels = labels[:, ::step, ::step]
+        loss = F.cross_entropy(logits, labels) * self.loss_weight
+        return Losses({"loss_basis_sem": loss}, {}, {"loss_basis_sem": labels.numel()})
 
     def check_labels(self, labels: Tensor, image_size: Sequence[int]) -> None:
         """Refuse a label map (H, W) that `losses` cannot use.

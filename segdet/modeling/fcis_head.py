@@ -238,7 +238,8 @@ class FCISLoss:
                 "loss_cls": cls.sum() / max(len(cls), 1),
                 "loss_mask": mask.sum() / nominal,
                 "loss_box_reg": box.sum() / nominal,
-            }
+            },
+            counts={"loss_cls": len(cls)},
         )
 
     @torch.no_grad()

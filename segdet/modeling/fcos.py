@@ -159,7 +159,6 @@ class TopFeatures(NamedTuple):
     features: Tensor  # (P, C) what the top layer made there
     gt_index: Tensor  # (P,) int64 row of the object among those of all images, joined
     centerness: Tensor  # (P,) in (0, 1], of the location in the object's box
-    centerness_sum: Tensor  # () mean over the processes of the sum of `centerness`, >= 1e-6
 
 
 class FCOS(nn.Module):
@@ -237,7 +236,7 @@ class FCOS(nn.Module):
     ) -> tuple[Losses, TopFeatures | None]:
         """The losses; and for those of a top layer, if there is one, what it makes of objects."""
         positives = self.matcher([x.shape[-2:] for x in found.logits], targets)
-        losses, means = self.loss(
+        losses = self.loss(
             found.logits, found.ltrb, found.quality, positives, update_normalizer=self.training
         )
         if top_layer is None:
@@ -246,7 +245,6 @@ class FCOS(nn.Module):
             features=positives.look_up(top_layer.at, found.tower),
             gt_index=positives.gt_index,
             centerness=centerness(positives.ltrb),
-            centerness_sum=means.centerness,
         )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from segdet.layers import Losses
 from segdet.modeling.fcos_targets import Positives, centerness
@@ -21,14 +20,7 @@ BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class Means(NamedTuple):
-    """What losses are divided by: means over the processes of the run."""
-
-    positives: Tensor  # () locations with an object, >= 1
-    centerness: Tensor  # () sum of their centerness, >= 1e-6
-
-
-class FCOSLoss:
+class FCOSLoss(nn.Module):
     """Compares what was predicted for the locations of a batch with the ground truth.
 
     Args:
@@ -42,7 +34,7 @@ class FCOSLoss:
 
     Attributes:
         moving_positives: the running mean. It starts at 100 with the model and is no part of the
-            state dict.
+            weights.
     """
 
     def __init__(
@@ -55,15 +47,17 @@ class FCOSLoss:
         gamma: float = 2.0,
         cls_weight: float = 1.0,
     ) -> None:
+        super().__init__()
         self.quality = quality
         self.box_loss = BOX_LOSSES[box_loss]
         self.normalizer = normalizer
         self.alpha = alpha
         self.gamma = gamma
         self.cls_weight = cls_weight
-        self.moving_positives: float | Tensor = 100.0
+        self.moving_positives: Tensor  # a buffer, so that a resumed run goes on with it
+        self.register_buffer("moving_positives", torch.tensor(100.0), persistent=False)
 
-    def __call__(
+    def forward(
         self,
         logits: Sequence[Tensor],
         ltrb: Sequence[Tensor],
@@ -71,7 +65,7 @@ class FCOSLoss:
         positives: Positives,
         *,
         update_normalizer: bool,
-    ) -> tuple[Losses, Means]:
+    ) -> Losses:
         """`loss_fcos_cls`, `loss_fcos_loc` and `loss_fcos_ctr` or `loss_fcos_iou`.
 
         Args:
@@ -82,38 +76,54 @@ class FCOSLoss:
             update_normalizer: let this batch enter `moving_positives`, as training does.
 
         Returns:
-            The losses and what divided them. The metric `fcos/ctr_floor` is the least that
-            `loss_fcos_ctr` can be on this batch, the entropy of its targets.
+            The metric `fcos/ctr_floor` is the least that `loss_fcos_ctr` can be on this batch, the
+            entropy of its targets.
         """
         target = centerness(positives.ltrb)  # (P,)
-        means = _means(target)
+        number = len(target)
         cls_loss = focal_loss_of_locations(logits, positives, alpha=self.alpha, gamma=self.gamma)
-        divisor = self._divisor(logits, means, update_normalizer)
+        divisor, cls_count = self._divisor(logits, number, update_normalizer)
         iou, giou = overlaps(positives.gather(ltrb), positives.ltrb)
         box_losses = self.box_loss(iou, giou)
         predicted = positives.gather(quality).squeeze(1)
-        losses = Losses({"loss_fcos_cls": self.cls_weight * cls_loss / divisor})
+        losses = Losses({"loss_fcos_cls": self.cls_weight * cls_loss / divisor}, {}, cls_count)
         if self.quality == "ctrness":
-            losses["loss_fcos_loc"] = (target * box_losses).sum() / means.centerness
-            losses["loss_fcos_ctr"] = _entropy(predicted, target) / means.positives
+            losses["loss_fcos_loc"] = (target * box_losses).sum() / at_least(target.sum())
+            losses["loss_fcos_ctr"] = _entropy(predicted, target) / max(number, 1)
+            losses.counts |= {"loss_fcos_loc": target.sum(), "loss_fcos_ctr": number}
             floor = torch.special.entr(target) + torch.special.entr(1 - target)
-            losses.metrics["fcos/ctr_floor"] = floor.sum() / means.positives
+            losses.metrics["fcos/ctr_floor"] = floor.sum() / max(number, 1)
         else:
-            losses["loss_fcos_loc"] = box_losses.sum() / means.positives
-            losses["loss_fcos_iou"] = _entropy(predicted, iou.detach()) / means.positives
-        losses.metrics["fcos/num_pos_locations"] = len(target) / len(logits[0])
-        return losses, means
+            losses["loss_fcos_loc"] = box_losses.sum() / max(number, 1)
+            losses["loss_fcos_iou"] = _entropy(predicted, iou.detach()) / max(number, 1)
+            losses.counts |= {"loss_fcos_loc": number, "loss_fcos_iou": number}
+        losses.metrics["fcos/num_pos_locations"] = number / len(logits[0])
+        return losses
 
-    def _divisor(self, logits: Sequence[Tensor], means: Means, update: bool) -> float | Tensor:
-        """Of the classification loss."""
+    def _divisor(
+        self, logits: Sequence[Tensor], number: int, update: bool
+    ) -> tuple[int | Tensor, dict[str, float | Tensor]]:
+        """Of the classification loss, and as `Losses.counts`: none where the mean is a running one.
+
+        Args:
+            logits: per level (B, K, H, W).
+            number: of positive locations.
+            update: the running mean.
+        """
         if self.normalizer == "fg":
-            return means.positives
+            return max(number, 1), {"loss_fcos_cls": number}
         if self.normalizer == "all":
-            locations = sum(x[:, 0].numel() for x in logits)
-            return comm.mean_over_processes(logits[0].new_tensor(float(locations)).float())
+            every = sum(x[:, 0].numel() for x in logits)
+            return every, {"loss_fcos_cls": every}
         if update:
-            self.moving_positives = 0.9 * self.moving_positives + 0.1 * means.positives
-        return self.moving_positives
+            mean = comm.mean_over_processes(self.moving_positives.new_tensor(float(number)))
+            self.moving_positives.mul_(0.9).add_(0.1 * mean.clamp(min=1))
+        return self.moving_positives.clone(), {}
+
+
+def at_least(total: Tensor) -> Tensor:
+    """The official codes' divisor for a sum of centerness: 0 does not divide."""
+    return total.clamp(min=1e-6)
 
 
 def focal_loss_of_locations(
@@ -163,9 +173,3 @@ def _focal(logits: Tensor, gamma: float) -> Tensor:
 
 def _entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-
-
-def _means(target: Tensor) -> Means:
-    sums = torch.stack((target.new_tensor(float(len(target))), target.sum()))
-    count, total = comm.mean_over_processes(sums).unbind()
-    return Means(count.clamp(min=1), total.clamp(min=1e-6))

@@ -123,9 +123,12 @@ class KRCNNConvDeconvUpsampleHead(nn.Module):
         if self.loss_normalizer is not None:
             normalizer = self.loss_normalizer * len(proposals)
         if not cells:
-            return Losses({"loss_keypoint": logits.sum() * 0})
-        loss = keypoint_loss(logits, torch.cat(cells), torch.cat(visible), normalizer)
-        return Losses({"loss_keypoint": loss * self.loss_weight})
+            loss, count = logits.sum() * 0, 0
+        else:
+            loss = keypoint_loss(logits, torch.cat(cells), torch.cat(visible), normalizer)
+            count = torch.cat(visible).sum()
+        counts = {"loss_keypoint": count} if normalizer is None else {}
+        return Losses({"loss_keypoint": loss * self.loss_weight}, {}, counts)
 
 
 def _conv_deconv_head(

@@ -128,7 +128,9 @@ def maskiou_loss(
     """
     counts = target_ious > 0
     error = torch.where(counts, ious_of_class(ious, gt_classes) - target_ious, 0)
-    return Losses({"loss_maskiou": weight * 0.5 * (error**2).sum() / counts.sum().clamp(min=1)})
+    number = counts.sum()
+    loss = weight * 0.5 * (error**2).sum() / number.clamp(min=1)
+    return Losses({"loss_maskiou": loss}, {}, {"loss_maskiou": number})
 
 
 def ious_of_class(ious: Tensor, classes: Tensor) -> Tensor:

@@ -164,11 +164,12 @@ def point_loss(logits: Tensor, labels: Tensor, classes: Tensor) -> Losses:
         One term, which without regions is zero but connected to `logits`.
     """
     if len(logits) == 0:
-        return Losses({"loss_mask_point": logits.sum() * 0})
+        return Losses({"loss_mask_point": logits.sum() * 0}, counts={"loss_mask_point": 0})
     own = masks_of_class(logits, classes)  # (R, P)
     loss = F.binary_cross_entropy_with_logits(own, labels.to(own.dtype))
     right = (own.detach() > 0) == (labels >= 0.5)
-    return Losses({"loss_mask_point": loss}, {"point/accuracy": right.float().mean()})
+    metrics = {"point/accuracy": right.float().mean()}
+    return Losses({"loss_mask_point": loss}, metrics, {"loss_mask_point": len(logits)})
 
 
 class PointFeatures:

@@ -306,7 +306,8 @@ class RPNLoss:
             )
             num_pos, num_neg = num_pos + len(positive), num_neg + len(negative)
         nominal = self.batch_size_per_image * len(targets)
-        cls_scale = self.loss_weight / self._cls_divisor(num_pos + num_neg, nominal)
+        cls_divisor = self._cls_divisor(num_pos + num_neg, nominal)
+        cls_scale = self.loss_weight / cls_divisor
         return Losses(
             {
                 "loss_rpn_cls": torch.stack(cls_terms).sum() * cls_scale,
@@ -316,6 +317,7 @@ class RPNLoss:
                 "rpn/num_pos_anchors": num_pos / len(targets),
                 "rpn/num_neg_anchors": num_neg / len(targets),
             },
+            {"loss_rpn_cls": cls_divisor},
         )
 
     def _cls_divisor(self, drawn: int, nominal: int) -> int:

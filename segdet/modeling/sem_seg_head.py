@@ -75,11 +75,16 @@ class SemSegHead(nn.Module, ABC):
         """
         height, width = labels.shape[-2:]
         logits = self.upsample(logits)[..., :height, :width]
-        return Losses({"loss_sem_seg": self.loss(logits, labels) * self.loss_weight})
+        loss = self.loss(logits, labels) * self.loss_weight
+        return Losses({"loss_sem_seg": loss}, {}, {"loss_sem_seg": self.count(labels)})
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of logits (B, K, H, W) and labels (B, H, W); unweighted."""
         return sem_seg_loss(logits, labels, self.ignore_value)
+
+    def count(self, labels: Tensor) -> Tensor:
+        """How many labels `loss` is the mean over."""
+        return (labels != self.ignore_value).sum()
 
     def predict(self, features: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, K, H, W) of the padded images."""

@@ -139,6 +139,7 @@ class YolactLoss:
         return Losses(
             {name: value * self.weights[name] for name, value in terms.items()},
             {"num_pos_anchors": count / len(targets)},
+            {name: count for name in terms if name != "loss_semantic"},
         )
 
     @torch.no_grad()

@@ -90,6 +90,9 @@ def test_means_over_counts_and_means_over_images():
     )
     shared = as_share(losses, 0.25, {"a": 8.0, "none": 0.0})
     assert shared == {"a": 1.5, "b": 0.75}
+    assert as_share(losses, 0.25, {"a": 8.0, "none": 4.0}) == {"a": 1.5, "b": 0.75}
+    without = Losses({"b": torch.tensor(3.0)})
+    assert as_share(without, 0.25, {}) == {"b": 0.75}
     assert (shared.metrics, shared.counts) == (losses.metrics, losses.counts)
     assert as_share(losses, 1.0, None) is losses
 

@@ -162,7 +162,6 @@ def test_positives_carry_the_top_features_of_their_locations():
     _, features = an_fcos().compare(found, golden_targets(), top_layer)
     assert features.features.shape == (38, 5) and features.gt_index.shape == (38,)
     assert set(features.gt_index.tolist()) == {0, 1, 2, 3, 4}
-    assert features.centerness_sum.item() == pytest.approx(25.582674, abs=1e-5)
     assert features.centerness.sum().item() == pytest.approx(25.582674, abs=1e-5)
     features.features.sum().backward()
     assert top_layer.bias.grad.tolist() == [38] * 5
@@ -172,7 +171,7 @@ def test_positives_carry_the_top_features_of_their_locations():
 def test_without_objects_the_top_features_are_in_the_graph():
     tower, top_layer = [torch.randn(1, 4, *s).requires_grad_() for s in SIZES], TopLayer(4, 5)
     _, features = an_fcos().compare(predictions(tower=tower), [a_target()], top_layer)
-    assert features.features.shape == (0, 5) and features.centerness_sum > 0
+    assert features.features.shape == (0, 5)
     features.features.sum().backward()
     assert all(x.grad is not None for x in [*tower, *top_layer.parameters()])
 

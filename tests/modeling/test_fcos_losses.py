@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from segdet.engine.accumulation import as_share
 from segdet.layers import sigmoid_focal_loss
 from segdet.modeling.fcos_losses import (
     BOX_LOSSES,
@@ -11,7 +12,6 @@ from segdet.modeling.fcos_losses import (
     overlaps,
 )
 from segdet.modeling.fcos_targets import LocationMatcher, centerness
-from segdet.utils import comm
 from tests.modeling.test_fcos import a_target
 
 SIZES, STRIDES, RANGES = [(8, 10), (4, 5)], (8, 16), [(-1, 30), (30, math.inf)]
@@ -89,36 +89,36 @@ def test_half_precision_is_summed_in_single():
 
 def test_the_box_loss_is_weighted_by_centerness_and_divided_by_its_sum():
     found = outputs()
-    losses, means = losses_of(found)
+    losses = losses_of(found)
     positives = MATCH(SIZES, TARGETS)
     weight = centerness(positives.ltrb)
     _, giou = overlaps(positives.gather(found[1]), positives.ltrb)
     torch.testing.assert_close(losses["loss_fcos_loc"], (weight * (1 - giou)).sum() / weight.sum())
-    torch.testing.assert_close(means.centerness, weight.sum())
-    assert means.positives == sum(positives.counts)
+    torch.testing.assert_close(losses.counts["loss_fcos_loc"], weight.sum())
+    assert losses.counts["loss_fcos_cls"] == sum(positives.counts)
 
 
 @pytest.mark.parametrize("quality", ["ctrness", "iou"])
 def test_the_quality_loss(quality):
     found = outputs()
-    losses, means = losses_of(found, quality=quality)
+    losses = losses_of(found, quality=quality)
     positives = MATCH(SIZES, TARGETS)
     target = centerness(positives.ltrb)
     iou, giou = overlaps(positives.gather(found[1]), positives.ltrb)
     if quality == "iou":
         target = iou.detach()
-        torch.testing.assert_close(losses["loss_fcos_loc"], (1 - giou).sum() / means.positives)
+        torch.testing.assert_close(losses["loss_fcos_loc"], (1 - giou).sum() / len(target))
     logits = positives.gather(found[2]).squeeze(1)
     expected = -(target * logits.sigmoid().log() + (1 - target) * (-logits).sigmoid().log())
     name = {"ctrness": "loss_fcos_ctr", "iou": "loss_fcos_iou"}[quality]
-    torch.testing.assert_close(losses[name], expected.sum() / means.positives)
+    torch.testing.assert_close(losses[name], expected.sum() / len(target))
     (gradient,) = torch.autograd.grad(losses[name], found[1][:1], allow_unused=True)
     assert gradient is None or not gradient.any()  # the boxes do not learn from it
 
 
 def test_the_floor_is_what_perfect_quality_costs():
     found = outputs()
-    losses, _ = losses_of(found)
+    losses = losses_of(found)
     positives = MATCH(SIZES, TARGETS)
     perfect = [torch.zeros(2, 1, *size) for size in SIZES]
     target, start = centerness(positives.ltrb), 0
@@ -126,15 +126,15 @@ def test_the_floor_is_what_perfect_quality_costs():
         rows = slice(start, start + count)
         x.flatten(2)[positives.image[rows], 0, positives.cell[rows]] = target[rows].logit()
         start += count
-    at_best, _ = losses_of((found[0], found[1], perfect))
+    at_best = losses_of((found[0], found[1], perfect))
     floor = losses.metrics["fcos/ctr_floor"]
     torch.testing.assert_close(at_best["loss_fcos_ctr"], floor)
     assert 0 < floor < losses["loss_fcos_ctr"]
 
 
 def test_a_location_in_the_middle_of_its_box_has_a_floor_of_zero():
-    losses, means = losses_of(outputs(batch=1), [a_target([[8, 8, 16, 16]], [0])])
-    assert means.positives == means.centerness == 1
+    losses = losses_of(outputs(batch=1), [a_target([[8, 8, 16, 16]], [0])])
+    assert losses.counts["loss_fcos_ctr"] == losses.counts["loss_fcos_loc"] == 1
     assert losses.metrics["fcos/ctr_floor"] == 0
 
 
@@ -144,14 +144,14 @@ def test_box_losses_fall_to_zero(name):
     assert BOX_LOSSES[name](one, one).tolist() == [0, 0]
     worse = BOX_LOSSES[name](one * 0.5, one * 0.4)
     assert (worse > 0).all()
-    assert losses_of(outputs(), box_loss=name)[0]["loss_fcos_loc"].isfinite()
+    assert losses_of(outputs(), box_loss=name)["loss_fcos_loc"].isfinite()
 
 
 def test_normalizers_of_the_class_loss():
     found = outputs()
     positives = sum(MATCH(SIZES, TARGETS).counts)
     by_name = {
-        name: losses_of(found, normalizer=name)[0]["loss_fcos_cls"].item()
+        name: losses_of(found, normalizer=name)["loss_fcos_cls"].item()
         for name in ("fg", "moving_fg", "all")
     }
     total = by_name["fg"] * positives
@@ -173,8 +173,8 @@ def test_the_moving_normalizer_follows_training_batches_only():
 @pytest.mark.parametrize("quality", ["ctrness", "iou"])
 def test_without_objects_every_output_is_in_the_graph(quality):
     found = outputs()
-    losses, means = losses_of(found, [a_target(), a_target()], quality=quality)
-    assert means.positives == 1 and means.centerness == pytest.approx(1e-6)
+    losses = losses_of(found, [a_target(), a_target()], quality=quality)
+    assert not any(losses.counts.values())
     assert losses["loss_fcos_loc"] == 0 and losses["loss_fcos_cls"] > 0
     leaves = [x for kind in found for x in kind]
     gradients = torch.autograd.grad(losses.total(), leaves)
@@ -183,22 +183,17 @@ def test_without_objects_every_output_is_in_the_graph(quality):
 
 @pytest.mark.parametrize("quality", ["ctrness", "iou"])
 @pytest.mark.parametrize("normalizer", ["fg", "all"])
-def test_two_processes_with_half_the_batch_learn_the_same(monkeypatch, normalizer, quality):
+def test_parts_of_a_batch_learn_the_same(normalizer, quality):
     found = outputs(dtype=torch.float64)
     leaves = [x for kind in found for x in kind]
+    targets = [*TARGETS, a_target()]  # an image without objects has a part of its own
+    found = tuple([torch.cat((x, x[:1])) for x in kind] for kind in found)
     settings = {"normalizer": normalizer, "quality": quality}
-    whole = torch.autograd.grad(losses_of(found, **settings)[0].total(), leaves)
-
-    def of_one(image):
-        half = tuple([x[image : image + 1] for x in kind] for kind in found)
-        return losses_of(half, TARGETS[image : image + 1], **settings)[0].total()
-
-    passed = []
-    monkeypatch.setattr(comm, "mean_over_processes", lambda x: passed.append(x) or x)
-    of_one(0), of_one(1)  # what either passes
-    rounds = len(passed) // 2
-    means = [(passed[i] + passed[i + rounds]) / 2 for i in range(rounds)]
-    answers = iter([*means, *means])
-    monkeypatch.setattr(comm, "mean_over_processes", lambda x: next(answers))
-    average = (of_one(0) + of_one(1)) / 2  # as DistributedDataParallel averages gradients
-    torch.testing.assert_close(torch.autograd.grad(average, leaves), whole)
+    whole = torch.autograd.grad(losses_of(found, targets, **settings).total(), leaves)
+    parts = []
+    for image in range(3):
+        own = tuple([x[image : image + 1] for x in kind] for kind in found)
+        parts.append(losses_of(own, targets[image : image + 1], **settings))
+    totals = {name: sum(float(part.counts[name]) for part in parts) for name in parts[0].counts}
+    total = sum(as_share(part, 1 / 3, totals).total() for part in parts)
+    torch.testing.assert_close(torch.autograd.grad(total, leaves), whole)

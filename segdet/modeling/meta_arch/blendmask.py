@@ -23,6 +23,7 @@ from segdet.modeling.basis_module import BasisModuleConfig, ProtoNet, thing_labe
 from segdet.modeling.blender import Blender, BlenderConfig, blended_mask_loss
 from segdet.modeling.fcos import FCOS, FCOSConfig, TopFeatures
 from segdet.modeling.fcos_head import TopLayer
+from segdet.modeling.fcos_losses import at_least
 from segdet.modeling.mask_head import mask_metrics
 from segdet.modeling.meta_arch.panoptic_fpn import (
     Panoptic,
@@ -186,9 +187,10 @@ class BlendMask(System):
         gt_masks = torch.cat(masks).to(bases.device)[objects.gt_index]  # (P, R, R)
         pooled = self.blender.pool(bases, boxes)[objects.gt_index]  # (P, K, R, R)
         logits = self.blender(pooled, objects.features)
-        loss = blended_mask_loss(logits, gt_masks, objects.centerness, objects.centerness_sum)
+        total = objects.centerness.sum()
+        loss = blended_mask_loss(logits, gt_masks, objects.centerness, at_least(total))
         metrics = mask_metrics(logits.detach(), gt_masks) if len(logits) else {}
-        return Losses({"loss_mask": loss * self.mask_loss_weight}, metrics)
+        return Losses({"loss_mask": loss * self.mask_loss_weight}, metrics, {"loss_mask": total})
 
     def predict(self, images: ImageList) -> Sequence[Detections | PanopticParts]:
         """Per image, the best detections; masks are (N, 1, R, R) probabilities."""

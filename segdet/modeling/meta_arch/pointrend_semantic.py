@@ -114,7 +114,8 @@ class PointRendSemSegHead(SemSegHead):
         logits = self.point_logits(features, coarse, points)
         gt_classes = sample_nearest(labels, points)
         point_loss = sem_seg_loss(logits, gt_classes, self.ignore_value)
-        return losses | Losses({"loss_sem_seg_point": point_loss})
+        counts = {"loss_sem_seg_point": self.count(gt_classes)}
+        return losses | Losses({"loss_sem_seg_point": point_loss}, {}, counts)
 
     def predict(self, features: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, K, H, W) of the padded images."""
