@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node; PyYAML meets `!!bool maybe` and its like with bare exceptions."""
         try:
-            return super().construct_object(node, deep)
+            return super().construct_object(node, deep)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             tag, value = node.tag.rpartition(":")[2], str(node.value)[:80]
             where = f"{node.start_mark.name}, line {node.start_mark.line + 1}"

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import weakref
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -319,7 +319,7 @@ class SimpleTrainer(TrainerBase):
     @torch.no_grad()
     def _counts_of(self, parts: list[Any]) -> dict[str, float]:
         """How many values each mean is over, in the whole batch; by a forward pass of each part."""
-        counts: Counter[str] = Counter()
+        counts: defaultdict[str, float] = defaultdict(float)
         model = _unwrapped(self.model)
         buffers = self._snapshot.of(model)
         for number, part in enumerate(parts):

@@ -74,6 +74,11 @@ class FCOSConfig(FCOSLevelsConfig):
             for use in ("train", "test"):
                 if (number := getattr(self, f"{key}_{use}")) < 1:
                     raise ConfigError(f"{key.upper()}_{use.upper()} must be >= 1, is {number}")
+        bounds = self.sizes_of_interest
+        if any(low >= high for low, high in pairwise((0, *bounds))):
+            raise ConfigError(f"SIZES_OF_INTEREST must be positive and ascending, are {bounds}")
+        if self.center_sample and self.pos_radius <= 0:
+            raise ConfigError(f"POS_RADIUS must be > 0, is {self.pos_radius}")
         if not self.use_relu:
             raise ConfigError("USE_RELU must be True: boxes are strides times a ReLU, not an exp")
         _check_name("NORM", self.norm, NORMS)

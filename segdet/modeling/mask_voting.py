@@ -79,7 +79,7 @@ class MaskVoting:
         scores, masks = (one[usable].to(boxes.dtype) for one in (regions.scores, regions.masks))
         region, classes = self._survivors(boxes, scores)
         is_voter = box_iou(boxes[region], boxes) >= self.vote_thresh  # (N, R)
-        weights = scores[:, classes].T * is_voter
+        weights = torch.where(is_voter, scores[:, classes].T, 0)
         weights = weights / weights.sum(dim=1, keepdim=True)
         tight, shares = torch.zeros_like(boxes[region]), torch.zeros_like(masks[region])
         for group in _connected(is_voter):

@@ -195,5 +195,5 @@ def test_parts_of_a_batch_learn_the_same(normalizer, quality):
         own = tuple([x[image : image + 1] for x in kind] for kind in found)
         parts.append(losses_of(own, targets[image : image + 1], **settings))
     totals = {name: sum(float(part.counts[name]) for part in parts) for name in parts[0].counts}
-    total = sum(as_share(part, 1 / 3, totals).total() for part in parts)
+    total = torch.stack([as_share(part, 1 / 3, totals).total() for part in parts]).sum()
     torch.testing.assert_close(torch.autograd.grad(total, leaves), whole)

@@ -77,7 +77,7 @@ def without_eps(name: str, value: Tensor) -> Tensor:
 
 def maskrcnn_benchmark_value(name: str, value: Tensor) -> Tensor:
     """The background last; the anchors of one map by size, then by ratio, not the other way."""
-    rows = {"objectness_logits": 1, "anchor_deltas": 4}.get(name.split(".")[-2])
+    rows = {"objectness_logits": 1, "anchor_deltas": 4}.get(f".{name}".split(".")[-2])
     if rows and len(value) == 15 * rows:  # 5 sizes, 3 ratios: C4; elsewhere a map has one size
         return value.unflatten(0, (3, 5, rows)).transpose(0, 1).flatten(0, 2)
     return background_last(name, without_eps(name, value))

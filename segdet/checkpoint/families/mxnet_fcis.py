@@ -57,7 +57,7 @@ def mxnet_fcis_name(name: str) -> str | None:
 
 def mxnet_fcis_value(name: str, value: Tensor) -> Tensor:
     """Background last among the classes' maps, and no box of it."""
-    layer = name.split(".")[-2]
+    layer = f".{name}".split(".")[-2]
     if layer == "fcis_cls_seg":
         return value.roll(-2 * 7 * 7, 0)  # inside and outside of 7 x 7 parts
     if layer == "fcis_bbox":

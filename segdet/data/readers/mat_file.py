@@ -57,7 +57,7 @@ def read_mat_struct(file: str | os.PathLike[str], name: str) -> dict[str, np.nda
     except OSError as error:
         reason = error.strerror or error
         raise Defect("file-unreadable", f"{file}: cannot be read ({reason})") from None
-    except (struct.error, zlib.error, ValueError) as error:
+    except (struct.error, zlib.error, IndexError, ValueError) as error:
         raise Defect("file-unreadable", f"{file}: cannot be read ({error})") from None
 
 

@@ -74,6 +74,7 @@ __all__ = [
 
 META, ROI_HEADS = "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME"
 MASK_HEAD, SEM_SEG_HEAD = "MODEL.ROI_MASK_HEAD.NAME", "MODEL.SEM_SEG_HEAD.NAME"
+MASK_ON, KEYPOINT_ON = "MODEL.MASK_ON", "MODEL.KEYPOINT_ON"
 MASKIOU_ON, COMBINE = "MODEL.MASKIOU_ON", "MODEL.PANOPTIC_FPN.COMBINE.ENABLED"
 
 SYSTEMS: dict[str, type[SystemConfig]] = {
@@ -177,9 +178,17 @@ def system_name(keys: Mapping[str, Any]) -> str:
 
 
 def _refuse_unread(keys: Mapping[str, Any], system: str) -> None:
-    """Raise where a system of ours would drop the MaskIoU head; plug-ins may have one of theirs."""
-    has_one = any(field.name == "maskiou_on" for field in fields(SYSTEMS[system]))
-    if keys.get(MASKIOU_ON) and system in _OURS and not has_one:
+    """Raise where a system of ours would drop a head that is asked for; not of a plug-in."""
+    if system not in _OURS:
+        return
+    read = {field.name for field in fields(SYSTEMS[system])}
+    for key, switch, what in (
+        (MASK_ON, "mask_on", "masks"),
+        (KEYPOINT_ON, "keypoint_on", "keypoints"),
+    ):
+        if keys.get(key) and switch not in read:
+            raise ConfigError(f"{key} is True, but {system} finds no {what}: set it to False")
+    if keys.get(MASKIOU_ON) and "maskiou_on" not in read:
         raise ConfigError(
             f"{MASKIOU_ON} is True, but {system} has no MaskIoU head; it stands on {META} "
             f"GeneralizedRCNN with {ROI_HEADS} StandardROIHeads: use these, or set it to False"

@@ -76,11 +76,11 @@ class CenterMaskConfig(MaskRCNNConfig):
     @property
     def build_proposal_generator(self) -> Callable[[Backbone], FCOS]:
         """FCOS; with FCOS.USE_DEFORMABLE, all of its box tower is deformable and nothing else."""
+        self._check()
         return functools.partial(self.fcos.build, deformable=(0, 0, self.fcos.num_box_convs))
 
     def build_roi_heads(self, backbone: Backbone) -> CenterROIHeads:
         """The second stage on the backbone's maps."""
-        self._check()
         strides, channels = pyramid(backbone, self.roi_heads.in_features, "ROI_HEADS.IN_FEATURES")
         num_classes, mask = self.roi_heads.num_classes, self.roi_mask_head
         maskiou_head = None

@@ -56,7 +56,7 @@ def test_a_damaged_file_ends_in_a_message(tmp_path: Path, packed):
     whole = file.read_bytes()
     rng = np.random.default_rng(0)
     refused = 0
-    for _ in range(300):
+    for _ in range(3000):
         content = bytearray(whole[: rng.integers(120, len(whole) + 1)])
         for place in rng.integers(124, len(content), 3) if len(content) > 124 else ():
             content[place] = rng.integers(256)

@@ -33,6 +33,20 @@ def test_it_takes_no_other_proposal_generator(tiny_cfg):
         tiny(tiny_cfg, "MODEL.PROPOSAL_GENERATOR.NAME", "RPN")
 
 
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("MASK_ON", True, "MASK_ON is True, but FCOS finds no masks"),
+        ("KEYPOINT_ON", True, "KEYPOINT_ON is True, but FCOS finds no keypoints"),
+        ("FCOS.SIZES_OF_INTEREST", [64, 32], "SIZES_OF_INTEREST must be positive and ascending"),
+        ("FCOS.POS_RADIUS", -1.0, "POS_RADIUS must be > 0, is -1"),
+    ],
+)
+def test_settings_that_it_cannot_follow_are_refused(tiny_cfg, key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny(tiny_cfg, f"MODEL.{key}", value)
+
+
 def test_a_box_head_and_a_proposal_network_refuse_its_detections(tiny_cfg):
     for system, message in (("MaskRCNN", "a box head"), ("ProposalNetwork", "a ProposalNetwork")):
         cfg = tiny_cfg(system)
