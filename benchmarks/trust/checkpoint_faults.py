@@ -50,7 +50,7 @@ def resume(folder: Path) -> str:
         iteration = checkpointer.resume_or_load("")["iteration"]
     except CheckpointError as error:
         return "an error of one line" if "\n" not in str(error) else "BAD: an error of many lines"
-    whole = bool(checkpointer.model.weight.eq(iteration).all())
+    whole = bool(checkpointer.model.state_dict()["weight"].eq(iteration).all())
     return f"resumed from iteration {iteration}" if whole else "BAD: resumed from damaged weights"
 
 

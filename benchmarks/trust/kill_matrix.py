@@ -95,8 +95,8 @@ def train(argv: list[str], marks: Marks, rank: int, processes: int, store: str) 
     """One process of a run that is resumed where there is something to resume."""
     torch.set_num_threads(1)
     if processes > 1:
-        ranks = {"rank": rank, "world_size": processes}
-        dist.init_process_group("gloo", init_method=f"file://{store}", **ranks)
+        url = f"file://{store}"
+        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=processes)
     parser = default_argument_parser()
     add_project_argument(parser)
     args = parser.parse_args(argv)

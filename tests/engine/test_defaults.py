@@ -388,6 +388,30 @@ def test_precise_bn_measures_before_checkpoint_and_evaluation(cfg):
     assert saved["norm.running_mean"].tolist() == pytest.approx([measured] * 4)
 
 
+def test_what_training_counts_outside_of_the_weights_is_resumed(cfg):
+    """As RetinaNet does with its positives."""
+
+    class Counting(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("steps", torch.tensor(0.0), persistent=False)
+
+        def forward(self, batch):
+            self.steps += self.training
+            return super().forward(batch)
+
+    class Counts(Plain):
+        @classmethod
+        def build_model(cls, cfg: CfgNode) -> nn.Module:
+            return Counting()
+
+    Counts(cfg).train()
+    resumed = Counts(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.model.steps == 8
+    assert "steps" not in resumed.model.state_dict()
+
+
 def test_scaling_to_another_number_of_processes(cfg):
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 8
     cfg.SOLVER.IMS_PER_BATCH = 16
