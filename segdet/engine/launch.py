@@ -17,6 +17,7 @@ from segdet.engine.watching import end_with_parent, wait_for
 from segdet.errors import ConfigError, ProcessError, SegdetError
 from segdet.utils import comm
 
+_MOST_TEXT = 6000  # of a traceback: a pipe holds no more than eight of these, unread
 DEFAULT_TIMEOUT = datetime.timedelta(minutes=30)
 
 
@@ -114,7 +115,7 @@ def _portable(error: Exception) -> Exception:
     """As it was, if it is a user's mistake; else with its traceback as text, as pickle has none."""
     if isinstance(error, SegdetError):
         return error
-    text = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(error))[-_MOST_TEXT:]
     return RuntimeError(f"process {comm.get_rank()} failed:\n\n{text}")
 
 
