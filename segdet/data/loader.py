@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -63,13 +64,18 @@ class _Collate:
         return failure or self._collate_fn(samples)
 
 
+_LINGER = 3.0  # seconds that a worker goes on behind a SIGTERM
+
+
 def _leave_signals_to_the_run(_: int) -> None:
     """A signal to the whole group must not take the data from an iteration that is finished.
 
-    Workers end when the process that they work for does.
+    SIGINT is the run's alone. Behind a SIGTERM, by which a process that fails ends its workers,
+    too, a worker goes on for a while.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, _LINGER))
 
 
 class Loader(DataLoader[Any]):

@@ -1,6 +1,7 @@
 """Processes that tests limit, signal, kill and wait for."""
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -106,6 +107,7 @@ def _leave(function: Callable[[], object]) -> NoReturn:
         traceback.print_exc()
     finally:
         sys.stdout.flush(), sys.stderr.flush()
+        multiprocessing.util._exit_function()  # as at the end of any process
         os._exit(code)
 
 

@@ -57,6 +57,8 @@ class Net(nn.Module):
             return [{"instances": float(self.linear(x).sum())}]
         if batch[0]["step"] == 5:
             wait_here("step")
+            if "FAIL" in os.environ:
+                raise KeyError(os.environ["FAIL"])
         time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
         x = self.norm(self.linear(x + torch.randn_like(x)))
         return {"loss": (x - 1).square().mean()}

@@ -63,6 +63,12 @@ def test_two_processes_stop_together(tmp_path, whole):
     same_run(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_run_that_fails_ends_with_its_workers(tmp_path):
+    run = begin(tmp_path, "DATALOADER.NUM_WORKERS", "2", FAIL="here")
+    assert run.wait(30) == 1
+    assert "KeyError: 'here'" in run.stderr.read()
+
+
 def test_an_output_folder_is_one_runs(tmp_path):
     run = begin(tmp_path, STOP_AT="step:0")
     wait_for(run, "at step")
