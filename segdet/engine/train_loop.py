@@ -301,7 +301,8 @@ class SimpleTrainer(TrainerBase):
             is_last = number + 1 == len(parts)
             with contextlib.nullcontext() if is_last else without_sync(self.model):
                 losses = self._forward(part, number)
-                losses = as_share(losses, len(part) / len(batch), totals)
+                share = len(part) / len(batch) if len(parts) > 1 else 1.0
+                losses = as_share(losses, share, totals)
                 if not self.zero_grad_before_forward and number == 0:
                     self.optimizer.zero_grad()
                 self.grad_scaler.scale(losses.total()).backward()
