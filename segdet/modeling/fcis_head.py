@@ -224,7 +224,7 @@ class FCISLoss:
         if len(fg):
             index, gt_boxes = sampled.gt_index[fg], target.gt_boxes.tensor.to(boxes.dtype)
             deltas[fg] = self.box_transform.get_deltas(boxes[fg], gt_boxes[index])
-            pixels = pixels_of(target.gt_masks, target.image_size).to(boxes)
+            pixels = pixels_of(target.gt_masks, target.image_size).to(boxes.device)
             soft = crop_masks(pixels, gt_boxes, boxes[fg], index, self.mask_side)
             masks[fg] = soft >= self.mask_thresh
         return RegionTargets(boxes, classes, masks, deltas)
@@ -280,7 +280,7 @@ def crop_masks(masks: Tensor, gt_boxes: Tensor, boxes: Tensor, index: Tensor, si
     the object's own box counts as empty; the cut is resized bilinearly, its border repeated.
 
     Args:
-        masks: (G, H, W) floating point in [0, 1], in pixels of the network input.
+        masks: (G, H, W) bool, or numbers in [0, 1], in pixels of the network input.
         gt_boxes: (G, 4) XYXY of the objects.
         boxes: (R, 4) XYXY of the regions.
         index: (R,) int64 in [0, G), the region's object.
@@ -304,7 +304,7 @@ def crop_masks(masks: Tensor, gt_boxes: Tensor, boxes: Tensor, index: Tensor, si
         is_inside = (at >= low) & (at <= high) & (at >= 0) & (at <= limit)
         pixel = torch.minimum(at.clamp(min=0), limit).long().transpose(0, 1)  # (R, M, 2)
         corners.append((pixel, (weight * is_inside).transpose(0, 1)))
-    soft = masks.new_zeros(len(boxes), side, side)
+    soft = boxes.new_zeros(len(boxes), side, side)
     for rows, row_weight in corners:
         for columns, column_weight in corners:
             values = masks[index[:, None, None], rows[:, :, None, 1], columns[:, None, :, 0]]

@@ -29,6 +29,7 @@ from segdet.structures.polygons import Box, Polygon, polygon_area, rasterized_ar
 FC_DIM = 1024  # of both hidden layers, in every release
 # Below it a share counts as this much: an object off its region has a target of about 0, not NaN.
 LEAST_SHARE = 1e-10
+MASKS_AT_ONCE = 16  # that become floating point: what they take in memory is bounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,13 +217,18 @@ def shares_inside(
 
 def _bitmask_shares(masks: BitMasks, boxes: Tensor) -> Tensor:
     """Exact: a pixel counts as far as the box covers it."""
-    height, width = masks.image_size
+    parts = zip(masks.tensor.split(MASKS_AT_ONCE), boxes.split(MASKS_AT_ONCE), strict=True)
+    return torch.cat([_covered_shares(pixels, some) for pixels, some in parts])
+
+
+def _covered_shares(masks: Tensor, boxes: Tensor) -> Tensor:
+    height, width = masks.shape[1:]
     x0, y0, x1, y1 = boxes.unsqueeze(2).unbind(1)  # (R, 1) each
     columns = torch.arange(width, device=boxes.device)
     rows = torch.arange(height, device=boxes.device)
     covered_columns = (torch.minimum(x1, columns + 1) - torch.maximum(x0, columns)).clamp(min=0)
     covered_rows = (torch.minimum(y1, rows + 1) - torch.maximum(y0, rows)).clamp(min=0)
-    pixels = masks.tensor.to(boxes.dtype)
+    pixels = masks.to(boxes.dtype)
     inside = torch.einsum("rh,rhw,rw->r", covered_rows, pixels, covered_columns)
     return inside / pixels.sum(dim=(1, 2)).clamp(min=1)
 
