@@ -1,13 +1,9 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from segdet.config import get_cfg
-from segdet.data.demo import make_demo_dataset
-from segdet.engine import DefaultTrainer
 from segdet.errors import ConfigError, DataError
 from segdet.modeling import build_model
 from segdet.structures import BitMasks
@@ -142,44 +138,3 @@ def test_a_panoptic_one_has_instances_and_stuff_in_one_map(tiny_cfg, image):
     assert segments.unique().tolist() == [0] * bool((segments == 0).any()) + [
         row["id"] for row in rows
     ]
-
-
-def demo(folder, cfg, number: int) -> None:
-    """Train and evaluate on the same `number` demo pictures."""
-    make_demo_dataset(folder / "demo", num_train=number, num_val=1)
-    name = f"{folder}/demo/annotations/instances_train.json:{folder}/demo/train"
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
-    cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.SEED = str(folder / "run"), 0, 1
-
-
-@pytest.mark.slow
-def test_crowds_and_empty_pictures_train_and_evaluate(cfg, tmp_path):
-    demo(tmp_path, cfg, 8)  # the 5th has a crowd, the 8th nothing
-    cfg.merge_from_list(
-        [
-            *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.IMS_PER_BATCH", 8),
-            *("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "MODEL.FCOS.NUM_CLASSES", 5),
-            *("MODEL.BASIS_MODULE.NUM_CLASSES", 5),
-            *("INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MIN_SIZE_TEST", 96),
-        ]
-    )
-    trainer = DefaultTrainer(cfg)
-    results = trainer.train()
-    assert np.isfinite([results["bbox"]["AP"], results["segm"]["AP"]]).all()
-    assert all(p.isfinite().all() for p in trainer.model.parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_four_pictures_are_learnt(tmp_path):
-    cfg = get_cfg()
-    cfg.merge_from_file(ROOT / "configs/demo/blendmask.yaml")
-    demo(tmp_path, cfg, 4)
-    cfg.merge_from_list(
-        [
-            *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 250, "SOLVER.STEPS", (210,)),
-            *("SOLVER.WARMUP_ITERS", 20, "INPUT.RANDOM_FLIP", "none"),
-            *("INPUT.MIN_SIZE_TRAIN", (192,), "INPUT.MIN_SIZE_TEST", 192),
-        ]
-    )
-    assert DefaultTrainer(cfg).train()["segm"]["AP50"] > 90

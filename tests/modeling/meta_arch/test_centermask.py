@@ -1,10 +1,8 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from segdet.config import get_cfg
 from segdet.data.demo import make_demo_dataset
 from segdet.engine import DefaultTrainer
 from segdet.errors import ConfigError
@@ -258,35 +256,3 @@ def test_a_panoptic_model_trains_and_has_a_pq(tmp_path, tiny_cfg, monkeypatch):
     )
     results = DefaultTrainer(cfg).train()
     assert 0 <= results["panoptic_seg"]["PQ"] <= 100 and "segm" in results
-
-
-@pytest.mark.slow
-def test_crowds_and_empty_pictures_train_and_evaluate(cfg, on_demo_pictures):
-    on_demo_pictures(cfg, 8)  # the 5th has a crowd, the 8th nothing
-    cfg.merge_from_list(
-        [
-            *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.IMS_PER_BATCH", 8),
-            *("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "MODEL.ROI_HEADS.NUM_CLASSES", 5),
-            *("INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MIN_SIZE_TEST", 96),
-            *("MODEL.FCOS.NUM_CLASSES", 5),
-        ]
-    )
-    trainer = DefaultTrainer(cfg)
-    results = trainer.train()
-    assert np.isfinite([results["bbox"]["AP"], results["segm"]["AP"]]).all()
-    assert all(p.isfinite().all() for p in trainer.model.parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_four_pictures_are_learnt(on_demo_pictures):
-    cfg = get_cfg()
-    cfg.merge_from_file(ROOT / "configs/demo/centermask_lite.yaml")
-    on_demo_pictures(cfg, 4)
-    cfg.merge_from_list(
-        [
-            *("SOLVER.MAX_ITER", 300, "SOLVER.STEPS", (250,), "INPUT.RANDOM_FLIP", "none"),
-            *("INPUT.MIN_SIZE_TRAIN", (160,), "SOLVER.WARMUP_ITERS", 20),
-        ]
-    )
-    assert DefaultTrainer(cfg).train()["segm"]["AP50"] > 90

@@ -1,13 +1,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from segdet.config import get_cfg
-from segdet.data.demo import make_demo_dataset
-from segdet.engine import DefaultTrainer
 from segdet.errors import ConfigError
 from segdet.modeling import build_model
 from segdet.structures import BitMasks, Boxes, Proposals
@@ -144,43 +140,3 @@ def test_no_proposals_train(cfg, image, boxes, ohem):
     assert all(p.grad is not None and not p.grad.any() for p in model.head.parameters())
     (found,) = model.eval().score(maps, [some_proposals()])
     assert len(model.voting(found, (64, 80))) == 0
-
-
-def demo(folder, cfg, number: int) -> None:
-    """Train and evaluate on the same `number` demo pictures."""
-    make_demo_dataset(folder / "demo", num_train=number, num_val=1)
-    name = f"{folder}/demo/annotations/instances_train.json:{folder}/demo/train"
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
-    cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.SEED = str(folder / "run"), 0, 1
-
-
-@pytest.mark.slow
-def test_crowds_and_empty_pictures_train_and_evaluate(cfg, tmp_path):
-    demo(tmp_path, cfg, 8)  # the 5th has a crowd, the 8th nothing
-    cfg.merge_from_list(
-        [
-            *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.IMS_PER_BATCH", 8),
-            *("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "MODEL.ROI_HEADS.NUM_CLASSES", 5),
-            *("INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MIN_SIZE_TEST", 96),
-        ]
-    )
-    trainer = DefaultTrainer(cfg)
-    results = trainer.train()
-    assert np.isfinite([results["bbox"]["AP"], results["segm"]["AP"]]).all()
-    assert all(p.isfinite().all() for p in trainer.model.parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_four_pictures_are_learnt(tmp_path):
-    cfg = get_cfg()
-    cfg.merge_from_file(ROOT / "configs/demo/fcis.yaml")
-    demo(tmp_path, cfg, 4)
-    cfg.merge_from_list(
-        [
-            *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 80, "SOLVER.STEPS", (68,)),
-            *("SOLVER.WARMUP_ITERS", 20, "INPUT.RANDOM_FLIP", "none"),
-            *("INPUT.MIN_SIZE_TRAIN", (192,), "INPUT.MIN_SIZE_TEST", 192),
-        ]
-    )
-    assert DefaultTrainer(cfg).train()["segm"]["AP50"] > 90

@@ -3,8 +3,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from segdet.config import get_cfg
-from segdet.engine import DefaultTrainer
 from segdet.errors import ConfigError
 from segdet.modeling import build_model
 from segdet.modeling.fcos import FCOS
@@ -96,19 +94,3 @@ def test_the_metrics_say_what_the_quality_loss_cannot_go_below(tiny_cfg, image):
     losses = tiny(tiny_cfg).train()([image((5, 5, 40, 50))])
     assert losses.metrics["fcos/num_pos_locations"] > 0
     assert 0 < losses.metrics["fcos/ctr_floor"] < losses["loss_fcos_ctr"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_four_pictures_are_learnt(on_demo_pictures):
-    cfg = get_cfg()
-    cfg.merge_from_file(ROOT / "configs/demo/fcos.yaml")
-    on_demo_pictures(cfg, 4)
-    cfg.merge_from_list(
-        [
-            *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.02, "SOLVER.STEPS", (240,)),
-            *("INPUT.MIN_SIZE_TRAIN", (160,), "INPUT.MIN_SIZE_TEST", 160),
-            *("INPUT.RANDOM_FLIP", "none"),
-        ]
-    )
-    assert DefaultTrainer(cfg).train()["bbox"]["AP50"] > 90

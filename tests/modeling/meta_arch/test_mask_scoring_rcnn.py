@@ -1,11 +1,8 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from segdet.config import get_cfg
-from segdet.engine import DefaultTrainer
 from segdet.errors import ConfigError
 from segdet.modeling import GeneralizedRCNNWithTTA, build_model
 from segdet.modeling.maskiou_head import maskiou_loss
@@ -152,35 +149,3 @@ def test_views_of_test_time_augmentation_are_averaged(cfg, image, monkeypatch):
     assert len(views) == 2 and found.mask_scores.isfinite().all()
     expected = (views[0] + views[1]) / 2
     assert len(found) > 0 and all((expected - s).abs().min() < 1e-6 for s in found.mask_scores)
-
-
-@pytest.mark.slow
-def test_crowds_and_empty_pictures_train_and_evaluate(cfg, on_demo_pictures):
-    on_demo_pictures(cfg, 8)  # the 5th has a crowd, the 8th nothing
-    cfg.merge_from_list(
-        [
-            *("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SOLVER.IMS_PER_BATCH", 8),
-            *("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "MODEL.ROI_HEADS.NUM_CLASSES", 5),
-            *("INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MIN_SIZE_TEST", 96),
-        ]
-    )
-    trainer = DefaultTrainer(cfg)
-    results = trainer.train()
-    assert np.isfinite([results["bbox"]["AP"], results["segm"]["AP"]]).all()
-    assert all(p.isfinite().all() for p in trainer.model.parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_four_pictures_are_learnt(on_demo_pictures):
-    cfg = get_cfg()
-    cfg.merge_from_file(ROOT / "configs/demo/mask_scoring_rcnn.yaml")
-    on_demo_pictures(cfg, 4)
-    cfg.merge_from_list(
-        [
-            *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 200, "SOLVER.STEPS", (170,)),
-            *("SOLVER.WARMUP_ITERS", 20, "INPUT.RANDOM_FLIP", "none"),
-            *("INPUT.MIN_SIZE_TRAIN", (192,), "INPUT.MIN_SIZE_TEST", 192),
-        ]
-    )
-    assert DefaultTrainer(cfg).train()["segm"]["AP50"] > 90
