@@ -23,8 +23,8 @@ def doubled(times: int, form: str) -> str:
         (doubled(60, "{{<<: [*a{i}, *a{i}]}}"), "line 18: << merges more than 100000 values"),
         ("A: &a [*a]", "holds more than 100000 values"),
         ("A: " + "[" * 3000, "cannot be read: maximum recursion depth"),
-        ("A: " + "9" * 5000, "cannot be read: .*digits"),
-        ("A: 2001-99-99", "cannot be read: month must be in 1..12"),
+        ("A: " + "9" * 5000, "line 1: .9.* is no int .*digits"),
+        ("A: 2001-99-99", "line 1: .2001-99-99. is no timestamp .*month must be in 1..12"),
         ('_BASE_: "\\0"', "cannot be read .*null byte"),
     ],
 )

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import torch._dynamo  # noqa: F401  optimizers import it: here once for all copies
+import torch._dynamo
 
 _FORK = multiprocessing.get_context("fork")  # a copy of this one: no time for imports
 NOBODY = 65534  # root may write anywhere
@@ -24,6 +24,7 @@ def start(function: Callable[..., object], *args: object) -> multiprocessing.Pro
 
     def call() -> None:
         os.close(2), os.open(os.devnull, os.O_WRONLY)
+        torch.set_num_threads(1)  # those of the parent do not survive the fork: waiting never ends
         try:
             function(*args)
         except BaseException:
