@@ -8,6 +8,8 @@ from segdet.errors import ConfigError
 from segdet.model_zoo.released import RELEASED
 from segdet.model_zoo.zoo import CONFIGS
 
+# Families whose releases have no address that names its content.
+OTHERS = {"BlendMask", "FCIS", "FCOS-Detection", "MaskScoringRCNN", "RCNN", "YOLACT", "centermask"}
 R50_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 
 
@@ -37,7 +39,11 @@ def test_unknown_names_get_the_nearest():
 
 
 def test_every_config_with_a_published_number_has_its_released_model():
-    published = [file for file in CONFIGS.rglob("*.yaml") if "published by" in file.read_text()]
+    published = [
+        file
+        for file in CONFIGS.rglob("*.yaml")
+        if "published by" in file.read_text() and file.relative_to(CONFIGS).parts[0] not in OTHERS
+    ]
     names = {str(file.relative_to(CONFIGS).with_suffix("")) for file in published}
     assert names and names <= RELEASED.keys()
 

@@ -119,14 +119,20 @@ def test_unknown_name_suggests_the_nearest():
         sections.build_backbone()
 
 
+def maps_of(name: str) -> tuple[str, ...]:
+    """What a pyramid on the body of a backbone is made of."""
+    if "vovnet" in name:
+        return VoVNetConfig.out_features
+    return ("level3", "level4", "level5") if "dla" in name else ("res2", "res3", "res4", "res5")
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_images_have_one_channel_per_pixel_mean(name):
-    outputs = ("res2", "res3", "res4", "res5")
     sections = BackboneSections(
         pixel_mean=(0.5,),
         backbone=BackboneConfig(name=name),
-        resnets=ResNetConfig(out_features=outputs),
-        fpn=FPNConfig(in_features=VoVNetConfig.out_features if "vovnet" in name else outputs),
+        resnets=ResNetConfig(out_features=("res2", "res3", "res4", "res5")),
+        fpn=FPNConfig(in_features=maps_of(name)),
     )
     with torch.device("meta"):
         features = sections.build_backbone()(torch.zeros(2, 1, 64, 96))
