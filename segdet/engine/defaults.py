@@ -180,6 +180,7 @@ class DefaultTrainer(TrainerBase):
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if self.checkpointer.resumed_from:
             self.start_iter = self.iter + 1  # the checkpoint names the last finished iteration
+        self.begins_anew = resume and not self.checkpointer.resumed_from
 
     def train(self) -> Mapping[str, Any] | None:  # type: ignore[override]
         """Train up to SOLVER.MAX_ITER, evaluate and draw some predictions.

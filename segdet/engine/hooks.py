@@ -340,9 +340,17 @@ class PeriodicWriter(HookBase):
 
     def catch_up(self) -> None:
         """Let writers take back what the resumed run will write again; write what was cut off."""
-        for writer in self._writers:
-            writer.rewind(self.trainer.iter - 1)
+        self._rewind(self.trainer.iter - 1)
         self.after_step()
+
+    def before_train(self) -> None:
+        """Let writers take back all of a run that had no checkpoint yet, and so begins anew."""
+        if self.trainer.begins_anew:
+            self._rewind(-1)
+
+    def _rewind(self, iteration: int) -> None:
+        for writer in self._writers:
+            writer.rewind(iteration)
 
     def after_train(self) -> None:
         """Write what other hooks stored after the last iteration, and close."""

@@ -80,6 +80,7 @@ class TrainerBase:
         iter: the present iteration; `max_iter` once the run has finished.
         start_iter: the first iteration of this call of `train`.
         max_iter: the iteration after the last.
+        begins_anew: a run was to be resumed that had no checkpoint yet.
     """
 
     def __init__(self) -> None:
@@ -90,6 +91,7 @@ class TrainerBase:
         self.iter = 0
         self.start_iter = 0
         self.max_iter = 0
+        self.begins_anew = False
 
     @property
     def storage(self) -> EventStorage:

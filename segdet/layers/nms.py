@@ -1,7 +1,7 @@
-import torch
 from torch import Tensor
 
 from segdet import ops
+from segdet.layers.wrappers import at_least_float32
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -15,7 +15,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Returns:
         (kept,) int64 indices, best first.
     """
-    return ops.nms(_at_least_float32(boxes), scores, iou_threshold)
+    return ops.nms(at_least_float32(boxes), scores, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -30,7 +30,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Returns:
         (kept,) int64 indices, best first.
     """
-    return ops.batched_nms(_at_least_float32(boxes), scores, idxs, iou_threshold)
+    return ops.batched_nms(at_least_float32(boxes), scores, idxs, iou_threshold)
 
 
 def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -44,7 +44,7 @@ def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Returns:
         (kept,) int64 indices, best first.
     """
-    return ops.nms_rotated(_at_least_float32(boxes), scores, iou_threshold)
+    return ops.nms_rotated(at_least_float32(boxes), scores, iou_threshold)
 
 
 def batched_nms_rotated(
@@ -61,8 +61,4 @@ def batched_nms_rotated(
     Returns:
         (kept,) int64 indices, best first.
     """
-    return ops.batched_nms_rotated(_at_least_float32(boxes), scores, idxs, iou_threshold)
-
-
-def _at_least_float32(boxes: Tensor) -> Tensor:
-    return boxes if boxes.dtype == torch.float64 else boxes.float()
+    return ops.batched_nms_rotated(at_least_float32(boxes), scores, idxs, iou_threshold)

@@ -99,3 +99,8 @@ def cross_entropy(
 def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
     """The indices of the nonzero elements, one (N,) int64 tensor per dimension."""
     return x.nonzero(as_tuple=True)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` as float32, float64 as it is: where half precision is too coarse for what follows."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

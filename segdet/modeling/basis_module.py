@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError, DataError
-from segdet.layers import Losses, ShapeSpec, c2_xavier_fill, get_norm
+from segdet.layers import Losses, ShapeSpec, at_least_float32, c2_xavier_fill, get_norm
 from segdet.modeling.backbones.backbone import known, select_maps
 from segdet.structures import Targets, polygons_to_bitmask
 
@@ -128,8 +128,7 @@ class ProtoNet(nn.Module):
         """
         if self.seg_head is None or labels is None:
             return Losses()
-        logits = self.seg_head(features[self.in_features[0]])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(self.seg_head(features[self.in_features[0]]))
         step = labels.shape[-1] // logits.shape[-1]  # the nearest pixel of a cell is its first
         labels = labels[:, ::step, ::step]
         loss = F.cross_entropy(logits, labels) * self.loss_weight

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
+from segdet.layers import at_least_float32
 from segdet.modeling.roi_pooler import ROIPooler
 
 INTERPOLATIONS = ("bilinear", "nearest")
@@ -92,16 +92,15 @@ class Blender(nn.Module):
             pooled: (N, K, R, R), as `pool` gives.
             attention: (N, K * A * A), the basis slowest.
         """
-        dtype = torch.promote_types(pooled.dtype, torch.float32)
         shape = (len(attention), self.num_bases, self.attn_size, self.attn_size)
         corners = False if self.interpolation == "bilinear" else None
         maps = F.interpolate(
-            attention.to(dtype).reshape(shape),
+            at_least_float32(attention).reshape(shape),
             size=self.mask_side,
             mode=self.interpolation,
             align_corners=corners,
         )
-        return (maps.softmax(dim=1) * pooled.to(dtype)).sum(dim=1)
+        return (maps.softmax(dim=1) * at_least_float32(pooled)).sum(dim=1)
 
 
 def blended_mask_loss(

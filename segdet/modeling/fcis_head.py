@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, normal_fill, ps_roi_pool, smooth_l1_loss
+from segdet.layers import Losses, at_least_float32, normal_fill, ps_roi_pool, smooth_l1_loss
 from segdet.modeling.box_coder import Box2BoxTransform
 from segdet.modeling.roi_pooler import to_rois
 from segdet.structures import BitMasks, PolygonMasks, Proposals, Targets
@@ -164,7 +164,7 @@ class FCISHead(nn.Module):
             group_size=self.group_size,
             rounding="pixels",
         )
-        return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+        return at_least_float32(pooled)
 
 
 class RegionTargets(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, batched_nms
+from segdet.layers import Losses, at_least_float32, batched_nms
 from segdet.modeling.backbones import Backbone, FCOSLevelsConfig
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.fcos_head import BATCH_NORMS, FCOSHead, Predictions, TopLayer
@@ -318,9 +318,9 @@ class FCOSSelector:
 
     def _level(self, level: int, found: Predictions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The best n of a level: boxes (B, n, 4), score squared or -1, class and cell (B, n)."""
-        logits, ltrb, quality = (x[level] for x in (found.logits, found.ltrb, found.quality))
-        if logits.dtype != torch.float64:
-            logits, ltrb, quality = logits.float(), ltrb.float(), quality.float()
+        logits, ltrb, quality = (
+            at_least_float32(maps[level]) for maps in (found.logits, found.ltrb, found.quality)
+        )
         logits, quality = logits.flatten(2), quality.flatten(2).sigmoid()  # (B, K, L), (B, 1, L)
         # The best n pairs of location and class are at the n locations with the best ones.
         most = self._ranks(logits.amax(dim=1), quality[:, 0])

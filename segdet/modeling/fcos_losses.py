@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.layers import Losses
+from segdet.layers import Losses, at_least_float32
 from segdet.modeling.fcos_targets import Positives, centerness
 from segdet.utils import comm
 
@@ -141,7 +141,7 @@ def focal_loss_of_locations(
     """
     own = positives.gather_own_class(logits)  # (P,)
     found = _focal(-own, gamma) * alpha - _focal(own, gamma) * (1 - alpha)
-    rest = [_focal(x if x.dtype == torch.float64 else x.float(), gamma).sum() for x in logits]
+    rest = [_focal(at_least_float32(x), gamma).sum() for x in logits]
     return torch.stack(rest).sum() * (1 - alpha) + found.sum()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segdet.layers import at_least_float32
 from segdet.structures import Targets
 
 
@@ -33,8 +34,9 @@ class Positives:
 
     def gather(self, maps: Sequence[Tensor]) -> Tensor:
         """Their cells of one map (B, C, H, W) a level: (P, C), at least float32."""
-        found = self.look_up(lambda x, image, cell: x.flatten(2)[image, :, cell], maps)
-        return found if found.dtype == torch.float64 else found.float()
+        return at_least_float32(
+            self.look_up(lambda x, image, cell: x.flatten(2)[image, :, cell], maps)
+        )
 
     def look_up(
         self, rows_at: Callable[[Tensor, Tensor, Tensor], Tensor], maps: Sequence[Tensor]
@@ -52,8 +54,9 @@ class Positives:
             self.cell.split(self.counts),
             strict=True,
         )
-        found = torch.cat([x.flatten(2)[image, k, cell] for x, image, k, cell in levels])
-        return found if found.dtype == torch.float64 else found.float()
+        return at_least_float32(
+            torch.cat([x.flatten(2)[image, k, cell] for x, image, k, cell in levels])
+        )
 
 
 class LocationMatcher:

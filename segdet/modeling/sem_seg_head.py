@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError, DataError
-from segdet.layers import Losses, ShapeSpec, c2_msra_fill, conv3x3_relu
+from segdet.layers import Losses, ShapeSpec, at_least_float32, c2_msra_fill, conv3x3_relu
 from segdet.modeling.backbones.backbone import known, select_maps
 
 
@@ -112,7 +111,7 @@ class SemSegHead(nn.Module, ABC):
 
     def upsample(self, logits: Tensor) -> Tensor:
         """From the common stride to the images' size, in float32 at least."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         return F.interpolate(
             logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False
         )

@@ -86,6 +86,6 @@ def test_predictor_names_what_is_no_image(cfg, predictor_of, wrong, message):
 
 
 def test_predictor_refuses_an_unknown_channel_order(cfg, predictor_of):
-    cfg.INPUT.FORMAT = "YUV"
-    with pytest.raises(ConfigError, match="FORMAT must be one of BGR"):
+    cfg.INPUT.FORMAT = "L"
+    with pytest.raises(ConfigError, match=r'INPUT.FORMAT must be "BGR" or "RGB", is "L"'):
         predictor_of(cfg)

@@ -197,12 +197,8 @@ def final(folder: Path) -> dict:
 
 
 def metrics(folder: Path) -> list[dict]:
-    """What a run of the same settings writes again, whatever its speed.
-
-    One that is killed before its first checkpoint begins anew; its lines stay before the others.
-    """
+    """What a run of the same settings writes again, whatever its speed."""
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    lines = lines[max(k for k, line in enumerate(lines) if line["iteration"] == 0) :]
     timed = {"time", "data_time", "rank_data_time", "eta_seconds"}
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 

@@ -46,6 +46,51 @@ class Backbone(nn.Module, ABC):
         return {}
 
 
+class StagedBackbone(Backbone):
+    """Parts in a chain, each of which gives a map.
+
+    Args:
+        parts: by name, which is that of their attributes, first to last.
+        shapes: of their maps, by the same names.
+        out_features: names of the maps to return.
+        freeze_at: the first so many parts are not trained.
+
+    Raises:
+        ValueError: no part has a name of `out_features`.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, nn.Module],
+        shapes: Mapping[str, ShapeSpec],
+        *,
+        out_features: Sequence[str],
+        freeze_at: int,
+    ) -> None:
+        super().__init__()
+        unknown = set(out_features) - set(parts)
+        if unknown:
+            raise ValueError(f"out_features {sorted(unknown)} are not in {list(parts)}")
+        self._parts = tuple(parts)
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self._shapes = {name: shapes[name] for name in parts if name in out_features}
+        for name in self._parts[: max(freeze_at, 0)]:
+            freeze(self.get_submodule(name))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        features = {}
+        x = images
+        for name in self._parts:
+            x = self.get_submodule(name)(x)
+            if name in self._shapes:
+                features[name] = x
+        return features
+
+    def output_shape(self) -> dict[str, ShapeSpec]:  # noqa: D102
+        return self._shapes
+
+
 def known(value: int | None) -> int:
     """Channels or stride of a backbone's map, which it always states."""
     assert value is not None, "a backbone knows the channels and strides of its maps"

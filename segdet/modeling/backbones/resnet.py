@@ -19,7 +19,7 @@ from segdet.layers import (
     c2_msra_fill,
     get_norm,
 )
-from segdet.modeling.backbones.backbone import Backbone, freeze
+from segdet.modeling.backbones.backbone import StagedBackbone
 
 BLOCKS_PER_STAGE = {  # res2 to res5; table 1 of arXiv:1512.03385
     18: (2, 2, 2, 2),
@@ -175,7 +175,7 @@ class ResNetConfig:
         )
 
 
-class ResNet(Backbone):
+class ResNet(StagedBackbone):
     """A stem and up to four stages, the attributes `stem` and `res2` to `res5`.
 
     Args:
@@ -193,33 +193,14 @@ class ResNet(Backbone):
         out_features: Sequence[str],
         freeze_at: int = 0,
     ) -> None:
-        super().__init__()
-        self.stem = stem
-        self._shapes = {"stem": ShapeSpec(channels=stem.out_channels, stride=stem.stride)}
+        parts = {"stem": stem, **{f"res{k}": stage for k, stage in enumerate(stages, start=2)}}
+        shapes = {"stem": ShapeSpec(channels=stem.out_channels, stride=stem.stride)}
         stride = stem.stride
-        for level, stage in enumerate(stages, start=2):
-            self.add_module(f"res{level}", stage)
+        for name, stage in zip(list(parts)[1:], stages, strict=True):
             first, last = cast(Block, stage[0]), cast(Block, stage[-1])
             stride *= first.stride
-            self._shapes[f"res{level}"] = ShapeSpec(channels=last.out_channels, stride=stride)
-        unknown = set(out_features) - set(self._shapes)
-        if unknown:
-            raise ValueError(f"out_features {sorted(unknown)} are not in {list(self._shapes)}")
-        self.out_features = tuple(out_features)
-        for part in list(self._shapes)[: max(freeze_at, 0)]:
-            freeze(self.get_submodule(part))
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:  # noqa: D102
-        features = {}
-        x = images
-        for name in self._shapes:
-            x = self.get_submodule(name)(x)
-            if name in self.out_features:
-                features[name] = x
-        return features
-
-    def output_shape(self) -> dict[str, ShapeSpec]:  # noqa: D102
-        return {name: self._shapes[name] for name in self._shapes if name in self.out_features}
+            shapes[name] = ShapeSpec(channels=last.out_channels, stride=stride)
+        super().__init__(parts, shapes, out_features=out_features, freeze_at=freeze_at)
 
 
 class Stem(nn.Module):

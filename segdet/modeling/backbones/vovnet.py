@@ -18,7 +18,7 @@ from segdet.layers import (
     c2_msra_fill,
     get_norm,
 )
-from segdet.modeling.backbones.backbone import Backbone, freeze
+from segdet.modeling.backbones.backbone import StagedBackbone
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class VoVNetConfig:
         )
 
 
-class VoVNet(Backbone):
+class VoVNet(StagedBackbone):
     """A stem and up to four stages, the attributes `stem` and `stage2` to `stage5`.
 
     Args:
@@ -139,29 +139,12 @@ class VoVNet(Backbone):
         out_features: Sequence[str],
         freeze_at: int = 0,
     ) -> None:
-        super().__init__()
-        self.stem = stem
-        for level, stage in enumerate(stages, start=2):
-            self.add_module(f"stage{level}", stage)
-        self._shapes = {
+        shapes = {
             name: ShapeSpec(channels=width, stride=4 * 2 ** max(index - 1, 0))
             for index, (name, width) in enumerate(zip(FEATURES, channels, strict=False))
         }
-        self.out_features = tuple(out_features)
-        for part in list(self._shapes)[: max(freeze_at, 0)]:
-            freeze(self.get_submodule(part))
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:  # noqa: D102
-        features = {}
-        x = images
-        for name in self._shapes:
-            x = self.get_submodule(name)(x)
-            if name in self.out_features:
-                features[name] = x
-        return features
-
-    def output_shape(self) -> dict[str, ShapeSpec]:  # noqa: D102
-        return {name: self._shapes[name] for name in self._shapes if name in self.out_features}
+        parts = dict(zip(shapes, (stem, *stages), strict=True))
+        super().__init__(parts, shapes, out_features=out_features, freeze_at=freeze_at)
 
 
 class OSABlock(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, point_sample
+from segdet.layers import Losses, at_least_float32, point_sample
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.meta_arch.semantic_segmentor import SemanticSegmentor, SemanticSegmentorConfig
 from segdet.modeling.point_features import subdivide
@@ -121,7 +121,7 @@ class PointRendSemSegHead(SemSegHead):
         """Logits (B, K, H, W) of the padded images."""
         coarse = self.layers(features)
         return subdivide(
-            coarse.to(torch.promote_types(coarse.dtype, torch.float32)),
+            at_least_float32(coarse),
             lambda points: self.point_logits(features, coarse, points),
             calculate_uncertainty,
             steps=self.subdivision_steps,

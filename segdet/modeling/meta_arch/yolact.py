@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, cross_class_fast_nms, fast_nms
+from segdet.layers import Losses, at_least_float32, cross_class_fast_nms, fast_nms
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import known, select_maps
 from segdet.modeling.postprocessing import requested_size
@@ -244,7 +244,7 @@ class YOLACT(System):
             maps.priors,
             maps.predictions,
             maps.prototypes,
-            _at_least_float32(self.semantic_seg_conv(levels[0])),
+            at_least_float32(self.semantic_seg_conv(levels[0])),
             [read_image_targets(target, size, maps.priors) for target in targets],
             self.maskiou_net,
         )
@@ -261,10 +261,10 @@ class YOLACT(System):
     def read_out(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Maps:
         """What the head and the prototypes' net make of them; `size` is the network input's."""
         head = cast(PredictionHead, self.prediction_layers[0])
-        predictions = Predictions(*map(_at_least_float32, head(levels)))
+        predictions = Predictions(*map(at_least_float32, head(levels)))
         cells = [size_of(x) for x in levels]
         priors = prior_boxes(cells, head.prior_sizes, size, like=predictions.deltas)
-        return Maps(priors, predictions, _at_least_float32(self.proto_net(levels[0])))
+        return Maps(priors, predictions, at_least_float32(self.proto_net(levels[0])))
 
     def select(self, maps: Maps) -> list[Selection]:
         """Per image, the prior boxes that are detections."""
@@ -288,7 +288,7 @@ class YOLACT(System):
                 pred_classes=one.classes,
             )
             if self.maskiou_net is not None:
-                ious = _at_least_float32(self.maskiou_net(masks))
+                ious = at_least_float32(self.maskiou_net(masks))
                 detections.mask_scores = one.scores * ious.gather(1, one.classes[:, None])[:, 0]
             detections.pred_masks = _without_padding(masks, (height, width), image_size)[:, None]
             found.append(detections)
@@ -399,10 +399,6 @@ def _without_padding(
         return masks
     resized = F.interpolate(masks[:, None], padded_size, mode="bilinear")[:, 0]
     return resized[:, : image_size[0], : image_size[1]]
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:

@@ -7,9 +7,9 @@ from segdet.data.demo import make_demo_dataset
 from segdet.engine import DefaultTrainer
 from segdet.errors import ConfigError
 from segdet.layers import ModulatedDeformConv
-from segdet.modeling import GeneralizedRCNNWithTTA, build_model, maskiou_head
+from segdet.modeling import build_model, maskiou_head
 from segdet.modeling.maskiou_head import outline_shares
-from segdet.structures import BitMasks, Boxes, Detections, Keypoints, Proposals
+from segdet.structures import Boxes, Detections, Keypoints
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "CenterMask"
@@ -145,39 +145,6 @@ def test_polygons_are_counted_by_their_outlines(cfg, image, monkeypatch):
     assert given == [outline_shares]
 
 
-@pytest.mark.parametrize("is_bitmask", [False, True])
-def test_tiny_objects_train(cfg, image, is_bitmask):
-    one = image((5, 5, 6, 6), (20.3, 10.2, 20.9, 10.7), (0, 0, 80, 64), (79, 63, 80, 64))
-    if is_bitmask:
-        polygons = one["instances"].gt_masks
-        one["instances"].gt_masks = BitMasks.from_polygon_masks(polygons, 64, 80)
-    model = a_model(cfg)
-    losses = model([one, image()])
-    losses.total().backward()
-    assert losses.total().isfinite() and losses["loss_maskiou"] > 0
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
-@pytest.mark.parametrize("boxes", [(), ((5, 5, 40, 50),)])
-def test_proposals_of_no_area_and_no_foreground_train(cfg, image, boxes):
-    cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
-    model = a_model(cfg)
-    batch = [image(*boxes)]
-    features = model.backbone(model.preprocess_image(batch).tensor)
-    empty = Proposals(
-        (64, 80),
-        proposal_boxes=Boxes(torch.tensor([[9.0, 9, 9, 30], [200, 200, 200, 200]])),
-        objectness_logits=torch.zeros(2),
-    )
-    losses = model.roi_heads.losses(features, [empty], model.read_targets(batch))
-    losses.total().backward()
-    assert losses["loss_maskiou"] == losses["loss_mask"] == 0 and losses.total().isfinite()
-    assert all(p.grad is not None for p in model.roi_heads.parameters())
-    nowhere = Detections((64, 80), pred_boxes=empty.proposal_boxes, scores=torch.ones(2))
-    nowhere.pred_classes = torch.zeros(2, dtype=torch.int64)
-    assert model.roi_heads.predict_masks(features, [nowhere])[0].mask_scores.isfinite().all()
-
-
 def test_a_deformable_head_is_deformable_in_its_whole_box_tower(cfg):
     """CenterMask2's rule; AdelaiDet's is the last of both towers."""
     cfg.merge_from_list(["MODEL.FCOS.USE_DEFORMABLE", True, "MODEL.FCOS.NUM_BOX_CONVS", 3])
@@ -207,24 +174,6 @@ def test_keypoints_are_pooled_from_their_own_levels(cfg, image):
     found = model.eval()([one])[0]["instances"]
     assert found.pred_keypoints.shape == (len(found), 2, 3) and len(found) > 0
     assert model.roi_heads.keypoint_pooler.assign_criterion == "ratio"
-
-
-@torch.no_grad()
-def test_views_of_test_time_augmentation_are_averaged(cfg, image, monkeypatch):
-    cfg.merge_from_list(["TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.FLIP", True])
-    model = a_model(cfg).eval()
-    heads, views = model.roi_heads, []
-
-    def recorded(features, detections):
-        found = type(heads).predict_masks(heads, features, detections)
-        views.extend(one.mask_scores for one in found if one.has("mask_scores"))
-        return found
-
-    monkeypatch.setattr(heads, "predict_masks", recorded)
-    found = GeneralizedRCNNWithTTA(cfg, model)([image()])[0]["instances"]
-    assert len(views) == 2 and found.mask_scores.isfinite().all()
-    expected = (views[0] + views[1]) / 2
-    assert len(found) > 0 and all((expected - s).abs().min() < 1e-6 for s in found.mask_scores)
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from segdet.errors import ConfigError
-from segdet.modeling import SYSTEMS, build_model, meta_arch
+from segdet.modeling import SYSTEMS, GeneralizedRCNNWithTTA, build_model, meta_arch
 from segdet.modeling.fcos_head import FCOSHead
 from segdet.modeling.meta_arch import system_name
-from segdet.structures import Instances
+from segdet.structures import BitMasks, Boxes, Detections, Instances, PolygonMasks, Proposals
 
 RPN_LOSSES = {"loss_rpn_cls", "loss_rpn_loc"}
 MASK_RCNN_LOSSES = {*RPN_LOSSES, "loss_cls", "loss_box_reg", "loss_mask"}
@@ -49,6 +49,8 @@ WITH_BOXES = [
     for name, losses in LOSSES.items()
     if {"loss_rpn_cls", "loss_cls", "loss_fcos_cls"} & losses
 ]
+WITH_MASKS = [name for name, losses in LOSSES.items() if "loss_mask" in losses]
+GRADING = ["CenterMask", "MaskScoringRCNN"]
 SEMANTIC = [name for name, losses in LOSSES.items() if "loss_sem_seg" in losses]
 NEED_AN_OBJECT = re.compile("loss_(box_reg|mask|rpn_loc|l2|fcos_loc|fcos_ctr)")
 
@@ -151,6 +153,60 @@ def test_an_image_gives_the_same_result_alone_and_in_a_batch(model, image):
     alone = numbers(model.eval()([one])[0])
     batched = numbers(model([other, one])[1])
     torch.testing.assert_close(alone, batched, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("system", WITH_MASKS, indirect=True)
+@pytest.mark.parametrize("is_bitmask", [False, True])
+def test_objects_of_a_pixel_and_less_train(model, image, is_bitmask):
+    one = image((5, 5, 6, 6), (20.3, 10.2, 20.9, 10.7), (0, 0, 80, 64), (79, 63, 80, 64))
+    masks = one["instances"].gt_masks
+    if is_bitmask and isinstance(masks, PolygonMasks):
+        one["instances"].gt_masks = BitMasks.from_polygon_masks(masks, 64, 80)
+    model.train().zero_grad()
+    losses = model([one, image()])
+    losses.total().backward()
+    assert losses.total().isfinite() and losses["loss_mask"] > 0
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("system", GRADING, indirect=True)
+@pytest.mark.parametrize("proposals", [[], [[9.0, 9, 9, 30], [200, 200, 200, 200]]])
+@pytest.mark.parametrize("objects", [(), ((5, 5, 40, 50),)])
+def test_without_foreground_masks_and_their_grades_train(
+    system, tiny_cfg, image, proposals, objects
+):
+    cfg = tiny_cfg(system)
+    cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
+    model, batch = build_model(cfg), [image(*objects)]
+    features = model.backbone(model.preprocess_image(batch).tensor)
+    boxes = Boxes(torch.tensor(proposals).reshape(-1, 4))
+    logits = torch.zeros(len(boxes))
+    found = Proposals((64, 80), proposal_boxes=boxes, objectness_logits=logits)
+    losses = model.roi_heads.losses(features, [found], model.read_targets(batch))
+    losses.total().backward()
+    assert losses["loss_maskiou"] == losses["loss_mask"] == 0 and losses.total().isfinite()
+    assert all(p.grad is not None for p in model.roi_heads.parameters())
+    detections = Detections((64, 80), pred_boxes=boxes, scores=logits, pred_classes=logits.long())
+    (graded,) = model.roi_heads.predict_masks(features, [detections])
+    assert graded.mask_scores.isfinite().all() and len(graded) == len(boxes)
+
+
+@pytest.mark.parametrize("system", GRADING, indirect=True)
+@torch.no_grad()
+def test_grades_of_views_are_averaged(system, model, tiny_cfg, image, monkeypatch):
+    cfg, views, heads = tiny_cfg(system), [], model.eval().roi_heads
+    cfg.merge_from_list(["TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.FLIP", True])
+
+    def recorded(features, detections):
+        found = type(heads).predict_masks(heads, features, detections)
+        views.extend(one.mask_scores for one in found if one.has("mask_scores"))
+        return found
+
+    monkeypatch.setattr(heads, "predict_masks", recorded)
+    found = GeneralizedRCNNWithTTA(cfg, model)([image()])[0]["instances"]
+    assert len(views) == 2 and found.mask_scores.isfinite().all()
+    expected = (views[0] + views[1]) / 2
+    assert len(found) > 0 and all((expected - s).abs().min() < 1e-6 for s in found.mask_scores)
 
 
 @pytest.mark.parametrize("system", SEMANTIC, indirect=True)
