@@ -11,8 +11,7 @@ from segdet.errors import DataError
 from segdet.evaluation import COCOEvaluator
 from segdet.evaluation.box_proposals import ImageProposals, average_recalls
 from segdet.structures import Boxes, Instances
-
-from .test_coco_metrics import truth_of
+from tests.evaluation.sets import truth_of
 
 
 def proposals_of(image_id, boxes, logits) -> ImageProposals:

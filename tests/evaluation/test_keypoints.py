@@ -13,8 +13,7 @@ from segdet.errors import ConfigError, DataError
 from segdet.evaluation import COCOEvaluator, evaluate_results
 from segdet.evaluation.coco_metrics import BACKENDS, OKS_SIGMAS, coco_metrics
 from segdet.structures import Boxes, Instances
-
-from .test_coco_metrics import found_of, random_boxes, truth_of
+from tests.evaluation.sets import found_of, random_boxes, truth_of
 
 NAMES = ["AP", "AP50", "AP75", "APm", "APl", "AR"]
 

@@ -13,8 +13,7 @@ from segdet.evaluation import LVISEvaluator
 from segdet.evaluation.coco_records import Predictions
 from segdet.evaluation.lvis import REPORTED, LVISGroundTruth, lvis_metrics
 from segdet.structures import Boxes, Instances
-
-from .test_coco_metrics import found_of, random_boxes, truth_of
+from tests.evaluation.sets import found_of, random_boxes, truth_of
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREAS = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))
