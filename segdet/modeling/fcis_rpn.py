@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from segdet.layers import normal_fill
 from segdet.modeling.box_coder import Box2BoxTransform
 from segdet.modeling.box_kind import BoxKind
-from segdet.modeling.rpn import RPNConfig, RPNLoss, StandardRPNHead
+from segdet.modeling.rpn import RPNConfig, StandardRPNHead
+from segdet.modeling.rpn_loss import RPNLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,10 @@ class TwoScoreRPNHead(StandardRPNHead):
         self.objectness_logits = nn.Conv2d(hidden, 2 * num_anchors, kernel_size=1)
         normal_fill(self.objectness_logits, std=0.01)
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Per level, logits (B, A, H, W) and deltas (B, A * box_dim, H, W)."""
-        scores, deltas = super().forward(features)
-        pairs = [one.chunk(2, dim=1) for one in scores]
-        return [is_object - background for background, is_object in pairs], deltas
+    def logits_of(self, scores: Tensor) -> Tensor:
+        """(B, A, ...) logits of the scores (B, 2 * A, ...) that `objectness_logits` gives."""
+        background, is_object = scores.chunk(2, dim=1)
+        return is_object - background
 
 
 class InsideRPNLoss(RPNLoss):

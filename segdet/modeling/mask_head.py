@@ -180,7 +180,7 @@ def mask_targets(proposals: Sequence[Proposals], targets: Sequence[Targets], sid
     """
     return torch.cat(
         [
-            target.gt_masks[p.gt_index].crop_and_resize(p.proposal_boxes.tensor, side)
+            target.gt_masks.crop_and_resize(p.proposal_boxes.tensor, side, p.gt_index)
             if len(p)
             else torch.zeros(0, side, side, dtype=torch.bool, device=p.gt_classes.device)
             for p, target in zip(proposals, targets, strict=True)

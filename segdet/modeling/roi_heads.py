@@ -120,7 +120,7 @@ class ProposalSampler:
             boxes = torch.cat((boxes, gt_boxes.to(boxes.dtype)))
             certain = logits.new_full((len(gt_boxes),), GT_OBJECTNESS_LOGIT)
             logits = torch.cat((logits, certain))
-        matches, labels = self.matcher(self.kind.iou(gt_boxes, boxes))
+        matches, labels = self.matcher.match(gt_boxes, boxes, self.kind.iou)
         classes = torch.full_like(matches, self.num_classes)
         if len(gt_boxes):
             classes = torch.where(labels == 1, target.gt_classes[matches], classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +78,12 @@ class ROIPooler(nn.Module):
         if len(self.level_poolers) == 1:
             return self.level_poolers[0](features[0], rois)
         levels = self._levels(rois, image_sizes) - self.min_level
-        shape = (len(rois), features[0].shape[1], self.output_size, self.output_size)
-        pooled = features[0].new_zeros(shape)
-        for level, (feature, pooler) in enumerate(zip(features, self.level_poolers, strict=True)):
-            rows = torch.nonzero(levels == level).squeeze(1)
-            pooled = pooled.index_put((rows,), pooler(feature, rois[rows]).to(pooled.dtype))
-        return pooled
+        rows = [torch.nonzero(levels == level).squeeze(1) for level in range(len(features))]
+        pooled = [
+            pooler(feature, rois[own])
+            for feature, pooler, own in zip(features, self.level_poolers, rows, strict=True)
+        ]
+        return _InOrder.apply(rows, *pooled)
 
     def _levels(self, rois: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
         if self.assign_criterion == "area":
@@ -90,6 +91,39 @@ class ROIPooler(nn.Module):
         areas = rois.new_tensor([height * width for height, width in image_sizes])
         of_image = areas[rois[:, 0].to(torch.int64)]
         return assign_levels_by_ratio(rois[:, 1:], of_image, self.min_level, self.max_level)
+
+
+class _InOrder(torch.autograd.Function):
+    """Parts as the rows of one tensor; copies each row once, where `index_put` copies all rows.
+
+    Args:
+        rows: per part, (N_i,) int64, its places in the result.
+        parts: (N_i, C, H, W).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Sequence[Tensor], *parts: Tensor) -> Tensor:
+        ctx.rows = rows
+        whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+        if not all(part.is_contiguous() for part in parts):
+            whole = whole.to(memory_format=torch.channels_last)
+        order = _of_memory(whole)
+        for own, part in zip(rows, parts, strict=True):
+            whole.permute(order).index_copy_(0, own, part.permute(order))
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        whole = grad_outputs[0]
+        order = _of_memory(whole)
+        back = [order.index(dim) for dim in range(4)]
+        parts = (whole.permute(order).index_select(0, own) for own in ctx.rows)
+        return None, *(part.permute(back) for part in parts)
+
+
+def _of_memory(x: Tensor) -> tuple[int, ...]:
+    """The order of dimensions in which a row of (N, C, H, W) is one piece of memory."""
+    return (0, 1, 2, 3) if x.is_contiguous() else (0, 2, 3, 1)
 
 
 def assign_levels(boxes: Tensor, min_level: int, max_level: int) -> Tensor:

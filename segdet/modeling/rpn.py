@@ -17,7 +17,7 @@ from segdet.modeling.anchors import DefaultAnchorGenerator, flatten_cells
 from segdet.modeling.box_coder import Box2BoxTransform, BoxRegressionLoss, check_box_loss
 from segdet.modeling.box_kind import UPRIGHT, BoxKind
 from segdet.modeling.matching import Matcher
-from segdet.modeling.sampling import subsample_labels
+from segdet.modeling.rpn_loss import DrawnAnchors, RPNLoss
 from segdet.structures import ImageList, Proposals, Targets
 
 
@@ -155,7 +155,69 @@ class StandardRPNHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level, logits (B, A, H, W) and deltas (B, A * box_dim, H, W)."""
         hidden = [self.conv(x) for x in features]
-        return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
+        logits = [self.logits_of(self.objectness_logits(x)) for x in hidden]
+        return logits, [self.anchor_deltas(x) for x in hidden]
+
+    def logits_of(self, scores: Tensor) -> Tensor:
+        """(B, A, ...) logits of the scores (B, C, ...) that `objectness_logits` gives."""
+        return scores
+
+    def at_cells(self, features: Sequence[Tensor], cells: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` predicts at some cells, computed from the part of the maps that they see.
+
+        A training step draws a few hundred of some hundred thousand anchors. Their gradient costs
+        next to nothing this way, while that of whole maps is mostly a convolution with zeros.
+
+        Args:
+            features: one (B, C, H, W) map per level.
+            cells: (S, 4) int64: level, image, row, column.
+
+        Returns:
+            (S, A) logits and (S, A * box_dim) deltas.
+        """
+        convs = [m for m in self.conv.modules() if isinstance(m, Conv2d)]
+        hidden, inside, order = [], [], []
+        for level, x in enumerate(features):
+            rows = torch.nonzero(cells[:, 0] == level).squeeze(1)
+            patches, on_map = _patches(x, cells[rows, 1:], reach=len(convs))
+            hidden.append(patches)
+            inside.append(on_map)
+            order.append(rows)
+        x, on_map = torch.cat(hidden), torch.cat(inside)
+        for conv in convs:
+            # Each convolution pads its map with zeros, whatever the one before would make there.
+            seen = (x * on_map).unfold(1, 3, 1).unfold(2, 3, 1)  # (S, side, side, C, 3, 3)
+            x = F.relu(_as_linear(conv, seen.flatten(3)))
+            on_map = on_map[:, 1:-1, 1:-1]
+        x = x[torch.cat(order).argsort(), 0, 0]  # (S, C)
+        scores = _as_linear(self.objectness_logits, x)
+        return self.logits_of(scores), _as_linear(self.anchor_deltas, x)
+
+
+def _as_linear(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The convolution at one cell, of all that it sees there: (..., C * k * k) to (..., C)."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def _patches(x: Tensor, cells: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Squares of 2 * reach + 1 cells around some of a map's, and which of them lie on the map.
+
+    Args:
+        x: (B, C, H, W).
+        cells: (S, 3) int64: image, row, column.
+        reach: cells from the middle to the border of a square.
+
+    Returns:
+        (S, side, side, C) with arbitrary values beyond the map; (S, side, side, 1) of 0 and 1.
+    """
+    image, row, column = cells[:, :, None].unbind(1)  # (S, 1) each
+    around = torch.arange(-reach, reach + 1, device=x.device)
+    rows, columns = row + around, column + around  # (S, side)
+    height, width = x.shape[2:]
+    on_rows, on_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    on_map = (on_rows[:, :, None] & on_columns[:, None])[..., None].to(x.dtype)
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    return x.permute(0, 2, 3, 1)[image[:, None], rows[:, :, None], columns[:, None]], on_map
 
 
 def _standard_head(
@@ -212,8 +274,18 @@ class RPN(nn.Module):
         self, images: ImageList, features: dict[str, Tensor], targets: Sequence[Targets]
     ) -> tuple[list[Proposals], Losses]:
         """Training proposals (without gradient), and `loss_rpn_cls`, `loss_rpn_loc`."""
-        anchors, logits, deltas = self._predict(features)
-        losses = self.loss(anchors, logits, deltas, images.image_sizes, targets)
+        maps = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator(maps)
+        drawn = self.loss.draw(torch.cat(anchors), images.image_sizes, targets)
+        # A plug-in's head may see more of the maps than `at_cells` knows of.
+        if type(self.rpn_head).forward is StandardRPNHead.forward:
+            with torch.no_grad():
+                logits, deltas = self._predict(maps)
+            losses = self.loss(drawn, *self._at(maps, drawn))
+        else:
+            logits, deltas = self._predict(maps)
+            own = (torch.cat(t, dim=1)[drawn.image, drawn.anchor] for t in (logits, deltas))
+            losses = self.loss(drawn, *own)
         if not all(bool(torch.isfinite(t).all()) for t in (*logits, *deltas)):
             raise FloatingPointError(
                 "the RPN predicts NaN or infinity: training has diverged; lower SOLVER.BASE_LR or "
@@ -224,119 +296,30 @@ class RPN(nn.Module):
 
     def predict(self, images: ImageList, features: dict[str, Tensor]) -> list[Proposals]:
         """Per image, the best proposals, sorted by `objectness_logits`, clipped to the image."""
-        anchors, logits, deltas = self._predict(features)
-        topk = self.selector.topk_test
-        return self.selector(anchors, logits, deltas, images.image_sizes, topk)
-
-    def _predict(
-        self, features: dict[str, Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         maps = [features[name] for name in self.in_features]
-        anchors = self.anchor_generator(maps)
+        topk = self.selector.topk_test
+        predicted = self._predict(maps)
+        return self.selector(self.anchor_generator(maps), *predicted, images.image_sizes, topk)
+
+    def _predict(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Per level, logits (B, L_i) and deltas (B, L_i, box_dim) of its anchors."""
         logits, deltas = self.rpn_head(maps)
-        box_dim = anchors[0].shape[1]
+        box_dim = self.anchor_generator.box_dim
         flat_logits = [flatten_cells(t, 1).squeeze(-1) for t in logits]
-        return anchors, flat_logits, [flatten_cells(t, box_dim) for t in deltas]
+        return flat_logits, [flatten_cells(t, box_dim) for t in deltas]
 
-
-class RPNLoss:
-    """Draws anchors and compares what was predicted for them with the ground truth.
-
-    Args:
-        matcher: assigns anchors to objects.
-        batch_size_per_image: at most this many anchors are drawn.
-        positive_fraction: at most this share of them overlaps an object.
-        boundary_thresh: in pixels; anchors further outside the image are ignored; -1 keeps all.
-        box_loss: of the positive anchors' deltas.
-        loss_weight: of both losses.
-        kind: of the boxes.
-    """
-
-    def __init__(
-        self,
-        *,
-        matcher: Matcher,
-        batch_size_per_image: int,
-        positive_fraction: float,
-        boundary_thresh: int,
-        box_loss: BoxRegressionLoss,
-        loss_weight: float = 1.0,
-        kind: BoxKind = UPRIGHT,
-    ) -> None:
-        self.matcher = matcher
-        self.batch_size_per_image = batch_size_per_image
-        self.positive_fraction = positive_fraction
-        self.boundary_thresh = boundary_thresh
-        self.box_loss = box_loss
-        self.loss_weight = loss_weight
-        self.kind = kind
-
-    def __call__(
-        self,
-        anchors: Sequence[Tensor],
-        logits: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-        image_sizes: Sequence[tuple[int, int]],
-        targets: Sequence[Targets],
-    ) -> Losses:
-        """`loss_rpn_cls` and `loss_rpn_loc`.
-
-        Args:
-            anchors: per level (L_i, box_dim).
-            logits: per level (B, L_i); deltas: per level (B, L_i, box_dim).
-            image_sizes: per image (height, width) before padding.
-            targets: per image, with `gt_boxes`.
-        """
-        all_anchors = torch.cat(list(anchors))
-        all_logits, all_deltas = torch.cat(list(logits), dim=1), torch.cat(list(deltas), dim=1)
-        cls_terms, loc_terms, num_pos, num_neg = [], [], 0, 0
-        for i, (image_size, target) in enumerate(zip(image_sizes, targets, strict=True)):
-            gt_boxes = target.gt_boxes.tensor
-            matches, positive, negative = self._sample(all_anchors, gt_boxes, image_size)
-            sampled = torch.cat((positive, negative))
-            wanted = torch.zeros_like(sampled, dtype=all_logits.dtype)
-            wanted[: len(positive)] = 1
-            cls_terms.append(
-                F.binary_cross_entropy_with_logits(all_logits[i, sampled], wanted, reduction="sum")
-            )
-            loc_terms.append(
-                self.box_loss(
-                    all_deltas[i, positive], all_anchors[positive], gt_boxes[matches[positive]]
-                )
-            )
-            num_pos, num_neg = num_pos + len(positive), num_neg + len(negative)
-        nominal = self.batch_size_per_image * len(targets)
-        cls_divisor = self._cls_divisor(num_pos + num_neg, nominal)
-        cls_scale = self.loss_weight / cls_divisor
-        return Losses(
-            {
-                "loss_rpn_cls": torch.stack(cls_terms).sum() * cls_scale,
-                "loss_rpn_loc": torch.stack(loc_terms).sum() * (self.loss_weight / nominal),
-            },
-            {
-                "rpn/num_pos_anchors": num_pos / len(targets),
-                "rpn/num_neg_anchors": num_neg / len(targets),
-            },
-            {"loss_rpn_cls": cls_divisor},
-        )
-
-    def _cls_divisor(self, drawn: int, nominal: int) -> int:
-        """What the sum over the drawn anchors is divided by: detectron2 takes the nominal batch."""
-        return nominal
-
-    @torch.no_grad()
-    def _sample(
-        self, anchors: Tensor, gt_boxes: Tensor, image_size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Best ground truth of every anchor, and the indices of sampled positives, negatives."""
-        matches, labels = self.matcher(self.kind.iou(gt_boxes, anchors))
-        if self.boundary_thresh >= 0:
-            boxes = self.kind.structure(anchors)
-            labels[~boxes.inside_box(image_size, self.boundary_thresh)] = -1
-        positive, negative = subsample_labels(
-            labels, self.batch_size_per_image, self.positive_fraction, bg_label=0
-        )
-        return matches, positive, negative
+    def _at(self, maps: Sequence[Tensor], drawn: DrawnAnchors) -> tuple[Tensor, Tensor]:
+        """The logits (S,) and deltas (S, box_dim) of drawn anchors."""
+        per_cell = self.anchor_generator.anchors_per_cell
+        cell, kind = drawn.anchor // per_cell, drawn.anchor % per_cell
+        sizes = torch.tensor([x.shape[2:].numel() for x in maps], device=cell.device)
+        widths = torch.tensor([x.shape[3] for x in maps], device=cell.device)
+        level = torch.bucketize(cell, sizes.cumsum(0), right=True)
+        cell = cell - (sizes.cumsum(0) - sizes)[level]
+        cells = torch.stack((level, drawn.image, cell // widths[level], cell % widths[level]), 1)
+        logits, deltas = self.rpn_head.at_cells(maps, cells)
+        row = torch.arange(len(kind), device=kind.device)
+        return logits[row, kind], deltas.unflatten(1, (per_cell, -1))[row, kind]
 
 
 class ProposalSelector:

@@ -27,6 +27,8 @@ __all__ = [
     "rasterize_polygons_within_box",
 ]
 
+_PIXELS_AT_ONCE = 1 << 24  # of masks as floats: 64 MB
+
 
 class BitMasks:
     """One mask per object, as pixels of the whole image.
@@ -87,7 +89,9 @@ class BitMasks:
         (x1, x2), (y1, y2) = _first_and_end(columns), _first_and_end(rows)
         return Boxes(torch.stack([x1, y1, x2, y2], 1).float())
 
-    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+    def crop_and_resize(
+        self, boxes: Tensor, mask_size: int, objects: Tensor | None = None
+    ) -> Tensor:
         """The part of each mask inside its box, stretched to a square: Mask R-CNN's targets.
 
         The result may differ from `PolygonMasks.crop_and_resize` at the corners of an object.
@@ -95,17 +99,26 @@ class BitMasks:
         Args:
             boxes: (N, 4) XYXY in pixels, the i-th for the i-th mask.
             mask_size: M, the side of the result.
+            objects: (N,) int64, the mask of each box where that is not the i-th: takes less memory
+                than indexing the masks before.
 
         Returns:
             (N, M, M) bool: the mean of the mask over each cell is at least 1/2.
         """
-        _check_one_box_each(len(self), boxes)
+        if objects is None:
+            _check_one_box_each(len(self), boxes)
+            objects = torch.arange(len(boxes), device=self.device)
         dtype = boxes.dtype if boxes.dtype == torch.float64 else torch.float32
-        boxes = boxes.to(self.device, dtype)
-        index = torch.arange(len(boxes), device=self.device, dtype=dtype)[:, None]
-        rois = torch.cat([index, boxes], 1)  # (N, 5)
-        masks = self.tensor[:, None].to(dtype)
-        return ops.roi_align(masks, rois, mask_size, 1.0, 0, True)[:, 0] >= 0.5
+        boxes, objects = boxes.to(self.device, dtype), objects.to(self.device)
+        crops = torch.empty(len(boxes), mask_size, mask_size, dtype=torch.bool, device=self.device)
+        at_once = max(_PIXELS_AT_ONCE // max(self.image_size[0] * self.image_size[1], 1), 1)
+        for first in range(0, len(self), at_once):
+            masks, index = self.tensor[first : first + at_once], objects - first
+            rows = torch.nonzero((index >= 0) & (index < len(masks))).squeeze(1)
+            rois = torch.cat([index[rows, None].to(dtype), boxes[rows]], 1)  # (n, 5)
+            means = ops.roi_align(masks[:, None].to(dtype), rois, mask_size, 1.0, 0, True)[:, 0]
+            crops[rows] = means >= 0.5
+        return crops
 
     @staticmethod
     def from_polygon_masks(
@@ -200,20 +213,25 @@ class PolygonMasks:
                 box[:2], box[2:] = points.min(0), np.maximum(points.max(0), 0)
         return Boxes(boxes)
 
-    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+    def crop_and_resize(
+        self, boxes: Tensor, mask_size: int, objects: Tensor | None = None
+    ) -> Tensor:
         """The part of each object inside its box, stretched to a square: Mask R-CNN's targets.
 
         Args:
             boxes: (N, 4) XYXY in pixels, the i-th for the i-th object.
             mask_size: M, the side of the result.
+            objects: (N,) int64, the object of each box where that is not the i-th.
 
         Returns:
             (N, M, M) bool on the device of `boxes`.
         """
-        _check_one_box_each(len(self), boxes)
+        if objects is None:
+            _check_one_box_each(len(self), boxes)
+        rows = range(len(boxes)) if objects is None else map(int, objects)
         crops = [
-            rasterize_polygons_within_box(parts, box, mask_size)
-            for parts, box in zip(self.polygons, boxes.detach().cpu().numpy(), strict=True)
+            rasterize_polygons_within_box(self.polygons[row], box, mask_size)
+            for row, box in zip(rows, boxes.detach().cpu().numpy(), strict=True)
         ]
         if not crops:
             return torch.empty(0, mask_size, mask_size, dtype=torch.bool, device=boxes.device)

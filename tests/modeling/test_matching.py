@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from segdet.errors import ConfigError
+from segdet.modeling import matching
 from segdet.modeling.matching import Matcher
+from segdet.structures import box_iou
 
 
 def test_intervals_are_closed_below_and_open_above():
@@ -38,3 +40,18 @@ def test_nothing_to_match(shape):
 def test_rejects_bad_settings(thresholds, labels, message):
     with pytest.raises(ConfigError, match=message):
         Matcher(thresholds, labels)
+
+
+def test_candidates_in_parts_are_matched_as_at_once(monkeypatch):
+    torch.manual_seed(0)
+    corner = torch.randint(0, 40, (60, 2)).float()  # whole numbers, so that overlaps tie
+    boxes = torch.cat((corner, corner + torch.randint(4, 20, (60, 2))), dim=1)
+    gt_boxes = torch.cat((boxes[:6] + 2, torch.tensor([[900.0, 900, 910, 910]])))
+    matcher = Matcher([0.5, 0.9], [0, -1, 1], allow_low_quality_matches=True)
+    matches, labels = matcher(box_iou(gt_boxes, boxes))
+    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", 4 * len(gt_boxes))
+    for found, expected in zip(
+        matcher.match(gt_boxes, boxes, box_iou), (matches, labels), strict=True
+    ):
+        assert torch.equal(found, expected)
+    assert set(labels.tolist()) == {0, -1, 1}

@@ -48,22 +48,29 @@ def test_an_unknown_criterion_is_named():
         ROIPooler(7, strides=[4], assign_criterion="size")
 
 
-def test_rows_keep_the_order_of_the_boxes():
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_rows_keep_the_order_of_the_boxes(memory_format):
     maps = [torch.rand(2, 3, 64 // 2**i, 64 // 2**i) for i in range(4)]
+    maps = [one.to(memory_format=memory_format).requires_grad_() for one in maps]
     boxes = [
         torch.tensor([[0.0, 0, 200, 200], [3, 4, 40, 50]]),
         torch.tensor([[0.0, 0, 250, 250], [1, 1, 9, 9], [0, 0, 120, 120]]),
     ]
     pooled = ROIPooler(7, strides=[4, 8, 16, 32])(maps, boxes)
-    row = 0
+    weights = torch.rand_like(pooled)
+    found = torch.autograd.grad((pooled * weights).sum(), maps)
+    row, expected = 0, torch.zeros(())
     for image, image_boxes in enumerate(boxes):
         for box in image_boxes:
             level = assign_levels(box[None], 2, 5).item()
             roi = torch.cat((torch.tensor([float(image)]), box))[None]
             alone = ROIAlign(7, 1 / 2**level, 0, aligned=True)(maps[level - 2], roi)
             torch.testing.assert_close(pooled[row], alone[0])
+            expected = expected + (alone[0] * weights[row]).sum()
             row += 1
     assert row == len(pooled)
+    expected = torch.autograd.grad(expected, maps, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("strides", [[16], [4, 8]])

@@ -3,7 +3,7 @@ import torch
 
 from segdet.errors import ConfigError
 from segdet.modeling.anchors import AnchorGeneratorConfig
-from segdet.modeling.rpn import RPNConfig
+from segdet.modeling.rpn import RPNConfig, StandardRPNHead
 from segdet.structures import Boxes, ImageList, Targets
 
 SIZES = [(60, 64), (64, 50)]
@@ -116,3 +116,27 @@ def test_divergence_is_named():
 def test_rejects_bad_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         small_rpn(**settings)
+
+
+class HeadOfAPlugIn(StandardRPNHead):
+    def forward(self, features):
+        return super().forward(features)
+
+
+@pytest.mark.parametrize("conv_dims", [(-1,), (6, -1, 5)])
+def test_drawn_anchors_predict_and_learn_as_in_whole_maps(conv_dims):
+    torch.manual_seed(0)
+    rpn = small_rpn(conv_dims=conv_dims, batch_size_per_image=60).double()
+    images, features = inputs()
+    gt = targets([[3.0, 3, 20, 18]], [[10.0, 10, 40, 44], [0, 0, 9, 9]])
+    maps = {name: x.double().requires_grad_() for name, x in features.items()}
+
+    def gradients():
+        torch.manual_seed(1)
+        losses = rpn.losses(images, maps, gt)[1]
+        leaves = [*maps.values(), *rpn.parameters()]
+        return losses, torch.autograd.grad(losses.total(), leaves)
+
+    at_cells = gradients()
+    rpn.rpn_head.__class__ = HeadOfAPlugIn
+    torch.testing.assert_close(gradients(), at_cells)

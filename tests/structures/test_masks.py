@@ -101,6 +101,15 @@ class TestBitMasks:
         for crop, mask, (x1, y1, x2, y2) in zip(crops, masks, boxes.tolist(), strict=True):
             assert torch.equal(crop, mask[y1:y2, x1:x2])
 
+    @pytest.mark.parametrize("pixels", [1, 2 * 20 * 24, 10**6])  # 1, 2 and all masks at a time
+    def test_targets_of_chosen_objects(self, pixels, monkeypatch, device):
+        monkeypatch.setattr("segdet.structures.masks._PIXELS_AT_ONCE", pixels)
+        masks = BitMasks(torch.rand(3, 20, 24) > 0.5).to(device)
+        objects = torch.tensor([2, 0, 2, 1], device=device)
+        boxes = torch.rand(4, 4, device=device) * 8 + torch.tensor([0.0, 0, 9, 9], device=device)
+        crops = masks.crop_and_resize(boxes, 8, objects)
+        assert torch.equal(crops, masks[objects].crop_and_resize(boxes, 8)) and crops.any()
+
     def test_target_of_no_masks(self):
         assert BitMasks(torch.zeros(0, 5, 7)).crop_and_resize(torch.zeros(0, 4), 28).shape == (
             0,
@@ -177,6 +186,12 @@ class TestPolygonMasks:
         )
         assert target.dtype == torch.bool and target.device.type == device
         assert rows(target[0]) == [".......", *[".#####."] * 5, "......."]
+
+    def test_targets_of_chosen_objects(self):
+        masks = PolygonMasks([[SQUARE], [[0.0, 0, 3, 0, 3, 3]]])
+        objects, boxes = torch.tensor([1, 0, 1]), torch.tensor([[0.0, 0, 10, 10]] * 3)
+        crops = masks.crop_and_resize(boxes, 7, objects)
+        assert torch.equal(crops, masks[objects].crop_and_resize(boxes, 7))
 
     def test_target_of_no_masks(self):
         target = PolygonMasks([]).crop_and_resize(torch.zeros(0, 4), 28)

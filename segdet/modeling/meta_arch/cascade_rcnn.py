@@ -210,7 +210,7 @@ class CascadeROIHeads(StandardROIHeads):
         labelled, num_fg = [], 0
         for p, target in zip(proposals, targets, strict=True):
             gt_boxes = target.gt_boxes.tensor
-            matches, labels = matcher(box_iou(gt_boxes, p.proposal_boxes.tensor))
+            matches, labels = matcher.match(gt_boxes, p.proposal_boxes.tensor, box_iou)
             one = Proposals(p.image_size, proposal_boxes=p.proposal_boxes)
             one.gt_classes = torch.full_like(matches, self.sampler.num_classes)
             if len(gt_boxes):

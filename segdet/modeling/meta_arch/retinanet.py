@@ -347,7 +347,7 @@ class RetinaNetLoss(nn.Module):
     def _label(self, anchors: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
         """Per anchor, its class (L,), K for background, -1 to ignore; its object's box (L, 4)."""
         gt_boxes = target.gt_boxes.tensor
-        matches, labels = self.matcher(box_iou(gt_boxes, anchors))
+        matches, labels = self.matcher.match(gt_boxes, anchors, box_iou)
         if len(gt_boxes) == 0:
             return torch.full_like(matches, self.num_classes), torch.zeros_like(anchors)
         classes = target.gt_classes[matches]
