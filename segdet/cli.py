@@ -1,4 +1,4 @@
-"""`segdet info|train|eval|predict|check-data|convert|replay|migrate`: what tools/ calls, too."""
+"""The `segdet` command: each word after it is a function that tools/ calls, too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from segdet.data.convert.command import main as convert
 from segdet.engine import predict, replay, train
 from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import SegdetError
+from segdet.evaluation.analysis.command import main as analyze
 from segdet.migrate import main as migrate
 from segdet.utils.collect_env import collect_env_info
 
@@ -60,6 +61,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "predict": predict.main,
     "check-data": check_data,
     "convert": convert,
+    "analyze": analyze,
     "replay": replay.main,
     "migrate": migrate,
 }

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,6 @@ import numpy as np
 import torch
 
 from segdet.data.catalog import MetadataCatalog
-from segdet.data.datasets.coco import convert_to_coco_json
 from segdet.errors import DataError
 from segdet.evaluation.box_proposals import (
     ImageProposals,
@@ -31,7 +28,7 @@ from segdet.evaluation.coco_metrics import (
     check_sigmas,
     coco_metrics,
 )
-from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
+from segdet.evaluation.coco_records import GroundTruth, Predictions, read_dataset_ground_truth
 from segdet.evaluation.coco_report import KNOWN_TASKS, REPORTED, checked_tasks, report
 from segdet.evaluation.evaluator import DatasetEvaluator
 from segdet.evaluation.rle import encode_masks
@@ -119,15 +116,9 @@ class COCOEvaluator(DatasetEvaluator):
         return comm.is_main_process() or not self._distributed
 
     def _read_ground_truth(self, dataset_name: str, allow_cached: bool) -> GroundTruth:
-        json_file = self._metadata.get("json_file")
-        if json_file is not None:
-            root = str(self._metadata.get("image_root", ""))
-            return read_ground_truth(json_file, root, rotated=self.rotated)
-        with tempfile.TemporaryDirectory() as temporary:
-            name = re.sub(r"[^\w.-]+", "_", dataset_name)  # which may be made of paths
-            file = (self._output_dir or Path(temporary)) / f"{name}_coco_format.json"
-            convert_to_coco_json(dataset_name, file, allow_cached=allow_cached)
-            return read_ground_truth(file, rotated=self.rotated)
+        return read_dataset_ground_truth(
+            dataset_name, self._output_dir, allow_cached=allow_cached, rotated=self.rotated
+        )
 
     def reset(self) -> None:
         """Forget all predictions."""

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import tempfile
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_api
 
+from segdet.data.catalog import MetadataCatalog
+from segdet.data.datasets.coco import convert_to_coco_json
 from segdet.data.readers.coco_json import CocoFile, read_coco_json
 from segdet.errors import DataError
 from segdet.evaluation.rle import compress
@@ -93,6 +98,30 @@ def read_ground_truth(
     """
     file = read_coco_json(json_file, image_root, extra_annotation_keys=("id", "area"))
     return GroundTruth(**columns_of(file, str(json_file), rotated=rotated))
+
+
+def read_dataset_ground_truth(
+    name: str, output_dir: Path | None = None, *, allow_cached: bool = False, rotated: bool = False
+) -> GroundTruth:
+    """Read the annotations of a data set by its name.
+
+    Args:
+        name: its metadata's `json_file` is read; a data set without one is converted.
+        output_dir: for the conversion; None keeps it nowhere.
+        allow_cached: take a conversion that lies there already.
+        rotated: as for `read_ground_truth`.
+
+    Raises:
+        DataError: no such data set, or a broken one.
+    """
+    metadata = MetadataCatalog.get(name)
+    if (json_file := metadata.get("json_file")) is not None:
+        return read_ground_truth(json_file, str(metadata.get("image_root", "")), rotated=rotated)
+    with tempfile.TemporaryDirectory() as temporary:
+        in_file = re.sub(r"[^\w.-]+", "_", name)  # which may be made of paths
+        file = (output_dir or Path(temporary)) / f"{in_file}_coco_format.json"
+        convert_to_coco_json(name, file, allow_cached=allow_cached)
+        return read_ground_truth(file, rotated=rotated)
 
 
 def columns_of(file: CocoFile, source: str, *, rotated: bool = False) -> dict[str, Any]:

@@ -68,7 +68,6 @@ def table(values: dict[str, float], kind: str = "AP") -> str:
     """
     cells = [(name, f"{value:.3f}") for name, value in values.items()]
     if len(cells) <= 6:
-        widths = [max(len(name), len(value)) for name, value in cells]
         rows = [[name for name, _ in cells], [value for _, value in cells]]
     else:
         cells += [("", "")] * (-len(cells) % 3)
@@ -76,8 +75,13 @@ def table(values: dict[str, float], kind: str = "AP") -> str:
             [text for pair in cells[i : i + 3] for text in pair] for i in range(0, len(cells), 3)
         ]
         rows.insert(0, ["class", kind] * 3)
-        widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    rows.insert(1, ["-" * width for width in widths])
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table whose columns line up; the first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return "\n".join(
         "| " + " | ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) + " |"
         for row in rows

@@ -163,7 +163,7 @@ def _overlaps(
         height, width = truth.image_sizes[truth.image[objects[0]]].tolist()
         of_objects = [run_lengths(truth.masks[g], height, width) for g in objects]
         pair = [masks[d] for d in detections], of_objects
-    return np.asarray(mask_api.iou(*pair, crowd))
+    return np.asarray(mask_api.iou(pair[0], pair[1], crowd))
 
 
 def run_lengths(mask: Any, height: int, width: int) -> Any:
