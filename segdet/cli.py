@@ -14,6 +14,7 @@ from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import SegdetError
 from segdet.evaluation.analysis.command import main as analyze
 from segdet.migrate import main as migrate
+from segdet.report.command import main as report
 from segdet.utils.collect_env import collect_env_info
 
 
@@ -62,6 +63,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "check-data": check_data,
     "convert": convert,
     "analyze": analyze,
+    "report": report,
     "replay": replay.main,
     "migrate": migrate,
 }

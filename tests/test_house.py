@@ -150,7 +150,7 @@ LAYERS = {
         "segdet.checkpoint",
     ],
 }
-for top in ("segdet.engine", "segdet.migrate", "segdet.cli"):  # these import everything below them
+for top in ("segdet.engine", "segdet.migrate", "segdet.report", "segdet.cli"):  # these import everything below them
     LAYERS[top] = [*LAYERS]
 OPTIONAL = {
     *("cv2", "fsspec", "hotcoco", "pycocotools", "shapely", "tensorboard", "torch", "torchvision")

@@ -118,10 +118,15 @@ def read_dataset_ground_truth(
     if (json_file := metadata.get("json_file")) is not None:
         return read_ground_truth(json_file, str(metadata.get("image_root", "")), rotated=rotated)
     with tempfile.TemporaryDirectory() as temporary:
-        in_file = re.sub(r"[^\w.-]+", "_", name)  # which may be made of paths
-        file = (output_dir or Path(temporary)) / f"{in_file}_coco_format.json"
+        file = (output_dir or Path(temporary)) / converted_name(name)
         convert_to_coco_json(name, file, allow_cached=allow_cached)
         return read_ground_truth(file, rotated=rotated)
+
+
+def converted_name(dataset_name: str) -> str:
+    """The file that a data set without a COCO json is converted to."""
+    name = re.sub(r"[^\w.-]+", "_", dataset_name)  # which may be made of paths
+    return f"{name}_coco_format.json"
 
 
 def columns_of(file: CocoFile, source: str, *, rotated: bool = False) -> dict[str, Any]:

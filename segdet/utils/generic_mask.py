@@ -62,7 +62,7 @@ class GenericMask:
         They run along the sides of pixels, so that `polygons_to_mask` gives the mask again where
         it has no holes. Pixels that touch at a corner alone belong to different parts.
         """
-        loops = _outlines(as_array(mask) != 0)
+        loops = outlines(as_array(mask) != 0)
         outer = [loop for loop in loops if _signed_area(loop) > 0]
         return [np.array(loop, np.float64).reshape(-1) for loop in outer], len(outer) < len(loops)
 
@@ -83,8 +83,15 @@ class GenericMask:
         return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float64)
 
 
-def _outlines(mask: np.ndarray) -> list[list[Point]]:
-    """Closed paths along pixel sides, the inside on their right: parts clockwise on the screen."""
+def outlines(mask: np.ndarray) -> list[list[Point]]:
+    """Closed paths along pixel sides, the inside on their right.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        Parts, which run clockwise on the screen, and holes, which run the other way.
+    """
     following = _sides(np.pad(mask, 1))
     loops = []
     for start in sorted(following):  # the leftmost that is left: one path alone goes through it

@@ -1,0 +1,127 @@
+"""Everything that the page draws, gathered from one run or two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from segdet.evaluation.analysis import Analysis
+from segdet.report.analysis import analyses_of, task_of
+from segdet.report.datasets import summaries_of
+from segdet.report.gallery import gallery_of
+from segdet.report.results import HEADLINE, table_of
+from segdet.report.run import TASKS, Missing, Run, group_of
+from segdet.report.settings import settings_of
+from segdet.report.tested import Tested, read_tested
+
+
+def report_of(runs: Sequence[Run], *, pictures: int) -> dict[str, Any]:
+    """The data of the page, as `page` takes it.
+
+    Args:
+        runs: one, or two to compare.
+        pictures: of the gallery, at most.
+    """
+    tested = [read_tested(run) for run in runs]
+    analyses = analyses_of(tested)
+    tasks = []
+    for task in TASKS:
+        written = table_of(task, runs)
+        if task in analyses:
+            tasks.append(task_of(task, analyses[task], written))
+        elif written is not None:
+            tasks.append(written)
+    gallery, why = _gallery(runs, tested, analyses, pictures)
+    curves = [run.shown_curves() for run in runs]
+    names = sorted({name for one in curves for name in one})
+    return {
+        "title": " against ".join(run.name for run in runs),
+        "runs": [
+            {
+                "name": run.name,
+                "about": _about(run),
+                "facts": _facts(run),
+                "curves": own,
+                "missing": [one._asdict() for one in run.missing],
+            }
+            for run, own in zip(runs, curves, strict=True)
+        ],
+        "groups": {name: group_of(name) for name in names},
+        "headline": _headline(tasks),
+        "config": settings_of(runs),
+        "data": summaries_of(runs),
+        "tasks": tasks,
+        "no_metrics": "No evaluation of this run is known: metrics.json has no results, and "
+        "inference/ has none that could be evaluated.",
+        "gallery": gallery,
+        "no_gallery": why,
+    }
+
+
+def _gallery(
+    runs: Sequence[Run],
+    tested: Sequence[Tested | None],
+    analyses: dict[str, list[Analysis | None]],
+    pictures: int,
+) -> tuple[dict[str, Any] | None, str]:
+    """The gallery, or why there is none."""
+    main = next(iter(analyses.values()), None)
+    if main is None:
+        return None, "There are no predictions to show; the top of the page says why."
+    if pictures == 0:
+        return None, "The page was made with --pictures 0."
+    first = next(k for k, one in enumerate(main) if one is not None)
+    shown = tested[first]
+    assert shown is not None, "what was analysed has been read"
+    of_same = [one if one is None or _on_same_images(one, main[first]) else None for one in main]
+    for run, one, kept in zip(runs, main, of_same, strict=True):
+        if one is not kept:
+            run.missing.append(Missing("pictures", "it was tested on other images or classes"))
+    gallery = gallery_of(shown, of_same, pictures)
+    if gallery is None:
+        return None, f"No picture of {runs[first].tested} can be read, such as {shown.files[0]}."
+    return gallery, ""
+
+
+def _on_same_images(one: Analysis, other: Analysis | None) -> bool:
+    truth, as_other = one.matches.truth, other.matches.truth if other else None
+    return as_other is None or (
+        truth.image_ids == as_other.image_ids and truth.category_ids == as_other.category_ids
+    )
+
+
+def _about(run: Run) -> str:
+    trained = ", ".join(run.names("DATASETS.TRAIN"))
+    tested = ", ".join(run.names("DATASETS.TEST"))
+    parts = [f"trained on {trained}" if trained else "", f"tested on {tested}" if tested else ""]
+    words = ", ".join(filter(None, [run.system(), *parts]))
+    return f"{words}." if words else str(run.folder)
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """Short facts for the top; the same labels for every run."""
+    config = run.config
+    planned = config.get("SOLVER.MAX_ITER")
+    came = f"{run.iterations:,}".replace(",", " ") if run.curves else "–"
+    unfinished = run.curves and isinstance(planned, int) and run.iterations < planned
+    seconds = sorted(value for _, value in run.curves.get("time", []) if value is not None)
+    return [
+        ("Iterations", f"{came} of {planned}" if unfinished else came),
+        ("Images an iteration", str(config.get("SOLVER.IMS_PER_BATCH", "–"))),
+        ("Seconds an iteration", f"{seconds[len(seconds) // 2]:.3g}" if seconds else "–"),
+        ("Base learning rate", str(config.get("SOLVER.BASE_LR", "–"))),
+    ]
+
+
+def _headline(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The few numbers that are looked for first: two of each task, or one where tasks are many."""
+    found = [
+        [
+            {"name": f"{task['title']}: {row['name']}", "runs": row["runs"]}
+            for row in task["metrics"]
+            if row["name"] in HEADLINE.get(task["name"], ["AP", "AP50"])
+        ]
+        for task in tasks
+    ]
+    each = 2 if sum(map(len, found)) <= 4 else 1
+    return [one for rows in found for one in rows[:each]]
