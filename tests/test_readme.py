@@ -9,6 +9,7 @@ import pytest
 from segdet.data.check.command import main as check_data
 from segdet.engine import predict, train
 from segdet.errors import SegdetError
+from segdet.report.command import main as report
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -52,6 +53,11 @@ def test_the_check_of_data_is_understood(monkeypatch, tmp_path, capsys):
     assert exit.value.code == 2  # there is no such file
     assert "val.json: 0 images" in capsys.readouterr().out
     assert "cannot be read" in (tmp_path / "report.html").read_text()
+
+
+def test_the_report_is_understood():
+    with pytest.raises(SegdetError, match="output/(demo|before) is no folder"):
+        report(arguments("segdet report"))
 
 
 def test_linked_files_exist():
