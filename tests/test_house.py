@@ -150,7 +150,8 @@ LAYERS = {
         "segdet.checkpoint",
     ],
 }
-for top in ("segdet.engine", "segdet.migrate", "segdet.report", "segdet.cli"):  # these import everything below them
+# These import everything below them.
+for top in ("segdet.engine", "segdet.migrate", "segdet.report", "segdet.cli"):
     LAYERS[top] = [*LAYERS]
 OPTIONAL = {
     *("cv2", "fsspec", "hotcoco", "pycocotools", "shapely", "tensorboard", "torch", "torchvision")

@@ -56,7 +56,7 @@ def test_the_check_of_data_is_understood(monkeypatch, tmp_path, capsys):
 
 
 def test_the_report_is_understood():
-    with pytest.raises(SegdetError, match="output/(demo|before) is no folder"):
+    with pytest.raises(SegdetError, match=r"output/(demo|before) is no folder"):
         report(arguments("segdet report"))
 
 
