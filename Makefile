@@ -19,7 +19,7 @@ bin := $(VENV)/bin/
 stamp := $(VENV)/setup
 endif
 
-benchmarks := ops $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
+benchmarks := ops models $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
 csrc := $(shell find csrc tests/ops -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 pip := $(python) -m pip install --disable-pip-version-check --quiet
 .PHONY: setup demo test test-slow check format bench wheel sanitize wheel-check gpu-check

@@ -141,7 +141,13 @@ class DefaultTrainer(TrainerBase):
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         trainer = AMPTrainer if self.cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer(create_ddp_model(model), None, optimizer, seed=self.cfg.SEED)
+        self._trainer = trainer(
+            create_ddp_model(model),
+            None,
+            optimizer,
+            zero_grad_before_forward=True,  # the gradients' memory is then free for activations
+            seed=self.cfg.SEED,
+        )
         self._trainer.accumulate = _parts(self.cfg)
         self._trainer._hooks = self._hooks  # so that it calls their after_backward
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)

@@ -134,13 +134,17 @@ class SolverConfig:
             bias_lr_factor=self.bias_lr_factor,
             weight_decay_bias=self.weight_decay_bias,
         )
+        # One kernel for all that happens to a value. It takes a gradient scaler's scale off by
+        # itself, after clipping.
+        fused = not (self.amp.enabled or self.clip_gradients.enabled)
         optimizer = torch.optim.SGD(
             groups,
             lr=self.base_lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
-            foreach=True,
+            fused=fused,
+            foreach=not fused,
         )
         return self.add_clipping(optimizer)
 

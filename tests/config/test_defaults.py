@@ -151,6 +151,7 @@ BEYOND = {
     },
     "TEST": {"BEST_METRIC": ""},
     "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0, "MOBILENET": False},
+    "MODEL.BACKBONE": {"USE_ACT_CHECKPOINT": False},
     "MODEL.ROI_MASKIOU_HEAD": {"NAME": "MaskIoUHead", "CONV_DIM": 256, "NUM_CONV": 4},
     "MODEL.FCIS": {
         "CONV_DIM": 1024, "GROUP_SIZE": 7, "POOLED_SIZE": 21, "OHEM": True,

@@ -92,7 +92,7 @@ def test_optimizer_of_the_config():
     assert (len(no_decay["params"]), no_decay["weight_decay"]) == (4, 0.0)
     for group in optimizer.param_groups:
         assert (group["lr"], group["momentum"]) == (0.02, 0.8)
-        assert group["nesterov"] and group["foreach"]
+        assert group["nesterov"] and group["fused"]
 
 
 @pytest.mark.parametrize(
@@ -190,3 +190,17 @@ def test_clipping_is_off_by_default():
 def test_refuses_values_that_cannot_work(key, value, message):
     with pytest.raises(ConfigError, match=message):
         build_optimizer(tree(**{key: value}), Net())
+
+
+def test_the_fused_optimizer_steps_as_the_definition():
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = SolverConfig(base_lr=0.1, weight_decay=0.01).build_optimizer(model)
+    weight, velocity = model.conv.weight.detach().clone(), 0
+    for _ in range(3):
+        gradient = torch.randn_like(weight)
+        model.conv.weight.grad = gradient.clone()
+        optimizer.step()
+        velocity = 0.9 * velocity + gradient + 0.01 * weight
+        weight = weight - 0.1 * velocity
+        torch.testing.assert_close(model.conv.weight.detach(), weight)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from segdet.errors import ConfigError, did_you_mean
-from segdet.modeling.backbones.backbone import Backbone, known
+from segdet.modeling.backbones.backbone import Backbone, checkpoint_activations, known
 from segdet.modeling.backbones.darknet import DarkNet
 from segdet.modeling.backbones.dla import DLA, DLAConfig
 from segdet.modeling.backbones.fpn import (
@@ -61,6 +61,7 @@ class BackboneConfig:
 
     name: str = "build_resnet_backbone"  # a key of BACKBONES
     freeze_at: int = 2  # 0 trains everything, 1 freezes the stem, k >= 2 the stem and up to res{k}
+    use_act_checkpoint: bool = False  # the backward pass computes maps inside of blocks once more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,10 @@ class BackboneSections:
             )
         if input_channels is None:
             input_channels = len(self.pixel_mean)
-        return BACKBONES[name](self, input_channels)
+        backbone = BACKBONES[name](self, input_channels)
+        if self.backbone.use_act_checkpoint:
+            checkpoint_activations(backbone)
+        return backbone
 
 
 def _resnet(sections: BackboneSections, input_channels: int) -> ResNet:

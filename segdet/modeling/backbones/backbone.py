@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from segdet.errors import ConfigError
 from segdet.layers import FrozenBatchNorm2d, ShapeSpec
@@ -72,6 +75,7 @@ class StagedBackbone(Backbone):
         if unknown:
             raise ValueError(f"out_features {sorted(unknown)} are not in {list(parts)}")
         self._parts = tuple(parts)
+        self._checkpoints = False
         for name, part in parts.items():
             self.add_module(name, part)
         self._shapes = {name: shapes[name] for name in parts if name in out_features}
@@ -82,13 +86,56 @@ class StagedBackbone(Backbone):
         features = {}
         x = images
         for name in self._parts:
-            x = self.get_submodule(name)(x)
+            x = self._run(self.get_submodule(name), x)
             if name in self._shapes:
                 features[name] = x
         return features
 
+    def _run(self, part: nn.Module, x: Tensor) -> Tensor:
+        if not (self._checkpoints and torch.is_grad_enabled() and _is_trained(part)):
+            return part(x)
+        for block in part if isinstance(part, nn.Sequential) else (part,):
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+        return x
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the input of each block from now on; the gradient computes the rest again.
+
+        Source: arXiv:1604.06174.
+
+        Raises:
+            ConfigError: a norm would count each batch twice.
+        """
+        norms = [type(m).__name__ for m in self.modules() if isinstance(m, _BatchNorm)]
+        if norms:
+            raise ConfigError(
+                f"MODEL.BACKBONE.USE_ACT_CHECKPOINT computes blocks twice, and {norms[0]} would "
+                "take each batch into its statistics twice; use FrozenBN or GN"
+            )
+        self._checkpoints = True
+
     def output_shape(self) -> dict[str, ShapeSpec]:  # noqa: D102
         return self._shapes
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """MODEL.BACKBONE.USE_ACT_CHECKPOINT: see `StagedBackbone.checkpoint_activations`.
+
+    Raises:
+        ConfigError: the backbone is not made of blocks, or has norms that forbid it.
+    """
+    staged = [module for module in backbone.modules() if isinstance(module, StagedBackbone)]
+    if not staged:
+        raise ConfigError(
+            "MODEL.BACKBONE.USE_ACT_CHECKPOINT needs ResNet or VoVNet; MODEL.BACKBONE.NAME "
+            "chooses another backbone"
+        )
+    for one in staged:
+        one.checkpoint_activations()
 
 
 def known(value: int | None) -> int:

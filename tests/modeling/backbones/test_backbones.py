@@ -137,3 +137,38 @@ def test_images_have_one_channel_per_pixel_mean(name):
     with torch.device("meta"):
         features = sections.build_backbone()(torch.zeros(2, 1, 64, 96))
     assert all(len(f) == 2 for f in features.values())
+
+
+def test_checkpoints_of_activations_change_nothing_but_memory():
+    def train(**settings):
+        torch.manual_seed(0)
+        resnets = ResNetConfig(depth=18, res2_out_channels=16, out_features=("res3", "res5"))
+        backbone = BackboneSections(
+            backbone=BackboneConfig(**settings), resnets=resnets
+        ).build_backbone()
+        kept = 0
+
+        def keep(x):
+            nonlocal kept
+            kept += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            maps = backbone(torch.randn(1, 3, 64, 64))
+        sum(x.square().mean() for x in maps.values()).backward()
+        return kept, {n: p.grad for n, p in backbone.named_parameters() if p.requires_grad}
+
+    whole, expected = train()
+    kept, found = train(use_act_checkpoint=True)
+    assert kept < whole / 3
+    torch.testing.assert_close(found, expected)
+
+
+def test_checkpoints_of_activations_refuse_what_they_would_change():
+    settings = {"backbone": BackboneConfig(use_act_checkpoint=True)}
+    with pytest.raises(ConfigError, match="BatchNorm2d would take each batch into its statistics"):
+        BackboneSections(**settings, resnets=ResNetConfig(norm="BN")).build_backbone()
+    dla = BackboneConfig(name="build_fcos_dla_fpn_backbone", use_act_checkpoint=True)
+    levels = FPNConfig(in_features=("level3", "level4", "level5"))
+    with pytest.raises(ConfigError, match="needs ResNet or VoVNet"):
+        BackboneSections(backbone=dla, fpn=levels).build_backbone()
