@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from segdet.data.check.command import main as check_data
 from segdet.data.convert.command import main as convert
-from segdet.engine import predict, replay, train
+from segdet.engine import predict, replay, submit, train
 from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import SegdetError
 from segdet.evaluation.analysis.command import main as analyze
@@ -58,6 +58,7 @@ def evaluate(argv: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "info": info,
     "train": train.main,
+    "submit": submit.main,
     "eval": evaluate,
     "predict": predict.main,
     "check-data": check_data,

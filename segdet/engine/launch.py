@@ -56,7 +56,7 @@ def launch(
         Stopped: a signal ended the run.
     """
     if dist.is_torchelastic_launched():
-        return _run(main_func, args, int(os.environ["LOCAL_RANK"]), "env://", timeout=timeout)
+        return join_others(main_func, args, timeout)
     if num_gpus_per_machine < 0:
         raise ConfigError(f"--num-gpus must be >= 0, is {num_gpus_per_machine}")
     if num_machines < 1:
@@ -85,9 +85,30 @@ def launch(
     return None
 
 
+def join_others(
+    main_func: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    timeout: datetime.timedelta = DEFAULT_TIMEOUT,
+) -> Any:
+    """Call `main_func(*args)` in this process, which others have been started beside.
+
+    RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell of them, as torchrun sets them.
+
+    Args:
+        main_func: to call.
+        args: of `main_func`.
+        timeout: of a collective call.
+
+    Returns:
+        What `main_func` returned.
+    """
+    return _run(main_func, args, int(os.environ["LOCAL_RANK"]), "env://", timeout=timeout)
+
+
 def is_restarted() -> bool:
-    """Whether torchrun has started this process anew, after one of its processes failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether torchrun has started this process anew after a failure, or SLURM its job."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(int(os.environ.get(name, "0")) > 0 for name in counts)
 
 
 def _worker(

@@ -54,21 +54,27 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         epilog=epilog or _EXAMPLES.format(prog=sys.argv[0]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_run_arguments(parser)
+    add = parser.add_argument
+    add("--machine-rank", type=int, default=0, help="which of the machines this is, from 0")
+    add("--dist-url", default="auto", help="where the processes meet; auto: one machine")
+    return parser
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what to run and on how many devices, however the processes are started."""
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="a YAML config")
     add("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
     add("--num-gpus", type=int, default=1, help="processes on each machine")
     add("--num-machines", type=int, default=1)
-    add("--machine-rank", type=int, default=0, help="which of the machines this is, from 0")
-    add("--dist-url", default="auto", help="where the processes meet; auto: one machine")
     add(
         "opts",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
         help="settings that win over the config file's; they come last",
     )
-    return parser
 
 
 def add_project_argument(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from benchmarks.trust.kill_matrix import PLACES, Row, measure
+from benchmarks.trust.kill_matrix import SYSTEMS, Row, measure
 from segdet.data.demo import make_demo_dataset
-from tests.faults.runs import ROOT, begin, in_process, same_run
+from tests.faults.runs import begin, in_process, same_run
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -23,12 +23,14 @@ def test_killed_and_resumed(tmp_path, whole, workers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes, workers", [(1, 0), (1, 3), (2, 1)])
-def test_mask_rcnn_in_the_matrix(tmp_path, monkeypatch, processes, workers):
+@pytest.mark.parametrize(
+    "system, processes, workers",
+    [*((name, 1, 0) for name in SYSTEMS), ("mask_rcnn", 1, 3), ("mask_rcnn", 2, 1)],
+)
+def test_systems_in_the_matrix(tmp_path, monkeypatch, system, processes, workers):
     make_demo_dataset(tmp_path / "data" / "demo", num_train=6, num_val=3)
     monkeypatch.setenv("SEGDET_DATASETS", str(tmp_path / "data"))
-    row = Row("mask_rcnn", processes, workers, dict.fromkeys(PLACES, 0))
-    measure(ROOT / "configs/demo/mask_rcnn.yaml", [], tmp_path, row, points=3)
+    row = measure(Row(system, processes, workers), tmp_path, points=3)
     assert sum(row.kills.values()) == 3
     assert row.runs > 0
     assert (row.differing_tensors, row.lost_checkpoints) == (0, 0)
