@@ -154,7 +154,8 @@ LAYERS = {
 for top in ("segdet.engine", "segdet.migrate", "segdet.report", "segdet.cli"):
     LAYERS[top] = [*LAYERS]
 OPTIONAL = {
-    *("cv2", "fsspec", "hotcoco", "pycocotools", "shapely", "tensorboard", "torch", "torchvision")
+    *("cv2", "fsspec", "hotcoco", "pycocotools", "shapely", "submitit", "tensorboard", "torch"),
+    "torchvision",
 }
 
 
