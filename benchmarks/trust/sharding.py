@@ -21,11 +21,10 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from benchmarks.models import our_model, random_objects
+from benchmarks.models.systems import our_model, random_batch
 from segdet.engine import create_ddp_model
 from segdet.modeling.backbones.resnet import Block
 from segdet.modeling.box_head import FastRCNNConvFCHead
-from segdet.structures import BitMasks, Boxes, Instances
 
 PROCESSES = 2
 _SPAWN = multiprocessing.get_context("spawn")  # nothing of one measurement is left for the next
@@ -60,16 +59,9 @@ def measure(mode: str, rank: int, store: str, size: tuple[int, int], images: int
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
-    batch = []
-    for _ in range(images):
-        boxes, classes, masks = random_objects(size, "cpu")
-        target = Instances(
-            size, gt_boxes=Boxes(boxes), gt_classes=classes, gt_masks=BitMasks(masks)
-        )
-        image = torch.randint(256, (3, *size), dtype=torch.uint8)
-        batch.append({"image": image, "instances": target})
+    batch = random_batch(size, images, 7, "cpu").ours
     before = resident("VmRSS")
-    model = MODES[mode](our_model("cpu")).train()
+    model = MODES[mode](our_model("Mask R-CNN R50-FPN", "cpu")).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-9, momentum=0.9)
     started = 0.0
