@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,65 +30,132 @@ _ALL_BYTES = 5_000_000  # of the pictures; a third more in the page
 _SEED = 0
 
 
+class Sources:
+    """The pictures of a page, each in it once.
+
+    Args:
+        most: of them, which together stay below 5 MB.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.pictures: list[str] = []
+        self._share = _ALL_BYTES // max(most, 1)
+        self._known: dict[str, tuple[int, tuple[int, int]]] = {}
+
+    def add(self, file_name: str) -> tuple[int, tuple[int, int]]:
+        """The place of a file's picture, and its (height, width) there.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if file_name not in self._known:
+            source, size = picture(file_name, self._share)
+            self._known[file_name] = len(self.pictures), size
+            self.pictures.append(source)
+        return self._known[file_name]
+
+
 def gallery_of(
-    tested: Tested, analyses: Sequence[Analysis | None], pictures: int
+    tested: Tested, analyses: Sequence[Analysis | None], pictures: int, sources: Sources
 ) -> dict[str, Any] | None:
-    """The best, the worst and random images; None where no picture can be read.
+    """The best, the worst and random images of objects; None where no picture can be read.
 
     Args:
         tested: of the first run that has predictions.
         analyses: of each run, on the images of `tested`; None where a run has none.
         pictures: their number at most.
+        sources: gets them.
     """
     first = next(one for one in analyses if one is not None)
-    picks = choose(first, pictures)
-    drawn = []
-    for image, words in picks.items():
-        try:
-            source, size = picture(tested.files[image], _ALL_BYTES // max(len(picks), 1))
-        except DataError:
-            continue
-        part = {"name": Path(tested.files[image]).name, "picks": words, "src": source}
-        drawn.append({**part, **_objects(tested, analyses, image, size)})
-    if not drawn:
+    drawn = draw_pictures(
+        choose(*outcomes_of(first), pictures),
+        tested.files,
+        sources,
+        lambda image, size: _objects(tested, analyses, image, size),
+    )
+    if drawn is None:
         return None
     return {
+        "title": "Objects",
+        "unit": "object",
         "pictures": drawn,
         "images": len(tested.files),
         "score": SCORE,
-        "classes": [
-            {"name": name, "colour": distinct_color(c)} for c, name in enumerate(first.class_names)
-        ],
-        "kinds": [
-            {"key": key, "name": key, "meaning": meaning} for key, meaning in OUTCOMES.items()
-        ],
-        "about": "Open a picture to see it beside its ground truth; arrow keys go from one to the "
-        "next. The best and the worst are by their F1 score at IoU 0.50"
+        "classes": colored(first.class_names),
+        "kinds": [{"key": key, "meaning": meaning} for key, meaning in OUTCOMES.items()],
+        "about": "The best and the worst are by their F1 score at IoU 0.50"
         f"{' in the first run' if len(analyses) > 1 else ''}, of detections with a score of "
         f"{SCORE:g} or more.",
     }
 
 
-def choose(analysis: Analysis, number: int) -> dict[int, list[str]]:
+def draw_pictures(
+    picks: Mapping[int, list[str]],
+    files: Sequence[str],
+    sources: Sources,
+    objects: Callable[[int, tuple[int, int]], dict[str, Any]],
+) -> list[dict[str, Any]] | None:
+    """Those of the chosen images that can be read; None where none can.
+
+    Args:
+        picks: image -> why it was chosen.
+        files: of all images.
+        sources: gets their pictures.
+        objects: of an image and the (height, width) of its picture: what is drawn there.
+    """
+    drawn = []
+    for image, words in picks.items():
+        try:
+            place, size = sources.add(files[image])
+        except DataError:
+            continue
+        part = {"name": Path(files[image]).name, "picks": words, "source": place}
+        drawn.append({**part, "height": size[0], "width": size[1], **objects(image, size)})
+    return drawn or None
+
+
+def colored(names: Sequence[str]) -> list[dict[str, str]]:
+    """Classes as the page has them."""
+    return [{"name": name, "colour": distinct_color(c)} for c, name in enumerate(names)]
+
+
+def outcomes_of(analysis: Analysis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images,) int64 of each image: detections that are right, those that are wrong, objects."""
+    matches, errors = analysis.matches, analysis.errors
+    confident = matches.found.scores >= SCORE
+    correct, ignored = (errors.kind == KINDS.index(name) for name in ("correct", "ignored"))
+    images = (
+        matches.found.image[confident & correct],
+        matches.found.image[confident & ~correct & ~ignored],
+        matches.truth.image[~matches.truth.crowd],
+    )
+    right, wrong, there = (
+        np.bincount(one, minlength=len(matches.truth.image_ids)) for one in images
+    )
+    return right, wrong, there
+
+
+def choose(
+    right: np.ndarray, wrong: np.ndarray, there: np.ndarray, number: int
+) -> dict[int, list[str]]:
     """Image -> why it is shown: a third each "worst" and "best", the rest "random" ones.
 
     Random ones are drawn from all images, so that they may be among the others, too.
+
+    Args:
+        right: (images,) how many of what was found are right.
+        wrong: (images,) how many are wrong.
+        there: (images,) how many objects there are.
+        number: of images, at most.
     """
-    matches, errors = analysis.matches, analysis.errors
-    images = len(matches.truth.image_ids)
-    confident = matches.found.scores >= SCORE
-    correct, ignored = (errors.kind == KINDS.index(name) for name in ("correct", "ignored"))
-    count = {"minlength": images}
-    right = np.bincount(matches.found.image[confident & correct], **count)
-    wrong = np.bincount(matches.found.image[confident & ~correct & ~ignored], **count)
-    objects = np.bincount(matches.truth.image[~matches.truth.crowd], **count)
-    f1 = np.where(right + wrong + objects, 2 * right / (right + wrong + objects).clip(1), 1)
-    third = number // 3
-    picks: dict[int, list[str]] = {}
-    worst = np.lexsort((-(wrong + objects - right), f1))
+    images = len(right)
+    total = right + wrong + there
+    f1 = np.where(total, 2 * right / total.clip(1), 1)
+    worst = np.lexsort((-(wrong + there - right), f1))
     best = np.lexsort((-right, -f1))
+    picks: dict[int, list[str]] = {}
     for name, order in (("worst", worst[: images // 2]), ("best", best[: images // 2])):
-        for image in order[:third].tolist():
+        for image in order[: number // 3].tolist():
             picks.setdefault(image, []).append(name)
     for image in np.random.default_rng(_SEED).permutation(images).tolist():
         if len(picks) >= min(number, images):
@@ -145,7 +212,7 @@ def _objects(
     runs = [
         [] if one is None else _found(one, image, rows, (height, width), size) for one in analyses
     ]
-    return {"height": size[0], "width": size[1], "truth": objects, "runs": runs}
+    return {"truth": objects, "runs": runs}
 
 
 def _found(
@@ -182,17 +249,16 @@ def _shape(
     """A box and a mask, of an image of one (height, width), drawn in another."""
     scale = np.array(size) / np.array(whole)
     sides = (box * scale[[1, 0, 1, 0]]).round(1).tolist()
-    return {"b": sides, "p": None if rle is None else outline(rle, size)}
+    return {"b": sides, "p": None if rle is None else outline(mask_api.decode(rle), size)}
 
 
-def outline(rle: Any, size: tuple[int, int]) -> str:
+def outline(mask: np.ndarray, size: tuple[int, int]) -> str:
     """The outline of a mask as a path of SVG, holes included (fill-rule evenodd).
 
     Args:
-        rle: compressed.
+        mask: (H, W) bool or 0 and 1.
         size: (height, width) of the picture that it is drawn on.
     """
-    mask = mask_api.decode(rle)
     rows, columns = (
         ((np.arange(drawn) + 0.5) * whole / drawn).astype(int)
         for drawn, whole in zip(size, mask.shape, strict=True)

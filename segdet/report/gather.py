@@ -8,7 +8,8 @@ from typing import Any
 from segdet.evaluation.analysis import Analysis
 from segdet.report.analysis import analyses_of, task_of
 from segdet.report.datasets import summaries_of
-from segdet.report.gallery import gallery_of
+from segdet.report.gallery import Sources, gallery_of
+from segdet.report.regions import gallery_of_regions, regions_of
 from segdet.report.results import HEADLINE, table_of
 from segdet.report.run import TASKS, Missing, Run, group_of
 from segdet.report.settings import settings_of
@@ -31,7 +32,7 @@ def report_of(runs: Sequence[Run], *, pictures: int) -> dict[str, Any]:
             tasks.append(task_of(task, analyses[task], written))
         elif written is not None:
             tasks.append(written)
-    gallery, why = _gallery(runs, tested, analyses, pictures)
+    galleries, sources = _galleries(runs, tested, analyses, pictures)
     curves = [run.shown_curves() for run in runs]
     names = sorted({name for one in curves for name in one})
     return {
@@ -53,34 +54,55 @@ def report_of(runs: Sequence[Run], *, pictures: int) -> dict[str, Any]:
         "tasks": tasks,
         "no_metrics": "No evaluation of this run is known: metrics.json has no results, and "
         "inference/ has none that could be evaluated.",
-        "gallery": gallery,
-        "no_gallery": why,
+        "galleries": galleries,
+        "sources": sources,
+        "no_gallery": "The page was made with --pictures 0."
+        if pictures == 0
+        else "There are no predictions to show; the top of the page says why.",
     }
 
 
-def _gallery(
+def _galleries(
     runs: Sequence[Run],
     tested: Sequence[Tested | None],
     analyses: dict[str, list[Analysis | None]],
     pictures: int,
-) -> tuple[dict[str, Any] | None, str]:
-    """The gallery, or why there is none."""
-    main = next(iter(analyses.values()), None)
-    if main is None:
-        return None, "There are no predictions to show; the top of the page says why."
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The galleries, and the pictures that they share."""
     if pictures == 0:
-        return None, "The page was made with --pictures 0."
-    first = next(k for k, one in enumerate(main) if one is not None)
+        return [], []
+    main = next(iter(analyses.values()), None)
+    regions = regions_of(runs)
+    sources = Sources(pictures * ((main is not None) + (regions is not None)))
+    galleries: list[dict[str, Any] | None] = []
+    if main is not None:
+        galleries.append(_gallery_of_objects(runs, tested, main, pictures, sources))
+    if regions is not None:
+        task, sets = regions
+        galleries.append(gallery_of_regions(task, sets, pictures, sources))
+    if None in galleries:
+        why = f"not one image of {runs[0].tested} can be read"
+        runs[0].missing.append(Missing("pictures", why))
+    return [one for one in galleries if one is not None], sources.pictures
+
+
+def _gallery_of_objects(
+    runs: Sequence[Run],
+    tested: Sequence[Tested | None],
+    analyses: Sequence[Analysis | None],
+    pictures: int,
+    sources: Sources,
+) -> dict[str, Any] | None:
+    first = next(k for k, one in enumerate(analyses) if one is not None)
     shown = tested[first]
     assert shown is not None, "what was analysed has been read"
-    of_same = [one if one is None or _on_same_images(one, main[first]) else None for one in main]
-    for run, one, kept in zip(runs, main, of_same, strict=True):
+    same = [
+        one if one is None or _on_same_images(one, analyses[first]) else None for one in analyses
+    ]
+    for run, one, kept in zip(runs, analyses, same, strict=True):
         if one is not kept:
             run.missing.append(Missing("pictures", "it was tested on other images or classes"))
-    gallery = gallery_of(shown, of_same, pictures)
-    if gallery is None:
-        return None, f"No picture of {runs[first].tested} can be read, such as {shown.files[0]}."
-    return gallery, ""
+    return gallery_of(shown, same, pictures, sources)
 
 
 def _on_same_images(one: Analysis, other: Analysis | None) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from segdet.data import MetadataCatalog
 from segdet.data.readers.coco_json import read_coco_json
 from segdet.errors import DataError
+from segdet.evaluation import COCOEvaluator
 from segdet.evaluation.coco_records import (
     GroundTruth,
     Predictions,
@@ -17,8 +18,8 @@ from segdet.evaluation.coco_records import (
 from segdet.evaluation.coco_results import read_predictions
 from segdet.report.run import Missing, Run
 
-RESULTS_FILE = "coco_instances_results.json"
-_WHAT = "intervals, errors, curves of precision, and pictures"
+RESULTS_FILE = COCOEvaluator.results_file
+_WHAT = "intervals, errors, precision by recall, and pictures of objects"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,13 @@ class Tested:
 
 
 def read_tested(run: Run) -> Tested | None:
-    """Read both; None where that cannot be, with the reason in `run.missing`."""
+    """Read both; None where that cannot be, with the reason in `run.missing`.
+
+    None without a word of a run whose evaluations were of no objects, as those of label maps.
+    """
+    no_objects = run.results and not run.results_of("bbox") and not run.results_of("segm")
+    if no_objects and not (run.inference / RESULTS_FILE).is_file():
+        return None
     try:
         return _read(run)
     except DataError as error:

@@ -3,14 +3,11 @@ import io
 import re
 
 import numpy as np
-import pycocotools.mask as mask_api
 import pytest
-import torch
 from PIL import Image
 
-from segdet.evaluation.rle import encode_masks
 from segdet.report.analysis import analyses_of
-from segdet.report.gallery import choose, gallery_of, outline, picture
+from segdet.report.gallery import Sources, choose, gallery_of, outcomes_of, outline, picture
 from segdet.report.run import read_run
 from segdet.report.tested import read_tested
 from segdet.structures import polygons_to_bitmask
@@ -20,8 +17,7 @@ def test_an_outline_is_the_mask():
     ys, xs = np.mgrid[:60, :80]
     ring = ((xs - 40) ** 2 + (ys - 30) ** 2 < 500) & ((xs - 40) ** 2 + (ys - 30) ** 2 > 120)
     ring[5:20, 2:12] = True  # and a part of its own
-    (rle,) = encode_masks(torch.from_numpy(ring[None]))
-    path = outline(rle, (60, 80))
+    path = outline(ring, (60, 80))
     assert re.fullmatch(r"(M[\d ]+z){3}", path)
     loops = [np.array(part.split(), float) for part in re.findall(r"M([\d ]+)z", path)]
     drawn = sum(polygons_to_bitmask([loop], 60, 80).astype(int) for loop in loops) % 2 == 1
@@ -32,11 +28,10 @@ def test_an_outline_is_the_mask():
 def test_an_outline_is_drawn_in_the_size_of_the_picture():
     mask = np.zeros((100, 50), np.uint8)
     mask[20:60, 10:30] = 1
-    rle = mask_api.encode(np.asfortranarray(mask))
-    numbers = outline(rle, (50, 25)).strip("Mz").split()
+    numbers = outline(mask, (50, 25)).strip("Mz").split()
     corners = set(zip(numbers[::2], numbers[1::2], strict=True))
     assert corners == {("5", "10"), ("15", "10"), ("15", "30"), ("5", "30")}
-    assert outline(mask_api.encode(np.asfortranarray(mask * 0)), (50, 25)) == ""
+    assert outline(mask * 0, (50, 25)) == ""
 
 
 @pytest.mark.parametrize("most_bytes", [100_000, 3_000, 1])
@@ -57,20 +52,23 @@ def tested(run_folder):
 
 def test_chooses_the_worst_the_best_and_random_ones(tested):
     ((analysis,),) = analyses_of([tested]).values()
-    picks = choose(analysis, 6)
+    outcomes = outcomes_of(analysis)
+    picks = choose(*outcomes, 6)
     assert sorted(picks) == list(range(6))
     words = [word for own in picks.values() for word in own]
     assert words.count("worst") == words.count("best") == 2
-    wrong = np.bincount(tested.found.image[analysis.errors.kind > 0], minlength=6)
+    right, wrong, there = outcomes
+    assert (right == there).all() and wrong.sum() == np.isin(analysis.errors.kind, range(1, 6)).sum()
     worst, best = ([i for i, own in picks.items() if name in own] for name in ("worst", "best"))
     assert wrong[worst].sum() > wrong[best].sum()
-    assert len(choose(analysis, 3)) == 3 and choose(analysis, 0) == {}
+    assert len(choose(*outcomes, 3)) == 3 and choose(*outcomes, 0) == {}
 
 
 def test_the_gallery_draws_what_was_found_and_what_is_there(tested):
     ((analysis,),) = analyses_of([tested]).values()
-    gallery = gallery_of(tested, [analysis, None], 6)
-    assert gallery is not None and len(gallery["pictures"]) == 6
+    sources = Sources(6)
+    gallery = gallery_of(tested, [analysis, None], 6, sources)
+    assert gallery is not None and len(gallery["pictures"]) == len(sources.pictures) == 6
     kinds = {kind["key"] for kind in gallery["kinds"]}
     for one in gallery["pictures"]:
         found, nothing = one["runs"]
@@ -87,4 +85,4 @@ def test_the_gallery_draws_what_was_found_and_what_is_there(tested):
 def test_there_is_no_gallery_where_no_picture_can_be_read(tested):
     ((analysis,),) = analyses_of([tested]).values()
     tested.files[:] = [f"{file}.gone" for file in tested.files]
-    assert gallery_of(tested, [analysis], 6) is None
+    assert gallery_of(tested, [analysis], 6, Sources(6)) is None

@@ -1,32 +1,39 @@
 // The gallery: pictures with what was found beside the ground truth, filtered, and one in large.
+// Found are objects with scores, or regions that cover the image, which have none.
 
-const GALLERY = REPORT.gallery;
+let gallery = REPORT.galleries[0];
 
 const FIRST_SHOWN = 16;
 const LAYERS = [["masks", "masks"], ["boxes", "boxes"], ["labels", "labels"]];
 
-const view = {
-  pick: "all", order: "worst", class: "", kind: "", score: 0, colour: "kind",
-  layers: new Set(["masks", "labels"]),
-};
+const view = { layers: new Set(["masks", "labels"]) };
+
+function resetView() {
+  Object.assign(view, { pick: "all", order: "worst", class: "", kind: "",
+    score: gallery.score ?? 0, colour: gallery.score === null ? "class" : "kind" });
+}
+
+function isSeen({ s }) {
+  return s === undefined || s >= view.score;
+}
 
 /** What of a run's detections is to be seen, by the filters. */
 function seenOf(found) {
-  return found.filter((one) => one.s >= view.score
+  return found.filter((one) => isSeen(one)
     && (view.class === "" || one.c === Number(view.class))
     && (view.kind === "" || one.k === view.kind));
 }
 
 /** Objects of an image that no detection of a run above the score has found. */
 function missedIn(picture, k) {
-  const hit = new Set(picture.runs[k].filter((one) => one.s >= view.score && one.k === "correct")
+  const hit = new Set(picture.runs[k].filter((one) => isSeen(one) && one.k === "correct")
     .map((one) => one.g));
   return picture.truth.filter((object, g) => !object.crowd && !hit.has(g)
     && (view.class === "" || object.c === Number(view.class)));
 }
 
 function tallyOf(picture, k) {
-  const confident = picture.runs[k].filter((one) => one.s >= view.score && one.k !== "ignored"
+  const confident = picture.runs[k].filter((one) => isSeen(one) && one.k !== "ignored"
     && (view.class === "" || one.c === Number(view.class)));
   const right = confident.filter((one) => one.k === "correct").length;
   return { right, wrong: confident.length - right, missed: missedIn(picture, k).length };
@@ -71,10 +78,10 @@ function frame(picture, k, { labels = true } = {}) {
       .map(([layer]) => `hide-${layer}`).join(" ") });
   const objects = objectsOf(picture, k);
   drawing.append(...objects.map(shape), ...objects.map(label));
-  const words = k === null ? `Ground truth: ${plural(picture.truth.length, "object")}`
+  const words = k === null ? `Ground truth: ${plural(picture.truth.length, gallery.unit)}`
     : `Predictions of ${RUNS[k].name}: ${tallyWords(tallyOf(picture, k))}`;
   const box = h("span", { class: "frame" },
-    h("img", { src: picture.src, alt: `${picture.name}. ${words}`, decoding: "async" }), drawing);
+    h("img", { src: REPORT.sources[picture.source], alt: `${picture.name}. ${words}`, decoding: "async" }), drawing);
   if (labels) {
     box.style.aspectRatio = `${picture.width} / ${picture.height}`;
     new ResizeObserver(() => {
@@ -98,24 +105,36 @@ function shape(object) {
   return s("g", {
     class: `object ${object.k === "missed" ? "missed" : ""} ${object.crowd ? "crowd" : ""}`,
     "data-kind": object.k, "data-number": object.n,
-    "--colour": view.colour === "class" ? GALLERY.classes[object.c].colour : null,
+    "--colour": view.colour === "class" ? gallery.classes[object.c].colour : null,
   }, object.p ? s("path", { d: object.p }) : null,
   s("rect", { x, y, width, height, class: object.p ? null : "only" }));
 }
 
 function label(object) {
   const [x, y] = object.b;
-  const name = GALLERY.classes[object.c].name;
+  const name = gallery.classes[object.c].name;
   return s("text", { x: x + 2, y: Math.max(y, 12), dy: "-2" },
     object.s === undefined ? name : `${name} ${(100 * object.s).toFixed(0)}`);
 }
 
 function gallerySection() {
-  if (!GALLERY) return section("gallery", "Pictures", empty(REPORT.no_gallery));
-  view.score = GALLERY.score;
+  if (!gallery) return section("gallery", "Pictures", empty(REPORT.no_gallery));
+  const box = h("div");
+  const viewer = makeViewer();
+  const open = (title) => {
+    gallery = REPORT.galleries.find((one) => one.title === title);
+    resetView();
+    box.replaceChildren(...galleryParts(viewer));
+  };
+  open(gallery.title);
+  const titles = REPORT.galleries.map(({ title }) => [title, title]);
+  return section("gallery", "Pictures",
+    titles.length > 1 ? choice("Of", titles, gallery.title, open) : null, box, viewer.dialog);
+}
+
+function galleryParts(viewer) {
   const list = h("ul", { class: "cards pictures" });
   const said = h("p", { class: "quiet small", role: "status" });
-  const viewer = makeViewer();
   const more = h("button", { type: "button", class: "more", onclick: () => {
     const before = list.children.length;
     limit = Infinity;
@@ -126,21 +145,23 @@ function gallerySection() {
   let limit = FIRST_SHOWN;
 
   function draw() {
-    shown = inOrder(GALLERY.pictures.filter(isShown));
+    shown = inOrder(gallery.pictures.filter(isShown));
     more.hidden = shown.length <= limit;
     more.textContent = `Show all ${shown.length} pictures`;
     list.replaceChildren(...shown.slice(0, limit).map((picture, number) =>
       h("li", {}, card(picture, number, () => viewer.open(shown, number)))));
     said.textContent = shown.length ? `${plural(shown.length, "picture")} of ${
-      count(GALLERY.pictures.length)} here; ${count(GALLERY.images)} in the data set.`
+      count(gallery.pictures.length)} here; ${count(gallery.images)} in the data set.`
       : "No picture fits these filters; widen them, or lower the score.";
   }
 
   list.addEventListener("keydown", (event) => moveInGrid(list, event));
   draw();
-  return section("gallery", "Pictures",
-    h("p", {}, GALLERY.about),
-    controls(draw), legend(), said, list, more, viewer.dialog);
+  return [
+    h("p", {}, "Open a picture to see it beside its ground truth; arrow keys go from one to the ",
+      "next. ", gallery.about),
+    controls(draw), legend(), said, list, more,
+  ];
 }
 
 function card(picture, number, open) {
@@ -182,11 +203,11 @@ function controls(draw) {
     select("Pictures", [["all", "all"], ["worst", "the worst"], ["best", "the best"],
       ["random", "random ones"]], view.pick, set("pick")),
     select("Order", orders, view.order, set("order")),
-    select("Class", [["", "all classes"], ...GALLERY.classes.map(({ name }, c) => [c, name])],
+    select("Class", [["", "all classes"], ...gallery.classes.map(({ name }, c) => [c, name])],
       view.class, set("class")),
-    select("Outcome", [["", "all outcomes"], ...GALLERY.kinds.map(({ key, name }) => [key, name])],
+    select("Outcome", [["", "all outcomes"], ...gallery.kinds.map(({ key }) => [key, key])],
       view.kind, set("kind")),
-    h("label", {}, h("span", {}, "Score from ", score),
+    gallery.score === null ? null : h("label", {}, h("span", {}, "Score from ", score),
       h("input", { type: "range", min: 0, max: 1, step: 0.05, value: view.score,
         oninput: (event) => {
           score.textContent = Number(event.target.value).toFixed(2);
@@ -203,8 +224,8 @@ function controls(draw) {
 
 function legend() {
   return h("details", {}, h("summary", {}, "What the outcomes mean"),
-    h("ul", { class: "legend" }, GALLERY.kinds.map(({ key, name, meaning }) =>
-      h("li", {}, h("span", { class: "swatch", "data-kind": key }), h("b", {}, name), ": ",
+    h("ul", { class: "legend" }, gallery.kinds.map(({ key, meaning }) =>
+      h("li", {}, h("span", { class: "swatch", "data-kind": key }), h("b", {}, key), ": ",
         meaning))));
 }
 
@@ -230,7 +251,7 @@ function makeViewer() {
     title.textContent = `${picture.name} (${state.at + 1} of ${state.pictures.length})`;
     panels.replaceChildren(
       h("figure", {}, h("figcaption", {}, h("b", {}, "Ground truth"), ": ",
-        plural(picture.truth.length, "object")), frame(picture, null)),
+        plural(picture.truth.length, gallery.unit)), frame(picture, null)),
       ...RUNS.map((run, k) => h("figure", {}, h("figcaption", {},
         RUNS.length > 1 ? runName(run, k) : h("b", {}, "Predictions"), ": ",
         tallyWords(tallyOf(picture, k))), frame(picture, k))));
@@ -239,19 +260,17 @@ function makeViewer() {
   }
 
   function foundTable(picture, k) {
-    const kinds = new Map(GALLERY.kinds.map((kind) => [kind.key, kind.name]));
+    const outcome = (kind) => [h("span", { class: "swatch", "data-kind": kind }), kind];
+    const score = (one) => (gallery.score === null ? [] : [fixed(one.s, 2)]);
     const rows = seenOf(picture.runs[k]).map((one) => [one,
-      [GALLERY.classes[one.c].name, one.s.toFixed(2),
-        [h("span", { class: "swatch", "data-kind": one.k }), kinds.get(one.k)],
-        fixed(one.i, 2)]]);
+      [gallery.classes[one.c].name, ...score(one), outcome(one.k), fixed(one.i, 2)]]);
     const missed = missedIn(picture, k).filter(() => view.kind === "" || view.kind === "missed")
-      .map((one) => [null, [GALLERY.classes[one.c].name, "–",
-        [h("span", { class: "swatch", "data-kind": "missed" }), kinds.get("missed")], "–"]]);
+      .map((one) => [null, [gallery.classes[one.c].name, ...score(one), outcome("missed"), "–"]]);
     const all = [...rows, ...missed];
     const caption = RUNS.length > 1 ? `Predictions of ${RUNS[k].name}` : "Predictions";
-    if (!all.length) return empty(`${caption}: none from score ${view.score.toFixed(2)} on.`);
-    const made = table(caption, [{ name: "class" }, { name: "score", number: true },
-      { name: "outcome" }, { name: "best IoU", number: true }], all.map(([, cells]) => cells));
+    if (!all.length) return empty(`${caption}: nothing that the filters let through.`);
+    const made = table(caption, [{ name: "class" },
+      ...(gallery.score === null ? [] : [{ name: "score", number: true }]), { name: "outcome" }, { name: "best IoU", number: true }], all.map(([, cells]) => cells));
     made.querySelectorAll("tbody tr").forEach((row, number) => {
       const [one] = all[number];
       if (!one) return;
