@@ -3,33 +3,37 @@
     python -m benchmarks.evaluation --json output/evaluation.json --threads 2 --filter segm
 
 "from files" is the whole command: two json files in, 12 numbers out (ours checks every record).
-"from memory" is an evaluation during training: ground truth loaded, predictions as the model's
-arrays gave them (ours) or as the list of records that the peer takes. All must give equal numbers.
-"masks to RLE" is one image's masks encoded, against one pycocotools call for each mask.
+"alone" is the evaluation of what was read: our columns, or the objects that the peer made of the
+files. Each side has a process of its own, whose peak of memory while it works from files is told.
+All must give equal numbers. "masks to RLE" is one image's masks encoded, against one pycocotools
+call for each mask.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycocotools.mask
 import torch
-from tqdm import tqdm
 
 from segdet.evaluation.coco_metrics import coco_metrics
 from segdet.evaluation.coco_records import read_ground_truth
@@ -43,16 +47,6 @@ PEERS = {  # package -> module and class that evaluates, with COCO beside it
     "pycocotools": ("pycocotools.cocoeval", "COCOeval"),
     "faster_coco_eval": ("faster_coco_eval", "COCOeval_faster"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Duel:
-    """One line of the table: the same work done by us and by a peer, with results to compare."""
-
-    name: str
-    ours: Callable[[], Any]
-    peer: str
-    theirs: Callable[[], Any]
 
 
 def random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:
@@ -132,64 +126,103 @@ def only(kind: str, file: Path) -> Path:
     return part
 
 
-def evaluate_with(peer: str, kind: str, truth: Any, results: Any) -> list[float]:
-    """The peer's 12 numbers; `truth` is a file or its COCO object, `results` a file or a list."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a process measured of one evaluation."""
+
+    stats: list[float]  # COCO's 12
+    from_files_s: float  # medians
+    alone_s: float
+    peak_mib: float  # more than when the process began to work
+
+
+def ours(kind: str, gt_json: Path, results_json: Path) -> tuple[list[float], float]:
+    """12 numbers, and the seconds that they took once the files were read."""
+    truth = read_ground_truth(gt_json)
+    found = read_predictions(results_json, truth)
+    started = time.perf_counter()
+    stats = list(coco_metrics(truth, found, kind).stats.values())
+    return stats, time.perf_counter() - started
+
+
+def theirs(peer: str, kind: str, gt_json: Path, results_json: Path) -> tuple[list[float], float]:
+    """The same by a peer."""
     module, name = PEERS[peer]
     with contextlib.redirect_stdout(io.StringIO()):
-        if isinstance(truth, Path):
-            truth = load_with(peer, truth)
-        found = truth.loadRes(str(results) if isinstance(results, Path) else results)
+        coco = importlib.import_module("pycocotools.coco" if peer == "pycocotools" else peer).COCO
+        truth = coco(str(gt_json))
+        found = truth.loadRes(str(results_json))
+        started = time.perf_counter()
         evaluation = getattr(importlib.import_module(module), name)(truth, found, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return list(evaluation.stats[:12])
+        return list(evaluation.stats[:12]), time.perf_counter() - started
 
 
-def load_with(peer: str, truth: Path) -> Any:
-    """The peer's COCO object."""
-    module = "pycocotools.coco" if peer == "pycocotools" else peer
-    with contextlib.redirect_stdout(io.StringIO()):
-        return importlib.import_module(module).COCO(str(truth))
+def measure(evaluate: Callable[[], tuple[list[float], float]], threads: int, repeats: int) -> Any:
+    """In a process of its own: times, numbers, memory; no further run once 10 seconds passed."""
+    torch.set_num_threads(threads)
+    before = memory_mib("VmRSS")
+    whole, alone, peak, stats = [], [], 0.0, []
+    while len(whole) < repeats and sum(whole) < 10:
+        started = time.perf_counter()
+        stats, seconds = evaluate()
+        whole.append(time.perf_counter() - started)
+        alone.append(seconds)
+        peak = peak or memory_mib("VmHWM") - before
+    return Measured(
+        stats=stats,
+        from_files_s=statistics.median(whole),
+        alone_s=statistics.median(alone),
+        peak_mib=peak,
+    )
 
 
-def from_files(kind: str, gt_json: Path, results_json: Path) -> list[float]:
-    truth = read_ground_truth(gt_json)
-    return list(coco_metrics(truth, read_predictions(results_json, truth), kind).stats.values())
+def memory_mib(line: str) -> float:
+    """Of this process: VmRSS is what it has, VmHWM the most that it had."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{line}:")[1].split()[0]) / 1024
 
 
-def evaluation_duels(folder: Path, images: int) -> Iterator[Duel]:
-    """Both kinds, both ways, all peers."""
-    gt_json, results_json = make_files(folder, images)
-    truth = read_ground_truth(gt_json)
+def evaluation_rows(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Both kinds, all peers."""
+    gt_json, results_json = folder / "truth.json", folder / "results.json"
+    if not results_json.exists():
+        make_files(folder, args.images)
     for kind in ("bbox", "segm"):
-        file = only(kind, results_json)
-        found = read_predictions(file, truth)
-        records = json.loads(file.read_text())
-        for peer in filter(find_spec, PEERS):
+        names = [f"coco {kind} {what} ({args.images} images)" for what in ("from files", "alone")]
+        if not any(args.filter in name for name in names):
+            continue
+        files = (kind, gt_json, only(kind, results_json))
+        mine = apart(functools.partial(ours, *files), args)
+        for peer in filter(find_spec, [args.peer] if args.peer else PEERS):
+            other = apart(functools.partial(theirs, peer, *files), args)
             named = f"{peer} {version(peer)}"
-            yield Duel(
-                name=f"coco {kind} from files ({images} images)",
-                ours=lambda a=(kind, gt_json, file): from_files(*a),
-                peer=named,
-                theirs=lambda a=(peer, kind, gt_json, file): evaluate_with(*a),
-            )
-            loaded = load_with(peer, gt_json)
-            yield Duel(
-                name=f"coco {kind} from memory ({images} images)",
-                ours=lambda a=(truth, found, kind): list(coco_metrics(*a).stats.values()),
-                peer=named,
-                theirs=lambda a=(peer, kind, loaded, records): evaluate_with(*a[:3], fresh(a[3])),
-            )
+            check_equal(names[0], named, mine.stats, other.stats)
+            memory = {"ours_peak_mib": mine.peak_mib, "peer_peak_mib": other.peak_mib}
+            yield row(names[0], mine.from_files_s, named, other.from_files_s, **memory)
+            yield row(names[1], mine.alone_s, named, other.alone_s)
 
 
-def fresh(records: list[dict]) -> list[dict]:
-    """The peers write into the records that they are given."""
-    return [dict(row) for row in records]
+def apart(evaluate: Callable[[], tuple[list[float], float]], args: argparse.Namespace) -> Measured:
+    """`measure` in a new process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(measure, evaluate, args.threads, args.repeats).result()
 
 
-def encoding_duels() -> Iterator[Duel]:
+def row(name: str, ours_s: float, peer: str, peer_s: float, **more: float) -> dict[str, Any]:
+    """One of the table."""
+    times = {"ours_s": ours_s, "peer": peer, "peer_s": peer_s, "ratio": peer_s / ours_s}
+    return {"name": name, **times, "limit_s": None, **more}
+
+
+def encoding_row(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """100 masks of one image."""
+    name = f"masks to RLE ({PER_IMAGE} of {HEIGHT}x{WIDTH})"
+    if args.filter not in name:
+        return
     boxes = random_boxes(np.random.default_rng(0), PER_IMAGE)
     rles = mask_api.frPyObjects(polygons_in(boxes), HEIGHT, WIDTH)
     masks = torch.from_numpy(mask_api.decode(rles).transpose(2, 0, 1).copy()).bool()
@@ -199,12 +232,11 @@ def encoding_duels() -> Iterator[Duel]:
         encoded = [mask_api.encode(one)[0] for one in columns]
         return [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in encoded]
 
-    yield Duel(
-        name=f"masks to RLE ({PER_IMAGE} of {HEIGHT}x{WIDTH})",
-        ours=lambda: encode_masks(masks),
-        peer=f"pycocotools {version('pycocotools')}",
-        theirs=one_by_one,
-    )
+    ours_s, encoded = median_seconds(lambda: encode_masks(masks), args.repeats)
+    peer_s, expected = median_seconds(one_by_one, args.repeats)
+    if encoded != expected:
+        raise SystemExit(f"{name}: pycocotools differs")
+    yield row(name, ours_s, f"pycocotools {version('pycocotools')}", peer_s)
 
 
 def median_seconds(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
@@ -218,12 +250,10 @@ def median_seconds(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     return statistics.median(times), result
 
 
-def check_equal(duel: Duel, ours: Any, theirs: Any) -> None:
-    if ours == theirs:
-        return
+def check_equal(name: str, peer: str, ours: list[float], theirs: list[float]) -> None:
     difference = np.abs(np.array(ours) - np.array(theirs)).max()
-    if difference > 1e-10:
-        raise SystemExit(f"{duel.name}: {duel.peer} differs by {difference}")
+    if difference > 1e-12:
+        raise SystemExit(f"{name}: {peer} differs by {difference}")
 
 
 def main() -> None:
@@ -236,30 +266,22 @@ def main() -> None:
     parser.add_argument("--filter", default="", metavar="WORD", help="only rows that contain it")
     parser.add_argument("--images", type=int, default=1000, help="size of the data set")
     parser.add_argument("--repeats", type=int, default=5, help="at most so many runs")
+    parser.add_argument("--peer", choices=PEERS, help="only this one (default: all)")
+    parser.add_argument("--cache", type=Path, help="make the files here, or take those of before")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     os.environ["RAYON_NUM_THREADS"] = str(args.threads)  # read by hotcoco when it first runs
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        duels = [*evaluation_duels(Path(folder), args.images), *encoding_duels()]
-        for duel in tqdm([one for one in duels if args.filter in one.name], unit="row"):
-            ours_s, ours = median_seconds(duel.ours, args.repeats)
-            peer_s, theirs = median_seconds(duel.theirs, args.repeats)
-            check_equal(duel, ours, theirs)
-            rows.append(
-                {
-                    "name": duel.name,
-                    "ours_s": ours_s,
-                    "peer": duel.peer,
-                    "peer_s": peer_s,
-                    "ratio": peer_s / ours_s,
-                    "limit_s": None,
-                }
-            )
-    print(f"{'evaluation':<40} {'ours s':>8} {'peer s':>8} {'ratio':>6}  peer")
-    for row in rows:
-        numbers = f"{row['ours_s']:8.3f} {row['peer_s']:8.3f} {row['ratio']:6.1f}"
-        print(f"{row['name']:<40} {numbers}  {row['peer']}")
+    print(f"{'evaluation':<40} {'ours s':>8} {'peer s':>8} {'ratio':>6}  peer; MiB of ours, peer")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if args.cache is None else args.cache / str(args.images)
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in chain(evaluation_rows(folder, args), encoding_row(args)):
+            if args.filter in one["name"]:
+                rows.append(one)
+                numbers = f"{one['ours_s']:8.3f} {one['peer_s']:8.3f} {one['ratio']:6.1f}"
+                memory = [f"{one[key]:.0f}" for key in one if key.endswith("_mib")]
+                print(f"{one['name']:<40} {numbers}  {one['peer']} {' '.join(memory)}", flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -99,11 +99,12 @@ def coco_metrics(
         limits = [MAX_POSES]
     curves = backend if callable(backend) else BACKENDS[backend or default_backend()]
     precision, recall = curves(ground_truth, predictions, kind, limits, sigmas)
+    precision = np.ascontiguousarray(precision[..., -1])  # only recall is told of fewer finds
     return COCOMetrics(
         stats=_summarize(precision, recall)
         if kind != "keypoints"
         else _of_poses(precision, recall),
-        category_ap=np.array([mean(precision[:, :, k, 0, -1]) for k in range(recall.shape[1])]),
+        category_ap=np.array([mean(precision[:, :, k, 0]) for k in range(recall.shape[1])]),
     )
 
 
@@ -140,12 +141,12 @@ def default_backend() -> str:
 
 
 def _summarize(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    """From (T, 101, K, areas, M) and (T, K, areas, M); T IoUs, M numbers of detections."""
-    stats = {"AP": mean(precision[:, :, :, 0, -1])}
-    stats["AP50"] = mean(precision[0, :, :, 0, -1])
-    stats["AP75"] = mean(precision[5, :, :, 0, -1])
+    """From (T, 101, K, areas) and (T, K, areas, M); T IoUs, M numbers of detections."""
+    stats = {"AP": mean(precision[:, :, :, 0])}
+    stats["AP50"] = mean(precision[0, :, :, 0])
+    stats["AP75"] = mean(precision[5, :, :, 0])
     for a, name in enumerate(_AREAS[1:], start=1):
-        stats[f"AP{name}"] = mean(precision[:, :, :, a, -1])
+        stats[f"AP{name}"] = mean(precision[:, :, :, a])
     for m, name in enumerate(("1", "10", "100")):
         stats[f"AR{name}"] = mean(recall[:, :, 0, m])
     for a, name in enumerate(_AREAS[1:], start=1):

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ import numpy as np
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
 from segdet.evaluation.coco_metrics import MAX_DETECTIONS, OKS_SIGMAS, coco_metrics
-from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
+from segdet.evaluation.coco_records import (
+    GroundTruth,
+    Predictions,
+    collection_paused,
+    read_ground_truth,
+)
 from segdet.evaluation.coco_report import TASKS, checked_tasks, report
 from segdet.evaluation.rle import compress, count_pixels
 
@@ -88,23 +94,99 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
         DataError: not such a file; a record whose ids the ground truth lacks, without a finite
             score, with a box of negative size or a mask that does not fit its image.
     """
-    rows = _read_list(json_file)
+    with collection_paused():
+        rows = _read_list(json_file)
+        kinds = _kinds(rows, json_file, ground_truth)
+        try:
+            columns = _all_at_once(rows, kinds, ground_truth)
+        except (KeyError, TypeError, ValueError, OverflowError):  # the cause is then told
+            columns = _one_by_one(rows, kinds, json_file, ground_truth)
+    return Predictions(**columns)
+
+
+def _kinds(
+    rows: list[dict], json_file: str | os.PathLike[str], ground_truth: GroundTruth
+) -> list[str]:
+    """The keys of what was found, which all records must have if the first one does."""
     kinds = [key for key in ("bbox", "segmentation") if not rows or key in rows[0]]
-    points = ground_truth.keypoints.shape[1]
-    if "keypoints" in rows[0] if rows else points:
+    if "keypoints" in rows[0] if rows else ground_truth.keypoints.shape[1]:
         kinds.append("keypoints")
     if "segmentation" in kinds and rows and "mask_score" in rows[0]:
         kinds.append("mask_score")
     if not kinds:
         raise DataError(f"{json_file}: results[0] has no bbox, segmentation or keypoints")
+    return kinds
+
+
+def _all_at_once(rows: list[dict], kinds: list[str], ground_truth: GroundTruth) -> dict[str, Any]:
+    """The fields of `Predictions` of records in the usual form: whole numbers, RLE strings.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: a record is broken, or of another form.
+    """
+    columns: dict[str, Any] = {}
+    points = ground_truth.keypoints.shape[1]
+    for field, key, index in (
+        ("image", "image_id", ground_truth.image_index),
+        ("category", "category_id", ground_truth.category_index),
+    ):
+        ids = [row[key] for row in rows]
+        _require({*map(type, ids)} <= {int, str})
+        columns[field] = np.array([index[one] for one in ids], dtype=np.int64)
+    scores = [("scores", "score")] + [("mask_scores", "mask_score")] * ("mask_score" in kinds)
+    for field, key in scores:
+        columns[field] = _numbers([row[key] for row in rows])
+    for field, key, width in (
+        ("boxes", "bbox", 4),
+        ("keypoints", "keypoints", 3 * points),
+    ):
+        if key in kinds:
+            lists = [row[key] for row in rows]
+            _require({*map(type, lists)} <= {list} and {*map(len, lists)} <= {width})
+            columns[field] = _numbers(list(chain.from_iterable(lists))).reshape(-1, width)
+    if "bbox" in kinds:
+        _require((columns["boxes"][:, 2:] >= 0).all())
+    if "keypoints" in kinds:
+        columns["keypoints"] = columns["keypoints"].reshape(len(rows), points, 3)
+    if "segmentation" in kinds:
+        masks = columns["masks"] = [row["segmentation"] for row in rows]
+        _require({*map(type, masks)} <= {dict})
+        sizes = np.array([mask["size"] for mask in masks]).reshape(-1, 2)
+        of_images = ground_truth.image_sizes[columns["image"]]
+        _require(len(rows) == 0 or (sizes.dtype == np.int64 and (sizes == of_images).all()))
+        counts = [mask["counts"] for mask in masks]
+        _require({*map(type, counts)} <= {str})
+        _require((count_pixels(counts) == of_images.prod(1)).all())
+    return columns
+
+
+def _require(usual: Any) -> None:
+    if not usual:
+        raise ValueError
+
+
+def _numbers(values: list) -> np.ndarray:
+    """(N,) float64, all finite."""
+    _require({*map(type, values)} <= {int, float})
+    numbers = np.array(values, dtype=np.float64)
+    _require(np.isfinite(numbers).all())
+    return numbers
+
+
+def _one_by_one(
+    rows: list[dict],
+    kinds: list[str],
+    json_file: str | os.PathLike[str],
+    ground_truth: GroundTruth,
+) -> dict[str, Any]:
+    """The same of records in any form, with a DataError that names the broken one."""
     checked = []
     for number, row in enumerate(rows):
         try:
             checked.append(_check_row(row, kinds, ground_truth))
         except DataError as error:
             raise _in_record(error, json_file, number, row) from None
-    columns = zip(*checked, strict=True) if checked else [()] * 7
-    images, categories, scores, mask_scores, boxes, masks, poses = columns
+    images, categories, scores, mask_scores, boxes, masks, poses = zip(*checked, strict=True)
     if "segmentation" in kinds:
         counts = count_pixels([mask["counts"] for mask in masks])
         pixels = ground_truth.image_sizes.prod(1)[list(images)]
@@ -113,15 +195,18 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
                 rle_runs(masks[number])
             except DataError as error:
                 raise _in_record(error, json_file, number, rows[number]) from None
-    return Predictions(
-        image=np.array(images, dtype=np.int64),
-        category=np.array(categories, dtype=np.int64),
-        scores=np.array(scores, dtype=np.float64),
-        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4) if "bbox" in kinds else None,
-        masks=list(masks) if "segmentation" in kinds else None,
-        keypoints=np.array(poses).reshape(len(rows), points, 3) if "keypoints" in kinds else None,
-        mask_scores=np.array(mask_scores, dtype=np.float64) if "mask_score" in kinds else None,
-    )
+    points = ground_truth.keypoints.shape[1]
+    return {
+        "image": np.array(images, dtype=np.int64),
+        "category": np.array(categories, dtype=np.int64),
+        "scores": np.array(scores, dtype=np.float64),
+        "boxes": np.array(boxes, dtype=np.float64) if "bbox" in kinds else None,
+        "masks": list(masks) if "segmentation" in kinds else None,
+        "keypoints": np.array(poses).reshape(len(rows), points, 3)
+        if "keypoints" in kinds
+        else None,
+        "mask_scores": np.array(mask_scores, dtype=np.float64) if "mask_score" in kinds else None,
+    }
 
 
 def _read_list(json_file: str | os.PathLike[str]) -> list[dict]:

@@ -98,42 +98,55 @@ def count_pixels(strings: Sequence[str]) -> np.ndarray:
 
 
 def _count_pixels(strings: Sequence[str]) -> np.ndarray:
-    encoded = [s.encode() for s in strings]
+    encoded = [s.encode("utf-8", "surrogatepass") for s in strings]
     lengths = np.array([len(s) for s in encoded], dtype=np.int64)
-    codes = np.frombuffer(b"".join(encoded), dtype=np.uint8).astype(np.int64) - 48
+    codes = np.frombuffer(b"".join(encoded), dtype=np.uint8) - np.uint8(48)  # below 48 wraps
     malformed = lengths == 0
     if len(codes) == 0:
         return np.where(malformed, -1, 0)
-    owner = np.repeat(np.arange(len(strings)), lengths)  # string of each character
-    malformed[owner[(codes < 0) | (codes > 63)]] = True
+    stops = np.cumsum(lengths)  # of each string
+    foreign = np.flatnonzero(codes > 63)
+    malformed[np.searchsorted(stops, foreign, side="right")] = True
 
     ends_number = (codes & 0x20) == 0
-    ends_string = np.cumsum(lengths)[lengths > 0] - 1
-    malformed[owner[ends_string[~ends_number[ends_string]]]] = True
-    ends_number[ends_string] = True
+    last = stops[lengths > 0] - 1
+    cut_short = last[~ends_number[last]]
+    malformed[np.searchsorted(stops, cut_short, side="right")] = True
+    ends_number[last] = True
 
     ends = np.flatnonzero(ends_number)
     starts = np.concatenate([[0], ends[:-1] + 1])
     digits = ends - starts + 1
-    owner = owner[ends]  # string of each number
+    counts = np.diff(np.searchsorted(ends, stops), prepend=0)  # numbers of each string
+    owner = np.repeat(np.arange(len(strings)), counts)
     malformed[owner[digits > _LONGEST]] = True
-    place = np.minimum(np.arange(len(codes)) - np.repeat(starts, digits), _LONGEST)
-    numbers = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
-    is_negative = (codes[ends] & 0x10) != 0
-    numbers -= np.where(is_negative, 1 << (5 * np.minimum(digits, _LONGEST)), 0)
+    numbers = (codes[starts] & 0x1F).astype(np.int64)
+    for place in range(1, min(digits.max(), _LONGEST)):
+        longer = np.flatnonzero(digits > place)
+        numbers[longer] |= (codes[starts[longer] + place] & 0x1F).astype(np.int64) << (5 * place)
+    negative = np.flatnonzero(codes[ends] & 0x10)
+    numbers[negative] -= 1 << (5 * np.minimum(digits[negative], _LONGEST))
 
-    runs = _undo_differences(numbers, owner)
+    runs = _undo_differences(numbers, owner, counts)
     malformed[owner[runs < 0]] = True
     totals = np.bincount(owner, weights=runs, minlength=len(strings)).astype(np.int64)
     return np.where(malformed, -1, totals)
 
 
-def _undo_differences(numbers: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """From its fourth number on, a string stores each run minus the run two before it."""
-    sums = np.zeros(len(numbers) + 2, dtype=np.int64)  # sums[i + 2] = numbers[i] + sums[i]
-    sums[2::2] = np.cumsum(numbers[0::2])
-    sums[3::2] = np.cumsum(numbers[1::2])
-    first = np.searchsorted(owner, np.arange(owner[-1] + 1))[owner]  # of the number's string
-    place = np.arange(len(numbers)) - first
-    before_chain = first + np.where(place == 0, 0, 2 - place % 2)
-    return sums[2:] - sums[before_chain]
+def _undo_differences(numbers: np.ndarray, owner: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """From its fourth number on, a string stores each run minus the run two before it.
+
+    Args:
+        numbers: of all strings.
+        owner: of each number, its string.
+        counts: of each string, its numbers.
+    """
+    first = np.cumsum(counts) - counts
+    runs = np.empty_like(numbers)
+    for parity in (0, 1):  # of the place among all numbers
+        sums = np.concatenate([[0], np.cumsum(numbers[parity::2])])
+        begin = first + 1 + (first + 1 - parity) % 2  # of each string's chain: its number 1 or 2
+        before = sums[np.minimum((begin - parity) // 2, len(sums) - 1)]
+        runs[parity::2] = sums[1:] - before[owner[parity::2]]
+    runs[first[counts > 0]] = numbers[first[counts > 0]]
+    return runs

@@ -1,3 +1,4 @@
+import gc
 import json
 
 import numpy as np
@@ -180,11 +181,27 @@ def test_tasks_are_those_that_all_records_have(files):
         ({"segmentation": {"size": [4, 5], "counts": [5, 2, 20]}}, "counts sum to 27"),
         ({"segmentation": {"size": [4, 5], "counts": [-5, 25]}}, "counts must be >= 0"),
         ({"segmentation": {"size": [4, 5], "counts": "garbage"}}, "RLE"),
+        ({"segmentation": {"size": [4, 5], "counts": "5\udc80"}}, "RLE"),
     ],
 )
 def test_broken_records_are_named(files, change, said):
     with pytest.raises(DataError, match=rf"results.json: results\[1\].*{said}"):
         files({"mask_score": 0.5}, {"mask_score": 0.5} | change)
+
+
+def test_records_of_a_rarer_form_give_the_same_columns(shared_data, tmp_path):
+    folder = shared_data / "nuclei"
+    truth = read_ground_truth(folder / FIXTURES["nuclei"][0])
+    rows = json.loads((folder / FIXTURES["nuclei"][1]["segm"]).read_text())
+    usual = read_predictions(folder / FIXTURES["nuclei"][1]["segm"], truth)
+    rows[-1]["image_id"] = float(rows[-1]["image_id"])  # then all are read one by one
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    rare = read_predictions(tmp_path / "results.json", truth)
+    assert len(usual) == len(rows) and usual.masks == rare.masks
+    for name in ("image", "category", "scores", "boxes"):
+        np.testing.assert_array_equal(getattr(usual, name), getattr(rare, name))
+        assert getattr(usual, name).dtype == getattr(rare, name).dtype
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(
