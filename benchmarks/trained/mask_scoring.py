@@ -6,6 +6,7 @@ Each folder is what training left: its config.yaml, and the weights in model_fin
 the correlation (Pearson's), over all detections in the first of DATASETS.TEST, of the score that
 ranks a mask (`mask_scores`, or else `scores`) with its true IoU: the best with an object of its
 class in its image, 0 where there is none. Masks that lie in a crowd for the most part are left out.
+Segm AP is that of the evaluation at the end of the training.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.trained.run import load_run, main
+from benchmarks.trained.run import final_metric, load_run, main
 from segdet.config import CfgNode
 from segdet.data import DatasetCatalog, build_detection_test_loader
 from segdet.data.annotations import masks_from_segmentations
@@ -36,11 +37,13 @@ class Row:
     correlation: float  # of mask score and true IoU
     mean_iou: float
     detections: int
+    segm_ap: float  # percent
 
     def __str__(self) -> str:
         return (
             f"{self.name}: correlation of mask score and true IoU {self.correlation:.3f}, "
-            f"mean IoU {self.mean_iou:.3f}, {self.detections} detections"
+            f"mean IoU {self.mean_iou:.3f}, {self.detections} detections, "
+            f"segm AP {self.segm_ap:.1f}"
         )
 
 
@@ -53,6 +56,7 @@ def measure(run: Path, device: str) -> Row:
         correlation=correlation(scores, ious),
         mean_iou=ious.mean().item(),
         detections=len(ious),
+        segm_ap=final_metric(run, "segm/AP"),
     )
 
 

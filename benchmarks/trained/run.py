@@ -13,6 +13,7 @@ from torch import nn
 
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.config import CfgNode, get_cfg
+from segdet.errors import DataError
 from segdet.modeling import build_model
 
 
@@ -24,6 +25,14 @@ def load_run(run: Path, device: str) -> tuple[CfgNode, nn.Module]:
     model = build_model(cfg).eval()
     DetectionCheckpointer(model, cfg=cfg).load(run / "model_final.pth")
     return cfg, model
+
+
+def final_metric(run: Path, name: str) -> float:
+    """What the evaluation at the end of a training wrote into metrics.json."""
+    for line in reversed((run / "metrics.json").read_text().splitlines()):
+        if name in (scalars := json.loads(line)):
+            return scalars[name]
+    raise DataError(f"{run / 'metrics.json'} has no {name}: the run was not evaluated")
 
 
 def main(description: str | None, measure: Callable[[Path, str], Any]) -> None:
