@@ -18,6 +18,7 @@ from segdet.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO_DATA = ROOT / "datasets" / "demo"
+COUNTING_CLASSES = ("ROI_HEADS", "POINT_HEAD", "RETINANET", "FCOS", "BASIS_MODULE", "YOLACT")
 HOLD_OUT = 5  # every 5th image of a user's data set is for evaluation
 
 
@@ -79,7 +80,8 @@ def use_own_data(cfg: CfgNode, json_file: Path, images: Path) -> None:
         }
         (folder / f"{name}.json").write_text(json.dumps(part))
         cfg.DATASETS[key] = (f"{folder / f'{name}.json'}:{images}",)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    for part in COUNTING_CLASSES:
+        cfg.MODEL[part].NUM_CLASSES = num_classes
 
 
 if __name__ == "__main__":

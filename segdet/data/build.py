@@ -132,18 +132,18 @@ class DataLoaderConfig:
         )
         needs = NEEDS.get(self.meta_architecture, {})
         check_trainable(records, names, needs)
-        if name := needs.get("annotations"):
-            check_class_count(records, names, *self._count_of(name))
-        if name := needs.get("sem_seg"):
-            check_stuff_count(names, *self._count_of(name))
+        if key := needs.get("annotations"):
+            check_class_count(records, names, self._value_of(key), key)
+        if key := needs.get("sem_seg"):
+            check_stuff_count(names, self._value_of(key), key)
         if not self.mask_on:
             return records
         return drop_objects_without_masks(records, names, self.filter_empty_annotations)
 
-    def _count_of(self, name: str) -> tuple[int, str]:
-        """A number of classes, and the key that says it."""
-        keys = {field.name: field.metadata.get("key", "") for field in fields(self)}
-        return getattr(self, name), keys[name]
+    def _value_of(self, key: str) -> Any:
+        """Of the field that stands for a key elsewhere in the config."""
+        names = {field.metadata.get("key"): field.name for field in fields(self)}
+        return getattr(self, names[key])
 
     def build_sampler(self, records: MapStyle, seed: int) -> Sampler[int]:
         """The training sampler over records."""

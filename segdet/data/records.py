@@ -20,16 +20,17 @@ logger = logging.getLogger("segdet.data")
 
 Records = list[dict[str, Any]]
 
-# MODEL.META_ARCHITECTURE -> the labels that it learns from, and the field of `DataLoaderConfig`
-# that numbers their classes. Of systems that are not here, nothing is checked.
-_R_CNN: dict[str, str | None] = {"annotations": "roi_heads_classes"}
-_FCOS: dict[str, str | None] = {"annotations": "fcos_classes"}
+# MODEL.META_ARCHITECTURE -> the labels that it learns from, and the config's key that says how
+# many classes they have. Of systems that are not here, nothing is checked.
+_STUFF = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+_R_CNN: dict[str, str | None] = {"annotations": "MODEL.ROI_HEADS.NUM_CLASSES"}
+_FCOS: dict[str, str | None] = {"annotations": "MODEL.FCOS.NUM_CLASSES"}
 NEEDS: dict[str, dict[str, str | None]] = {
     "GeneralizedRCNN": _R_CNN,
     "OneStageDetector": _FCOS,
     "FCOS": _FCOS,
     "BlendMask": _FCOS,
-    "PanopticBlendMask": {**_FCOS, "sem_seg": "sem_seg_classes"},
+    "PanopticBlendMask": {**_FCOS, "sem_seg": _STUFF},
     "CascadeRCNN": _R_CNN,
     "FCIS": _R_CNN,
     "CenterMask": _R_CNN,
@@ -40,13 +41,13 @@ NEEDS: dict[str, dict[str, str | None]] = {
     "PointRend": _R_CNN,
     "RotatedRCNN": _R_CNN,
     "ProposalNetwork": {"annotations": None},  # to which all classes are one
-    "RetinaNet": {"annotations": "retinanet_classes"},
-    "CascadePanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
-    "PanopticCenterMask": {**_R_CNN, "sem_seg": "sem_seg_classes"},
-    "PanopticFPN": {**_R_CNN, "sem_seg": "sem_seg_classes"},
-    "PointRendSemSeg": {"sem_seg": "sem_seg_classes"},
-    "SemanticSegmentor": {"sem_seg": "sem_seg_classes"},
-    "YOLACT": {"annotations": "yolact_classes"},
+    "RetinaNet": {"annotations": "MODEL.RETINANET.NUM_CLASSES"},
+    "CascadePanopticFPN": {**_R_CNN, "sem_seg": _STUFF},
+    "PanopticCenterMask": {**_R_CNN, "sem_seg": _STUFF},
+    "PanopticFPN": {**_R_CNN, "sem_seg": _STUFF},
+    "PointRendSemSeg": {"sem_seg": _STUFF},
+    "SemanticSegmentor": {"sem_seg": _STUFF},
+    "YOLACT": {"annotations": "MODEL.YOLACT.NUM_CLASSES"},
 }
 # Those whose targets hold crowds too, with this class.
 LEARN_FROM_CROWDS = {"YOLACT"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 from pathlib import Path
@@ -18,6 +19,7 @@ from segdet.checkpoint.reading import read_checkpoint
 from segdet.checkpoint.writing import write_atomically
 from segdet.config import CfgNode
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
+from segdet.data.records import NEEDS
 from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import CheckpointError, ConfigError
 from segdet.modeling import build_model
@@ -143,10 +145,13 @@ def _class_names(cfg: CfgNode | None, given: list[str]) -> list[str]:
     """
     if cfg is None:
         return given
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    key = NEEDS.get(cfg.MODEL.META_ARCHITECTURE, {}).get("annotations")
+    if key is None:
+        return given
+    count = functools.reduce(getattr, key.split("."), cfg)
     if given:
         if len(given) != count:
-            raise ConfigError(f"{len(given)} class names for {count} classes (NUM_CLASSES)")
+            raise ConfigError(f"{len(given)} class names for {count} classes ({key})")
         return given
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name in DatasetCatalog.list():

@@ -280,8 +280,8 @@ def _join(found: list[_Found], truth: GroundTruth, category_of_class: list[int])
     if len(classes) and classes.max() >= len(category_of_class):
         raise DataError(
             f"the model predicts class {classes.max()}, but {truth.source} has "
-            f"{len(category_of_class)} categories; the model's NUM_CLASSES (of "
-            "MODEL.ROI_HEADS, or MODEL.RETINANET) must agree with it"
+            f"{len(category_of_class)} categories; the model's NUM_CLASSES "
+            "(MODEL.ROI_HEADS, RETINANET, FCOS or YOLACT) must agree with it"
         )
     category = np.array(category_of_class, np.int64)[classes]
     if (category < 0).any():

@@ -129,6 +129,14 @@ def test_as_many_class_names_as_classes(tmp_path, config, detector):
         main([*arguments, "--config-file", str(config), "--class-names", "a,b,c"])
 
 
+def test_classes_are_counted_where_the_system_counts_them(tmp_path):
+    torch.save({"pixel_mean": torch.zeros(3, 1, 1)}, tmp_path / "a.pth")
+    config = ROOT / "configs/demo/fcos.yaml"
+    arguments = [str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")]
+    with pytest.raises(ConfigError, match=r"3 class names for 5 classes \(MODEL.FCOS.NUM_CLASSES"):
+        main([*arguments, "--config-file", str(config), "--class-names", "a,b,c"])
+
+
 def test_class_names_of_the_configs_data_set(tmp_path, config, detector):
     weights = {k: v for k, v in detector.state_dict().items() if "predictor" not in k}
     torch.save(weights, tmp_path / "a.pth")
