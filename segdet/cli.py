@@ -1,4 +1,4 @@
-"""The `segdet` command: each word after it is a function that tools/ calls, too."""
+"""The `segdet` command."""
 
 from __future__ import annotations
 
@@ -72,11 +72,24 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
 
 def main() -> None:
     """The `segdet` command."""
-    parser = argparse.ArgumentParser(prog="segdet", description=__doc__)
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="`segdet COMMAND --help`")
+    width = max(map(len, COMMANDS)) + 2
+    parser = argparse.ArgumentParser(
+        prog="segdet",
+        description="Instance and panoptic segmentation.",
+        epilog="\n".join(f"{name:{width}}{_first_line(call)}" for name, call in COMMANDS.items())
+        + "\n\nMore about one: segdet COMMAND --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="keep the traceback of a mistake")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of these below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
     args = parser.parse_args()
-    run_command(COMMANDS[args.command], args.arguments)
+    sys.argv[0] = f"segdet {args.command}"  # what its own help calls it
+    run_command(COMMANDS[args.command], args.arguments + ["--debug"] * args.debug)
+
+
+def _first_line(call: Callable[[list[str]], object]) -> str:
+    return (call.__doc__ or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

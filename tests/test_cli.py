@@ -44,7 +44,8 @@ def test_each_command_has_its_own_help(segdet, capsys, command):
     with pytest.raises(SystemExit) as exit:
         segdet(command, "--help")
     assert exit.value.code == 0
-    assert "--config-file" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: segdet {command} ") and "--config-file" in out
 
 
 def test_train_shows_its_config(segdet):

@@ -24,6 +24,7 @@ from segdet.utils import comm
 def main(argv: list[str]) -> None:
     """Train what a config describes and evaluate it, or only evaluate it."""
     parser = default_argument_parser()
+    parser.description = main.__doc__
     add_project_argument(parser)
     parser.add_argument(
         "--print-config", action="store_true", help="show every setting and what set it, and stop"

@@ -130,8 +130,9 @@ def test_as_many_class_names_as_classes(tmp_path, config, detector):
 
 
 def test_classes_are_counted_where_the_system_counts_them(tmp_path):
-    torch.save({"pixel_mean": torch.zeros(3, 1, 1)}, tmp_path / "a.pth")
-    config = ROOT / "configs/demo/fcos.yaml"
+    config, cfg = ROOT / "configs/demo/fcos.yaml", get_cfg()
+    cfg.merge_from_file(config)
+    torch.save(build_model(cfg).state_dict(), tmp_path / "a.pth")
     arguments = [str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors")]
     with pytest.raises(ConfigError, match=r"3 class names for 5 classes \(MODEL.FCOS.NUM_CLASSES"):
         main([*arguments, "--config-file", str(config), "--class-names", "a,b,c"])

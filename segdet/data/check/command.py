@@ -35,7 +35,7 @@ docs/check_data.md explains every kind of finding.
 
 
 def main(argv: list[str]) -> None:
-    """Parse the arguments, check, report; the exit code is that of the worst finding."""
+    """Find every defect of data sets; the exit code is that of the worst finding."""
     parser = argparse.ArgumentParser(
         prog="segdet check-data",
         description=f"{__doc__}",

@@ -37,7 +37,7 @@ FORMATS: dict[str, Callable[[Path, Path, argparse.Namespace], Labels]] = {
 
 
 def main(argv: list[str]) -> None:
-    """Parse the arguments, read and write."""
+    """Make a COCO json of labels in other formats."""
     parser = argparse.ArgumentParser(
         prog="segdet convert",
         description=__doc__,

@@ -24,7 +24,7 @@ RESULTS = "coco_instances_results.json"
 
 
 def main(argv: list[str]) -> None:
-    """Parse the arguments, analyse, print tables, write json."""
+    """Say why predictions have the AP that they have, and whether another run is better."""
     parser = argparse.ArgumentParser(prog="segdet analyze", description=__doc__)
     parser.add_argument(
         "predictions", type=Path, help=f"{RESULTS} of an evaluation, or the folder of a run"
