@@ -7,7 +7,7 @@ Source: YOLACT (Bolya et al. 2019, arXiv:1904.02689), figure 4 and section 3; YO
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -152,11 +152,16 @@ class PredictionHead(nn.Module):
 class FastMaskIoUNet(nn.Module):
     """The IoU of each mask with its object, for every class (YOLACT++, figure 8).
 
+    It does not begin as the original, with Glorot's weights and biases of 0: nothing that goes into
+    the last layer is negative, so a class with unlucky weights would be below 0 for every mask,
+    and behind the last ReLU no gradient changes that. Here all classes begin at `FIRST_IOU`.
+
     Args:
         num_classes: K.
     """
 
     CHANNELS = (1, 8, 16, 32, 64, 128)
+    FIRST_IOU = 0.2  # about that of random masks
     SMALLEST = 63  # pixels of a mask's side, of which the five strided convolutions leave one
 
     def __init__(self, num_classes: int) -> None:
@@ -166,7 +171,11 @@ class FastMaskIoUNet(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride=2), nn.ReLU()]
         layers += [nn.Conv2d(self.CHANNELS[-1], num_classes, 1), nn.ReLU()]
         self.maskiou_net = nn.Sequential(*layers)
-        xavier_fill(self)
+        for layer in self.maskiou_net[::2]:
+            nn.init.kaiming_uniform_(cast(Tensor, layer.weight), nonlinearity="relu")
+            nn.init.zeros_(cast(Tensor, layer.bias))
+        nn.init.zeros_(cast(Tensor, self.maskiou_net[-2].weight))
+        nn.init.constant_(cast(Tensor, self.maskiou_net[-2].bias), self.FIRST_IOU)
 
     def forward(self, masks: Tensor) -> Tensor:
         """Predict IoUs.

@@ -47,6 +47,7 @@ def test_the_head_lists_cells_row_by_row_and_then_priors():
 
 def test_maskiou_goes_from_138_to_3_pixels_and_takes_the_largest():
     net = FastMaskIoUNet(7)
+    nn.init.normal_(net.maskiou_net[-2].weight)
     sizes = []
     for layer in net.maskiou_net:
         if isinstance(layer, nn.Conv2d):
@@ -56,6 +57,15 @@ def test_maskiou_goes_from_138_to_3_pixels_and_takes_the_largest():
     assert sizes == [68, 33, 16, 7, 3, 3] and ious.shape == (2, 7)
     torch.testing.assert_close(ious, net.maskiou_net(masks[:, None]).amax((2, 3)))
     assert (ious >= 0).all() and (ious == 0).any(), "it ends in a ReLU"
+
+
+def test_every_class_of_maskiou_can_learn_from_the_first_mask_on():
+    net = FastMaskIoUNet(80)
+    ious = net(torch.rand(3, 138, 138))
+    torch.testing.assert_close(ious, torch.full((3, 80), net.FIRST_IOU))
+    ious.sum().backward()
+    last = net.maskiou_net[-2]
+    assert (last.bias.grad > 0).all() and (last.weight.grad.flatten(1).amax(1) > 0).all()
 
 
 @pytest.mark.parametrize("size", [(63, 63), (40, 70), (1, 1)])

@@ -21,8 +21,10 @@ from segdet.layers import (
 )
 from segdet.modeling.backbones.backbone import StagedBackbone
 
-BLOCKS_PER_STAGE = {  # res2 to res5; table 1 of arXiv:1512.03385
+BASIC_DEPTHS = (18, 34)  # of two 3x3 convolutions a block; the others have bottlenecks
+BLOCKS_PER_STAGE = {  # res2 to res5; table 1 of arXiv:1512.03385, which has no 26
     18: (2, 2, 2, 2),
+    26: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
@@ -70,7 +72,7 @@ class ResNetConfig:
             raise ConfigError(f"DEFORM_INTERVAL must be >= 1, is {self.deform_interval}")
         if self.deform_bias and not self.deform_modulated:
             raise ConfigError("DEFORM_BIAS needs DEFORM_MODULATED: version 1 has no bias")
-        if self.depth < 50:
+        if self.depth in BASIC_DEPTHS:
             self._check_basic()
 
     def _check_dilation(self) -> None:
@@ -147,7 +149,7 @@ class ResNetConfig:
         scale = 2 ** (level - 2)
         block: Callable[..., Block] = BasicBlock
         settings: dict[str, Any] = {"norm": self.norm}
-        if self.depth >= 50:
+        if self.depth not in BASIC_DEPTHS:
             block = BottleneckBlock
             settings |= {
                 "bottleneck_channels": self.num_groups * self.width_per_group * scale,

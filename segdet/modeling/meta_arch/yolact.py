@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, at_least_float32, cross_class_fast_nms, fast_nms
+from segdet.layers import Losses, at_least_float32, batched_nms, cross_class_fast_nms, fast_nms
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import known, select_maps
 from segdet.modeling.postprocessing import requested_size
@@ -65,7 +65,8 @@ class YolactHeadConfig:
     score_thresh_test: float = 0.05
     nms_thresh_test: float = 0.5
     topk_candidates_test: int = 200  # of a class
-    cross_class_nms: bool = False  # a box has its best class alone, and NMS sees all together
+    fast_nms: bool = True  # False: NMS as elsewhere, where boxes that are dropped drop no others
+    cross_class_nms: bool = False  # a box has its best class alone, and Fast NMS sees all together
     min_images_for_bn: int = 6  # of a process; with fewer, batch norm stays as it was loaded
 
     def __post_init__(self) -> None:
@@ -79,6 +80,8 @@ class YolactHeadConfig:
         low, high = self.iou_thresholds
         if not 0 < low <= high:
             raise ConfigError(f"IOU_THRESHOLDS must be ascending, are {self.iou_thresholds}")
+        if self.cross_class_nms and not self.fast_nms:
+            raise ConfigError("CROSS_CLASS_NMS needs FAST_NMS: True")
 
     def prior_sizes(self) -> list[list[tuple[float, float]]]:
         """Per level (width, height) of each of a cell's boxes, in pixels."""
@@ -115,13 +118,14 @@ class YolactHeadConfig:
             },
         )
 
-    def build_selector(self, detections_per_image: int) -> FastSelector:
+    def build_selector(self, detections_per_image: int) -> Selector:
         """What makes detections of predictions."""
-        return FastSelector(
+        return Selector(
             score_thresh=self.score_thresh_test,
             nms_thresh=self.nms_thresh_test,
             top_k=self.topk_candidates_test,
             detections_per_image=detections_per_image,
+            fast=self.fast_nms,
             cross_class=self.cross_class_nms,
         )
 
@@ -181,6 +185,7 @@ class YOLACTConfig(SystemConfig):
 class Maps(NamedTuple):
     """What the network makes of a batch, before anything is selected."""
 
+    size: tuple[int, int]  # (height, width) of the network input, in pixels
     priors: Tensor  # (P, 4) centre x, centre y, width, height in fractions of the input
     predictions: Predictions
     prototypes: Tensor  # (B, C, h, w)
@@ -211,7 +216,7 @@ class YOLACT(System):
         head: PredictionHead,
         maskiou_net: FastMaskIoUNet | None,
         loss: YolactLoss,
-        selector: FastSelector,
+        selector: Selector,
         trains_batch_norm: bool,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -264,13 +269,14 @@ class YOLACT(System):
         predictions = Predictions(*map(at_least_float32, head(levels)))
         cells = [size_of(x) for x in levels]
         priors = prior_boxes(cells, head.prior_sizes, size, like=predictions.deltas)
-        return Maps(priors, predictions, at_least_float32(self.proto_net(levels[0])))
+        return Maps(size, priors, predictions, at_least_float32(self.proto_net(levels[0])))
 
     def select(self, maps: Maps) -> list[Selection]:
         """Per image, the prior boxes that are detections."""
         scores = maps.predictions.logits.softmax(-1)[..., 1:]  # (B, P, K)
         deltas = maps.predictions.deltas
-        return [self.selector(maps.priors, *one) for one in zip(deltas, scores, strict=True)]
+        images = zip(deltas, scores, strict=True)
+        return [self.selector(maps.priors, *one, maps.size) for one in images]
 
     def detect(
         self, maps: Maps, selected: Sequence[Selection], images: ImageList
@@ -313,17 +319,18 @@ class Selection(NamedTuple):
     classes: Tensor  # (N,) int64
 
 
-class FastSelector:
-    """Finds the detections of an image by Fast NMS (section 4.2).
+class Selector:
+    """Finds the detections of an image by Fast NMS (section 4.2), or by NMS as the original has it.
 
-    A box whose best class is above the threshold competes in every class, also where its score is
-    below; so the last of an image's detections may have low scores.
+    With Fast NMS, a box whose best class is above the threshold competes in every class, also where
+    its score is below; so the last of an image's detections may have low scores.
 
     Args:
-        score_thresh: prior boxes need a best score above it.
+        score_thresh: prior boxes need a best score above it; without Fast NMS, every score.
         nms_thresh: IoU with a better box of its class above which a box goes.
-        top_k: boxes of a class that are considered, the best ones.
+        top_k: boxes of a class that Fast NMS considers, the best ones.
         detections_per_image: that remain, the best of all classes.
+        fast: boxes that are dropped drop others.
         cross_class: a box has its best class alone, and all compete with each other; `top_k` is
             then the only limit.
     """
@@ -335,32 +342,51 @@ class FastSelector:
         nms_thresh: float,
         top_k: int,
         detections_per_image: int,
+        fast: bool,
         cross_class: bool,
     ) -> None:
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.top_k = top_k
         self.detections_per_image = detections_per_image
+        self.fast = fast
         self.cross_class = cross_class
 
-    def __call__(self, priors: Tensor, deltas: Tensor, scores: Tensor) -> Selection:
+    def __call__(
+        self, priors: Tensor, deltas: Tensor, scores: Tensor, size: tuple[int, int]
+    ) -> Selection:
         """Select.
 
         Args:
             priors: (P, 4) centre x, centre y, width, height in fractions.
             deltas: (P, 4).
             scores: (P, K), without the background's.
+            size: (height, width) of the network input, in pixels.
         """
         rows = (scores.amax(1) > self.score_thresh).nonzero()[:, 0]
         boxes = decode(deltas[rows], priors[rows])
         of_class = scores[rows].T  # (K, N)
-        if self.cross_class:
+        if not self.fast:
+            kept, classes, best = self._greedy_nms(boxes, of_class, size)
+        elif self.cross_class:
             kept, classes, best = cross_class_fast_nms(boxes, of_class, self.nms_thresh, self.top_k)
         else:
             kept, classes, best = fast_nms(
                 boxes, of_class, self.nms_thresh, self.top_k, self.detections_per_image
             )
         return Selection(rows[kept], boxes[kept], best, classes)
+
+    def _greedy_nms(
+        self, boxes: Tensor, scores: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, classes and scores; boxes reach one pixel further, and go also at the threshold."""
+        classes, rows = (scores > self.score_thresh).nonzero().unbind(1)
+        best = scores[classes, rows]
+        pixel = boxes.new_tensor((0, 0, 1 / size[1], 1 / size[0]))
+        below = math.nextafter(self.nms_thresh, 0)
+        kept = batched_nms((boxes + pixel)[rows], best, classes, below)
+        kept = kept[: self.detections_per_image]
+        return rows[kept], classes[kept], best[kept]
 
 
 def resize_detections(found: Detections, height: int, width: int) -> Detections:

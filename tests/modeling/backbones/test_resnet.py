@@ -240,7 +240,7 @@ def test_deformable_stages_are_those_that_the_config_names():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"depth": 42}, "DEPTH must be one of 18, 34, 50, 101, 152, is 42"),
+        ({"depth": 42}, "DEPTH must be one of 18, 26, 34, 50, 101, 152, is 42"),
         ({"out_features": ("res6",)}, "OUT_FEATURES must name some of stem, res2"),
         ({"out_features": ()}, "OUT_FEATURES must name some of"),
         ({"res5_dilation": 4}, "RES5_DILATION must be 1 or 2, is 4"),

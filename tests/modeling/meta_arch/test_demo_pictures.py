@@ -39,23 +39,7 @@ HARD: dict[str, list[Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=[
-                pytest.mark.xfail(
-                    reason="from scratch the net that grades masks learns 0 from the first ones, "
-                    "and some classes' last ReLU never comes back: masks are right, their ranks not"
-                )
-            ]
-            if name == "yolact_plus"
-            else [],
-        )
-        for name in LEARNT
-    ],
-)
+@pytest.mark.parametrize("name", LEARNT)
 def test_four_pictures_are_learnt(on_demo_pictures, name):
     cfg = get_cfg()
     cfg.merge_from_file(ROOT / f"configs/demo/{name}.yaml")

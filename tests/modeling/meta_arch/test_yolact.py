@@ -12,7 +12,7 @@ from segdet.model_zoo import get_config_file
 from segdet.modeling import build_model
 from segdet.modeling.backbones.resnet import DeformBottleneckBlock
 from segdet.modeling.meta_arch.yolact import (
-    FastSelector,
+    Selector,
     YolactHeadConfig,
     resize_detections,
 )
@@ -159,6 +159,9 @@ def test_what_it_cannot_be_is_refused(tiny_cfg):
         "NUM_CLASSES must be >= 1": ("MODEL.YOLACT.NUM_CLASSES", 0),
         "as many for each level": ("MODEL.YOLACT.ANCHOR_SCALES", [[8.0], [16.0, 20.0]]),
         "IOU_THRESHOLDS must be ascending": ("MODEL.YOLACT.IOU_THRESHOLDS", (0.5, 0.4)),
+        "CROSS_CLASS_NMS needs FAST_NMS": (
+            *("MODEL.YOLACT.CROSS_CLASS_NMS", True, "MODEL.YOLACT.FAST_NMS", False),
+        ),
     }
     for message, change in cases.items():
         cfg = tiny_cfg("YOLACT")
@@ -172,8 +175,8 @@ BOXES = torch.tensor([[0.2, 0.2, 0.4, 0.4], [0.32, 0.2, 0.4, 0.4], [0.44, 0.2, 0
 
 def select(scores, **changes):
     settings = {"score_thresh": 0.05, "nms_thresh": 0.5, "top_k": 200, "detections_per_image": 100}
-    selector = FastSelector(**settings | {"cross_class": False} | changes)
-    return selector(BOXES, torch.zeros(3, 4), torch.tensor(scores))
+    selector = Selector(**settings | {"fast": True, "cross_class": False} | changes)
+    return selector(BOXES, torch.zeros(3, 4), torch.tensor(scores), (100, 100))
 
 
 def test_suppressed_boxes_still_suppress():
@@ -193,6 +196,50 @@ def test_across_classes_a_box_comes_out_once_and_there_is_no_cap():
     one = select(scores, cross_class=True, detections_per_image=0, nms_thresh=0.6)
     assert one.rows.tolist() == [0, 1, 2] and one.classes.tolist() == [0, 1, 1]
     assert select(scores, cross_class=True).rows.tolist() == [0]
+
+
+def nms_by_definition(boxes, scores, size, least, thresh):
+    """(score, class, row) of what remains, best first; boxes have their last pixel, too."""
+    height, width = size
+    x0, y0, x1, y1 = (boxes.double() * torch.tensor([width, height, width, height])).unbind(1)
+    found = []
+    for of_class in range(scores.shape[1]):
+        for row in scores[:, of_class].argsort(descending=True).tolist():
+            others = [i for _, k, i in found if k == of_class]
+            w = (torch.minimum(x1[row], x1[others]) - torch.maximum(x0[row], x0[others]) + 1).relu()
+            h = (torch.minimum(y1[row], y1[others]) - torch.maximum(y0[row], y0[others]) + 1).relu()
+            areas = (x1 - x0 + 1) * (y1 - y0 + 1)
+            ious = w * h / (areas[row] + areas[others] - w * h)
+            if scores[row, of_class] > least and not (ious >= thresh).any():
+                found.append((scores[row, of_class].item(), of_class, row))
+    return sorted(found, reverse=True)
+
+
+def test_without_fast_nms_boxes_that_are_dropped_drop_no_others():
+    priors = torch.rand(300, 4, dtype=torch.float64) * 0.3 + 0.2
+    scores = torch.rand(300, 4, dtype=torch.float64) ** 2
+    settings = {"score_thresh": 0.2, "nms_thresh": 0.5, "top_k": 1, "cross_class": False}
+    selector = Selector(**settings, fast=False, detections_per_image=40)
+    size = (60, 90)
+    found = selector(priors, torch.zeros(300, 4, dtype=torch.float64), scores, size)
+    boxes = torch.cat([priors[:, :2] - priors[:, 2:] / 2, priors[:, :2] + priors[:, 2:] / 2], 1)
+    expected = nms_by_definition(boxes, scores, size, 0.2, 0.5)
+    assert len(expected) > 40, "more than an image may have"
+    assert (
+        list(zip(*(x.tolist() for x in (found.scores, found.classes, found.rows)), strict=True))
+        == (expected[:40])
+    )
+    torch.testing.assert_close(found.boxes, boxes[found.rows])
+
+
+def test_without_fast_nms_boxes_go_at_the_threshold():
+    # of an input of 64 x 64 pixels; with their last pixels 16 and 8 wide and 8 high: IoU 1 / 2
+    pair = torch.tensor([[7.5, 3.5, 15, 7], [3.5, 3.5, 7, 7]]) / 64
+    settings = {"score_thresh": 0.05, "top_k": 1, "cross_class": False, "detections_per_image": 9}
+    scores, deltas = torch.tensor([[0.9], [0.8]]), torch.zeros(2, 4)
+    for thresh, kept in ((0.5, [0]), (0.5 + 1e-6, [0, 1])):
+        selector = Selector(**settings, fast=False, nms_thresh=thresh)
+        assert selector(pair, deltas, scores, (64, 64)).rows.tolist() == kept
 
 
 def test_results_end_at_whole_pixels():
