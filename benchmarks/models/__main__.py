@@ -53,6 +53,7 @@ def main() -> None:
         names = {one["name"] for one in found}
         write([one for one in kept if one["name"] not in names] + found, args.json)
     show([row for row in found if row["ours_s"] is not None])
+    yolact.show_shares(found)
     for row in found:
         if row["ours_s"] is None:
             print(f"{row['name']}: {row['ours_mib']:.0f} MiB, peer {row['peer_mib']:.0f} MiB")

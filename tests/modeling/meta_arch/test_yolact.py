@@ -129,6 +129,23 @@ def test_a_mask_score_is_the_score_times_the_iou(plus_cfg, image):
     torch.testing.assert_close(found.mask_scores, expected)
 
 
+def test_yolact_plus_gives_the_same_in_a_batch_as_alone(plus_cfg, image):
+    model = build_model(plus_cfg).train()
+    nn.init.normal_(model.maskiou_net.maskiou_net[-2].weight)
+    images = [image((5, 5, 40, 50)) for _ in range(3)]
+    with torch.no_grad():
+        model(images)  # batch norm gets to know its maps
+        model.eval()
+        together = [one["instances"] for one in model(images)]
+        alone = [model([one])[0]["instances"] for one in images]
+    assert sum(len(ours) for ours in together) > 5
+    for ours, theirs in zip(together, alone, strict=True):
+        assert torch.equal(ours.pred_classes, theirs.pred_classes)
+        assert torch.equal(ours.pred_masks, theirs.pred_masks)
+        for name in ("scores", "mask_scores"):
+            torch.testing.assert_close(ours.get(name), theirs.get(name), atol=1e-5, rtol=0)
+
+
 def test_a_batch_of_crowds_alone_trains(tiny_cfg, image):
     model = build_model(tiny_cfg("YOLACT")).train()
     crowd = image((5, 5, 60, 60))
