@@ -79,4 +79,6 @@ def show_shares(rows: list[dict[str, Any]]) -> None:
         )
         if nms and masks and total:
             share = (nms + masks) / total
-            print(f"{system}: {1 / total:.2f} frames/s; NMS and masks take {share:.1%} of the whole")
+            print(
+                f"{system}: {1 / total:.2f} frames/s; NMS and masks take {share:.1%} of the whole"
+            )
