@@ -58,7 +58,7 @@ def report_of(runs: Sequence[Run], *, pictures: int) -> dict[str, Any]:
         "sources": sources,
         "no_gallery": "The page was made with --pictures 0."
         if pictures == 0
-        else "There are no predictions to show; the top of the page says why.",
+        else "There is no picture to show; the top of the page says why.",
     }
 
 

@@ -65,7 +65,7 @@ function empty(...words) {
 }
 
 /**
- * A table in a box that scrolls by itself, by keyboard too.
+ * A table in a box that scrolls by itself.
  * columns: [{name, number}]; rows: [[first cell, ...]], cells are texts, elements or lists of them.
  */
 function table(caption, columns, rows, { tall = false } = {}) {
@@ -74,12 +74,23 @@ function table(caption, columns, rows, { tall = false } = {}) {
   const body = rows.map((row) =>
     h("tr", {}, row.map((cell, k) =>
       h(k ? "td" : "th", { scope: k ? null : "row", class: of(columns[k]) }, cell))));
-  return h(
-    "div",
-    { class: tall ? "scroll tall" : "scroll", role: "region", "aria-label": caption, tabindex: 0 },
+  return scroller(caption, tall ? "scroll tall" : "scroll",
     h("table", {}, h("caption", {}, caption), h("thead", {}, h("tr", {}, head)),
-      h("tbody", {}, body)),
-  );
+      h("tbody", {}, body)));
+}
+
+/** A box that scrolls by itself; a stop of the Tab key only where there is something to scroll. */
+function scroller(label, look, content) {
+  const box = h("div", { class: look, role: "region", "aria-label": label }, content);
+  const fit = () => {
+    const fits = box.scrollWidth <= box.clientWidth + 1 && box.scrollHeight <= box.clientHeight + 1;
+    if (fits) box.removeAttribute("tabindex");
+    else box.tabIndex = 0;
+  };
+  const observer = new ResizeObserver(fit);
+  observer.observe(box);
+  observer.observe(content);
+  return box;
 }
 
 /** A bar of `value` in [0, most], with its interval [low, high]. */

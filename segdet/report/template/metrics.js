@@ -160,8 +160,8 @@ function matrix(names, rows, k) {
       return cell;
     }));
   });
-  return h("div", { class: "scroll tall", role: "region", tabindex: 0, "aria-label": "Confusion" },
-    h("table", { class: `matrix ${LOOKS[k]}` },
+  return scroller("Confusion", "scroll tall",
+    h("table", { class: `matrix ${LOOKS[k]} ${names.length > 12 ? "dense" : ""}` },
       h("thead", {}, h("tr", {}, h("td"), names.map((name) =>
         h("th", { scope: "col", title: name }, name)))),
       h("tbody", {}, body)));

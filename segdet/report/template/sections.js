@@ -20,10 +20,11 @@ function summarySection() {
 }
 
 function tiles() {
-  const facts = RUNS[0].facts.map(([label, words], k) => h("div", { class: "tile" },
-    h("dt", {}, label), h("dd", { class: "words" }, words),
-    RUNS[1] && RUNS[1].facts[k]?.[1] !== words
-      ? h("dd", { class: "b run-name" }, RUNS[1].facts[k]?.[1] ?? "–") : null));
+  const known = RUNS[0].facts.map(([label], k) => [label, RUNS.map((run) => run.facts[k][1])])
+    .filter(([, values]) => values.some((value) => value !== "–"));
+  const facts = known.map(([label, [first, second]]) => h("div", { class: "tile" },
+    h("dt", {}, label), h("dd", { class: "words" }, first),
+    second !== undefined && second !== first ? h("dd", { class: "b run-name" }, second) : null));
   const numbers = REPORT.headline.map(({ name, runs }) => h("div", { class: "tile" },
     h("dt", {}, name),
     h("dd", {}, fixed(runs[0]?.value)),
@@ -84,7 +85,7 @@ function configSection() {
         draw();
       })),
     said,
-    h("div", { class: "scroll tall card", role: "region", "aria-label": "Settings", tabindex: 0 },
+    scroller("Settings", "scroll tall card",
       h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "key"),
         RUNS.map((run, k) => h("th", { scope: "col" }, two ? runName(run, k) : "value")),
         h("th", { scope: "col" }, "default"))), body)));
