@@ -84,13 +84,13 @@ def resampled_ap(matches: Matches, weights: np.ndarray) -> np.ndarray:
     """
     classes = len(matches.truth.category_ids)
     ap = np.full((len(weights), len(IOUS), classes), np.nan)
-    real = ~matches.object_ignored[0]
+    real, right = ~matches.object_ignored[0], matches.hits()
     for k, rows in enumerate(ranked_by_class(matches)):
         objects = matches.truth.image[real & (matches.truth.category == k)]
         positives = weights[:, objects].sum(1)  # (B,)
         shares = weights[:, matches.found.image[rows]]  # (B, D)
         ranks = shares.cumsum(1)
-        hits = matches.hits()[:, rows]
+        hits = right[:, rows]
         for t, ignored in enumerate(matches.ignored[0][:, rows]):
             counted = ranks - (shares * ignored).cumsum(1) if ignored.any() else ranks
             ap[:, t, k] = _weighted_ap(counted[:, hits[t]], shares[:, hits[t]], positives)

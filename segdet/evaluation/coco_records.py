@@ -6,13 +6,11 @@ be text, huge or 0.
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import re
 import tempfile
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,25 +21,10 @@ import pycocotools.mask as mask_api
 
 from segdet.data.catalog import MetadataCatalog
 from segdet.data.datasets.coco import convert_to_coco_json
-from segdet.data.readers.coco_json import CocoFile, read_coco_json
+from segdet.data.readers.coco_json import CocoFile, paused_gc, read_coco_json
 from segdet.errors import DataError
 from segdet.evaluation.rle import compress
 from segdet.structures import BoxMode
-
-
-@contextmanager
-def collection_paused() -> Iterator[None]:
-    """No search for garbage while large files are read.
-
-    Python would look through the growing tree of records again and again, for a third of the time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +96,7 @@ def read_ground_truth(
     Raises:
         DataError: the file or a record in it is broken, or a box is rotated and should not be.
     """
-    with collection_paused():
+    with paused_gc():
         file = read_coco_json(json_file, image_root, extra_annotation_keys=("id", "area"))
         return GroundTruth(**columns_of(file, str(json_file), rotated=rotated))
 

@@ -16,15 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from segdet.data.readers.coco_json import paused_gc
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
 from segdet.evaluation.coco_metrics import MAX_DETECTIONS, OKS_SIGMAS, coco_metrics
-from segdet.evaluation.coco_records import (
-    GroundTruth,
-    Predictions,
-    collection_paused,
-    read_ground_truth,
-)
+from segdet.evaluation.coco_records import GroundTruth, Predictions, read_ground_truth
 from segdet.evaluation.coco_report import TASKS, checked_tasks, report
 from segdet.evaluation.rle import compress, count_pixels
 
@@ -94,7 +90,7 @@ def read_predictions(json_file: str | os.PathLike[str], ground_truth: GroundTrut
         DataError: not such a file; a record whose ids the ground truth lacks, without a finite
             score, with a box of negative size or a mask that does not fit its image.
     """
-    with collection_paused():
+    with paused_gc():
         rows = _read_list(json_file)
         kinds = _kinds(rows, json_file, ground_truth)
         try:

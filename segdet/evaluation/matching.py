@@ -77,42 +77,12 @@ def match_detections(
         raise ValueError(f"there is nothing to match by {kind!r}: it must be bbox or segm, given")
     if kind == "segm":
         truth, found = with_a_mask_for_all(truth), found.ranked_by_mask()
-    images = len(truth.image_ids)
-    order = _counted(found, max_detections)
-    starts = np.searchsorted(found.image[order], np.arange(images + 1))
-    object_order = np.argsort(truth.image, kind="stable")
-    object_starts = np.searchsorted(truth.image[object_order], np.arange(images + 1))
-    overlaps = [
-        _overlaps(truth, found, kind, order[d0:d1], object_order[g0:g1])
-        for d0, d1, g0, g1 in zip(
-            starts[:-1], starts[1:], object_starts[:-1], object_starts[1:], strict=True
-        )
-    ]
+    images = np.arange(len(truth.image_ids) + 1)
+    order, object_order = _counted(found, max_detections), np.argsort(truth.image, kind="stable")
+    starts = np.searchsorted(found.image[order], images)
+    object_starts = np.searchsorted(truth.image[object_order], images)
     low, high = SIZE_RANGES.T[:, :, None]
-    object_ignored = (truth.areas < low) | (truth.areas > high) | truth.crowd
-    areas = detection_areas(found, kind)
-    matched = np.full((len(SIZES), len(IOUS), len(found)), -1, dtype=np.int64)
-    ignored = np.zeros(matched.shape, dtype=bool)
-    ignored[:] = ((areas < low) | (areas > high))[:, None]  # unless it finds an object
-    for i, overlap in enumerate(overlaps):
-        detections = order[starts[i] : starts[i + 1]]
-        objects = object_order[object_starts[i] : object_starts[i + 1]]
-        classes = found.category[detections]
-        for category in np.intersect1d(classes, truth.category[objects]):
-            rows = np.flatnonzero(classes == category)
-            columns = np.flatnonzero(truth.category[objects] == category)
-            own, table = objects[columns], overlap[np.ix_(rows, columns)]
-            chosen = _match(table, object_ignored[:, own], truth.crowd[own])
-            places = np.where(chosen >= 0, own[chosen], -1)  # (A, T, D)
-            matched[:, :, detections[rows]] = places
-            of_ignored = np.take_along_axis(object_ignored[:, None], places.clip(0), axis=2)
-            ignored[:, :, detections[rows]] = np.where(
-                places >= 0, of_ignored, ignored[:, :, detections[rows]]
-            )
-    uncounted = np.ones(len(found), dtype=bool)
-    uncounted[order] = False
-    ignored[:, :, uncounted] = True
-    return Matches(
+    matches = Matches(
         truth=truth,
         found=found,
         kind=kind,
@@ -120,11 +90,19 @@ def match_detections(
         starts=starts,
         object_order=object_order,
         object_starts=object_starts,
-        overlaps=overlaps,
-        matched=matched,
-        ignored=ignored,
-        object_ignored=object_ignored,
+        overlaps=[],
+        matched=np.full((len(SIZES), len(IOUS), len(found)), -1, dtype=np.int64),
+        ignored=np.ones((len(SIZES), len(IOUS), len(found)), dtype=bool),
+        object_ignored=(truth.areas < low) | (truth.areas > high) | truth.crowd,
     )
+    areas = detection_areas(found, kind)[order]
+    matches.ignored[:, :, order] = ((areas < low) | (areas > high))[:, None]
+    for i in range(len(truth.image_ids)):
+        detections, objects = matches.rows_of(i)
+        table = _overlaps(truth, found, kind, detections, objects)
+        matches.overlaps.append(table)
+        _match_image(matches, table, detections, objects)
+    return matches
 
 
 def _counted(found: Predictions, max_detections: int) -> np.ndarray:
@@ -171,6 +149,23 @@ def run_lengths(mask: Any, height: int, width: int) -> Any:
     if not isinstance(mask, list):
         return mask
     return mask_api.merge(mask_api.frPyObjects(mask, height, width))
+
+
+def _match_image(
+    matches: Matches, overlap: np.ndarray, detections: np.ndarray, objects: np.ndarray
+) -> None:
+    """Write down, class by class, what the (D,) detections of an image find of (G,) objects."""
+    category, classes = matches.truth.category[objects], matches.found.category[detections]
+    for one in np.intersect1d(classes, category):
+        rows, columns = np.flatnonzero(classes == one), np.flatnonzero(category == one)
+        own, finders = objects[columns], detections[rows]
+        ignored = matches.object_ignored[:, own]
+        table = overlap[np.ix_(rows, columns)]
+        chosen = _match(table, ignored, matches.truth.crowd[own])  # (A, T, D)
+        hit = chosen >= 0
+        matches.matched[:, :, finders] = np.where(hit, own[chosen], -1)
+        of_ignored = np.take_along_axis(ignored[:, None], chosen.clip(0), axis=2)
+        matches.ignored[:, :, finders] = np.where(hit, of_ignored, matches.ignored[:, :, finders])
 
 
 def _match(overlap: np.ndarray, ignored: np.ndarray, crowd: np.ndarray) -> np.ndarray:

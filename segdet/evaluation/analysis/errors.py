@@ -31,9 +31,9 @@ class Errors:
     ap: float  # at that IoU, in [0, 1]; NaN without objects
     kind: np.ndarray  # (N,) int8, index into KINDS
     # (N,) int64: the object that a detection found, or that its error is about; -1 for none. Of
-    # "both" and "background" the object that it overlaps most.
+    # "both" and "background" the object that it overlaps most; of "ignored" a crowd.
     object: np.ndarray
-    overlap: np.ndarray  # (N,) float64: IoU with that object
+    overlap: np.ndarray  # (N,) float64: IoU with that object; 0 of "ignored"
     found_by: np.ndarray  # (G,) int64: the detection that is right, -1 for none
     missed: np.ndarray  # (G,) bool
     # What AP would rise by if the errors of a kind, and no others, were mended: GAINS -> [0, 1].
@@ -93,8 +93,8 @@ def find_errors(matches: Matches, iou: float = 0.5) -> Errors:
         columns[right] = np.searchsorted(objects, of_object[detections[right]])
         kind[detections] = np.where(right, KINDS.index(CORRECT), kinds)
         if len(objects):
-            of_object[detections] = objects[columns]
             overlap[detections] = np.take_along_axis(table, columns[:, None], axis=1)[:, 0]
+            of_object[detections] = np.where(overlap[detections] > 0, objects[columns], -1)
     hinted_at = np.zeros(len(truth), dtype=bool)
     for name in ("classification", "localisation"):
         hinted_at[of_object[kind == KINDS.index(name)]] = True
