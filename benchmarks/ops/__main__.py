@@ -30,6 +30,7 @@ from benchmarks.ops import (
     roi_align,
     roi_align_rotated,
     soft_nms,
+    winograd_conv,
 )
 from benchmarks.ops.duel import compare, machine_rates, show, write
 from segdet import ops
@@ -49,6 +50,7 @@ OPS = [
     matrix_nms,
     roi_align_rotated,
     point_sample,
+    winograd_conv,
 ]
 
 

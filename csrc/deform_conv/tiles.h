@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "../gemm.h"
 #include "deform_conv.h"
-#include "gemm.h"
 
 namespace segdet::deform_conv {
 

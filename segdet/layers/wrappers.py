@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.layers.batch_norm import get_norm
+from segdet.layers.prepared import FixedLayer, Prepared, conv_norm_act, is_fixed, prepare_linear
 from segdet.layers.weight_init import c2_msra_fill
 
 ConvTranspose2d = nn.ConvTranspose2d
@@ -18,6 +19,8 @@ class Conv2d(nn.Conv2d):
     """Convolution, then an optional norm, then an optional activation.
 
     The norm is the child `norm`, as in the official state dicts (`conv1.norm.weight`).
+
+    Where nothing learns, one kernel does all three: see `conv_norm_act`.
 
     Args:
         args: positional arguments of `torch.nn.Conv2d`.
@@ -36,15 +39,11 @@ class Conv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.activation = activation
+        self._prepared: Prepared[FixedLayer] = Prepared()
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H', W'); B may be 0."""
-        output = super().forward(input)
-        if self.norm is not None:
-            output = self.norm(output)
-        if self.activation is not None:
-            output = self.activation(output)
-        return output
+        return conv_norm_act(input, self, self.norm, self.activation, self._prepared)
 
 
 def conv3x3_relu(in_channels: int, out_channels: int, norm: str = "", stride: int = 1) -> Conv2d:
@@ -68,6 +67,31 @@ def conv3x3_relu(in_channels: int, out_channels: int, norm: str = "", stride: in
     )
     c2_msra_fill(conv)
     return conv
+
+
+class LinearReLU(nn.Linear):
+    """A fully connected layer and a ReLU, on vectors or on maps.
+
+    Where nothing learns, weights are kept in the form that the fastest kernel reads, and maps are
+    read as they lie in memory.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self._prepared: Prepared[FixedLayer] = Prepared()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(R, in_features), or (R, C, H, W) that count as such, to (R, out_features)."""
+        if not is_fixed(input, self.weight, self.bias):
+            return F.relu(super().forward(input.flatten(1)))
+        size = input.shape[1:]
+
+        def prepare() -> FixedLayer:
+            cells = self.weight.unflatten(1, size).movedim(1, -1)  # in the order of channels-last
+            return prepare_linear(cells.flatten(1), self.bias)
+
+        layer = self._prepared(prepare, self.weight, self.bias, form=size)
+        return layer(input.movedim(1, -1).flatten(1), True)
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import (
+    LinearReLU,
     Losses,
     c2_xavier_fill,
     conv3x3_relu,
@@ -135,10 +136,10 @@ class FastRCNNConvFCHead(nn.Module):
             self.add_module(f"conv{k}", conv)
             self.convs.append(conv)
             channels = dim
-        self.fcs: list[nn.Linear] = []
+        self.fcs: list[LinearReLU] = []
         size = channels * resolution**2
         for k, dim in enumerate(fc_dims, start=1):
-            fc = nn.Linear(size, dim)
+            fc = LinearReLU(size, dim)
             c2_xavier_fill(fc)
             self.add_module(f"fc{k}", fc)
             self.fcs.append(fc)
@@ -148,11 +149,8 @@ class FastRCNNConvFCHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, resolution, resolution) -> (R, out_features)."""
         x = pooled
-        for conv in self.convs:
-            x = conv(x)
-        x = x.flatten(1)  # C, H, W order, as released weights need
-        for fc in self.fcs:
-            x = F.relu(fc(x))
+        for layer in (*self.convs, *self.fcs):
+            x = layer(x)
         return x
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, c2_msra_fill, conv3x3_relu, normal_fill
+from segdet.layers import Conv2d, Losses, c2_msra_fill, conv3x3_relu, normal_fill
+from segdet.layers.prepared import FixedLayer, Prepared, is_fixed, prepare_conv
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Proposals, Targets
+
+REGIONS = 8  # whose masks are finished at a time, in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +93,52 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         self.deconv = nn.ConvTranspose2d(channels, conv_dim, kernel_size=2, stride=2)
         c2_msra_fill(self.deconv)
         num_masks = 1 if cls_agnostic_mask else num_classes
-        self.predictor = nn.Conv2d(conv_dim, num_masks, kernel_size=1)
+        self.predictor = Conv2d(conv_dim, num_masks, kernel_size=1)
         normal_fill(self.predictor, std=0.001)
+        self._prepared: Prepared[FixedLayer] = Prepared()
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(R, C, M / 2, M / 2) -> mask logits (R, num_masks, M, M)."""
+    def forward(self, pooled: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Mask logits.
+
+        Args:
+            pooled: (R, C, M / 2, M / 2).
+            classes: (R,) int64; of each region only the mask of this class is wanted.
+
+        Returns:
+            (R, num_masks, M, M), or (R, 1, M, M) of the classes.
+        """
         x = pooled
         for conv in self.convs:
             x = conv(x)
-        return self.predictor(F.relu(self.deconv(x)))
+        if classes is None:
+            return self.predictor(F.relu(self.deconv(x)))
+        parameters = (*self.deconv.parameters(), *self.predictor.parameters())
+        if is_fixed(x, *parameters):
+            parts = zip(x.split(REGIONS), classes.split(REGIONS), strict=True)
+            return torch.cat([self._masks_of_class(*part) for part in parts])
+        return masks_of_class(self.predictor(F.relu(self.deconv(x))), classes)[:, None]
+
+    def _masks_of_class(self, x: Tensor, classes: Tensor) -> Tensor:
+        """(r, C, S, S) to (r, 1, 2 S, 2 S), without the masks of other classes.
+
+        A cell of `x` becomes 2x2 cells, so the deconvolution is a 1x1 convolution to four times
+        its channels.
+        """
+
+        def prepare() -> FixedLayer:
+            weight = self.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * conv_dim, C)
+            bias = cast(Tensor, self.deconv.bias).repeat(4)
+            return prepare_conv(weight[:, :, None, None], bias)
+
+        deconv = self._prepared(prepare, self.deconv.weight, self.deconv.bias)
+        side = x.shape[-1]
+        cells = deconv(x, True).permute(0, 2, 3, 1).reshape(len(x), 4 * side**2, -1)
+        if self.predictor.out_channels == 1:
+            classes = torch.zeros_like(classes)
+        weight = self.predictor.weight[classes].flatten(2)  # (r, conv_dim, 1)
+        bias = cast(Tensor, self.predictor.bias)[classes][:, None, None]
+        logits = torch.baddbmm(bias, cells, weight).view(len(x), side, side, 2, 2)
+        return logits.transpose(2, 3).reshape(len(x), 1, 2 * side, 2 * side)
 
 
 class SpatialAttention(nn.Module):

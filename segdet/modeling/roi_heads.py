@@ -294,7 +294,7 @@ class StandardROIHeads(ROIHeads):
             return detections
         maps = [features[name] for name in self.in_features]
         pooled = self.mask_pooler(maps, [d.pred_boxes.tensor for d in detections])
-        return attach_masks(self.mask_head(pooled), detections)
+        return attach_masks_of(self.mask_head, pooled, detections)
 
     def predict_keypoints(
         self, features: dict[str, Tensor], detections: list[Detections]
@@ -320,6 +320,15 @@ def keypoint_losses(
     losses = head.losses(head(pooler(maps, boxes, sizes)), fg, targets)
     mean = sum(len(p) for p in fg) / len(fg)
     return Losses(losses, {"keypoint_head/num_fg_samples": mean})
+
+
+def attach_masks_of(
+    head: nn.Module, pooled: Tensor, detections: list[Detections]
+) -> list[Detections]:
+    """Sets `pred_masks` to what a mask head finds in pooled features (sum N, C, S, S)."""
+    if type(head).forward is not MaskRCNNConvUpsampleHead.forward:  # it takes no classes
+        return attach_masks(head(pooled), detections)
+    return attach_masks(head(pooled, torch.cat([d.pred_classes for d in detections])), detections)
 
 
 def attach_masks(logits: Tensor, detections: list[Detections]) -> list[Detections]:

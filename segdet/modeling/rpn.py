@@ -147,8 +147,8 @@ class StandardRPNHead(nn.Module):
             self.conv = nn.Sequential()
             for name, conv in named:
                 self.conv.add_module(name, conv)
-        self.objectness_logits = nn.Conv2d(channels, num_anchors, kernel_size=1)
-        self.anchor_deltas = nn.Conv2d(channels, num_anchors * box_dim, kernel_size=1)
+        self.objectness_logits = Conv2d(channels, num_anchors, kernel_size=1)
+        self.anchor_deltas = Conv2d(channels, num_anchors * box_dim, kernel_size=1)
         for layer in (*convs, self.objectness_logits, self.anchor_deltas):
             normal_fill(layer, std=0.01)
 

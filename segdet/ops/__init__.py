@@ -19,6 +19,7 @@ from .ps_roi_pool import ps_roi_pool
 from .roi_align import roi_align
 from .roi_align_rotated import roi_align_rotated
 from .soft_nms import soft_nms
+from .winograd_conv import has_winograd, winograd_conv, winograd_weight
 
 __all__ = [
     "BINARY_DEVICES",
@@ -29,6 +30,7 @@ __all__ = [
     "cross_class_fast_nms",
     "deform_conv2d",
     "fast_nms",
+    "has_winograd",
     "matrix_nms",
     "nms",
     "nms_rotated",
@@ -39,4 +41,6 @@ __all__ = [
     "roi_align",
     "roi_align_rotated",
     "soft_nms",
+    "winograd_conv",
+    "winograd_weight",
 ]

@@ -40,7 +40,7 @@ from segdet.modeling.roi_heads import (
     ProposalSampler,
     ROIHeads,
     attach_keypoints,
-    attach_masks,
+    attach_masks_of,
     keypoint_losses,
     select_foreground,
 )
@@ -236,7 +236,7 @@ class CenterROIHeads(ROIHeads):
             [d.image_size for d in detections],
         )
         if self.maskiou_head is None:
-            return attach_masks(self.mask_head(pooled), detections)
+            return attach_masks_of(self.mask_head, pooled, detections)
         return attach_scored_masks(self.mask_head, self.maskiou_head, pooled, detections)
 
     def _predict_keypoints(

@@ -19,7 +19,7 @@ from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_head import FastRCNNOutputLayers
 from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead, mask_loss, mask_targets
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNNConfig
-from segdet.modeling.roi_heads import ProposalSampler, ROIHeads, attach_masks, select_foreground
+from segdet.modeling.roi_heads import ProposalSampler, ROIHeads, attach_masks_of, select_foreground
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Detections, Proposals, Targets
 
@@ -119,4 +119,4 @@ class Res5ROIHeads(ROIHeads):
         if self.mask_head is None:
             return detections
         x = self.box_features(features, [d.pred_boxes.tensor for d in detections])
-        return attach_masks(self.mask_head(x), detections)
+        return attach_masks_of(self.mask_head, x, detections)

@@ -8,9 +8,9 @@
 
 #include <cstdint>
 
-#include "../simd.h"
+#include "simd.h"
 
-namespace segdet::deform_conv {
+namespace segdet {
 
 constexpr int64_t kBlock = 256;
 constexpr int64_t kStride = 272;
@@ -101,4 +101,4 @@ SEGDET_MULTIPLY(, 16, 4, double)
 #endif
 #undef SEGDET_MULTIPLY
 
-}  // namespace segdet::deform_conv
+}  // namespace segdet
