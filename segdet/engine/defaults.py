@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ _log = logging.getLogger(__name__)
 
 
 class DefaultPredictor:
-    """A model with its weights that takes one image at a time.
+    """A model with its weights that takes images as they are read from files.
 
     Args:
         cfg: MODEL.WEIGHTS are loaded; INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, or SQUARE_SIZE, decide
@@ -84,25 +84,43 @@ class DefaultPredictor:
         if self.input_format not in ("BGR", "RGB"):
             raise ConfigError(f'INPUT.FORMAT must be "BGR" or "RGB", is "{self.input_format}"')
 
+    @overload
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]: ...
+
+    @overload
+    def __call__(self, original_image: Sequence[np.ndarray]) -> list[dict[str, Any]]: ...
+
     @torch.no_grad()
-    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
-        """What the model finds in one image.
+    def __call__(
+        self, original_image: np.ndarray | Sequence[np.ndarray]
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """What the model finds in one image, or in each image of a list.
+
+        The images of a list are one batch. Where they differ in size, the smaller ones are padded,
+        which the network sees: what it finds in them can change a little.
 
         Args:
-            original_image: (H, W, 3) uint8 or floating in [0, 255], BGR whatever INPUT.FORMAT is.
+            original_image: (H, W, 3) uint8 or floating in [0, 255], BGR whatever INPUT.FORMAT is;
+                or a list of such.
 
         Returns:
-            The model's results, such as `instances`, in pixels of `original_image`.
+            The model's results, such as `instances`, in pixels of `original_image`; or a list of
+            them.
 
         Raises:
             DataError: not such an array.
         """
+        if not isinstance(original_image, (list, tuple)):
+            return self.model([self._model_input(original_image)])[0]
+        return self.model([self._model_input(one) for one in original_image])
+
+    def _model_input(self, original_image: Any) -> dict[str, Any]:
         _check_image(original_image)
         height, width = original_image.shape[:2]
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         image = self.aug.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(image.astype(np.float32).transpose(2, 0, 1))  # (3, h, w)
-        return self.model([{"image": tensor, "height": height, "width": width}])[0]
+        return {"image": tensor, "height": height, "width": width}
 
 
 def _check_image(image: Any) -> None:

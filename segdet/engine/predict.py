@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import glob
+import itertools
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from segdet.utils.visualizer import ColorMode, Visualizer
 
 _log = logging.getLogger(__name__)
 
-Predictor = Callable[[np.ndarray], dict[str, Any]]  # (H, W, 3) uint8 BGR -> model's results
+# (H, W, 3) uint8 BGR -> model's results; where several are predicted at once a list of either
+Predictor = Callable[[Any], Any]
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _DRAWN_SUFFIXES = {".jpeg", ".jpg", ".png"}  # pictures of other formats are drawn as PNG
@@ -62,6 +64,14 @@ def main(argv: list[str]) -> None:
         "--confidence-threshold", type=float, default=0.5, help="objects below are left out"
     )
     parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=4,
+        metavar="N",
+        help="at most so many images that follow each other and have one size are predicted at "
+        "once (default: 4)",
+    )
+    parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,
         default=[],
@@ -69,6 +79,8 @@ def main(argv: list[str]) -> None:
         help="settings that win over the config file's, such as MODEL.WEIGHTS; they come last",
     )
     args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size must be >= 1, is {args.batch_size}")
     setup_logger()
     files = find_images([args.video] if args.video else args.input or [])
     cfg = load_config(args)
@@ -81,7 +93,9 @@ def main(argv: list[str]) -> None:
     predictor = DefaultPredictor(cfg)
     metadata = load_metadata(cfg.DATASETS.TEST)
     if args.input:
-        predict_images(predictor, files, output, metadata, args.confidence_threshold)
+        predict_images(
+            predictor, files, output, metadata, args.confidence_threshold, args.batch_size
+        )
     else:
         source = files[0] if args.video else args.webcam
         predict_video(predictor, source, output, metadata, args.confidence_threshold)
@@ -135,6 +149,7 @@ def predict_images(
     output_dir: Path,
     metadata: Metadata | None = None,
     min_score: float = 0.5,
+    batch_size: int = 1,
 ) -> None:
     """Draw what is found in each image, and write it in COCO's formats.
 
@@ -149,6 +164,8 @@ def predict_images(
         output_dir: made if it is not there.
         metadata: of the data set, for names, ids and colours of classes.
         min_score: objects below are left out.
+        batch_size: at most so many neighbours of one size are predicted at once; more than 1 needs
+            a predictor that takes a list.
 
     Raises:
         DataError: a copy or map would overwrite an input or another one (nothing is done then); or
@@ -159,17 +176,12 @@ def predict_images(
     _check_places(files, copies + [output_dir / kind / name for kind in _MAPS for name in maps])
     rows: list[dict[str, Any]] = []
     segmented: list[dict[str, Any]] = []
-    unreadable = 0
-    for image_id, (file, copy, name) in enumerate(
-        zip(tqdm(files, disable=None), copies, maps, strict=True), start=1
+    unreadable: list[DataError] = []
+    images = _read_images(tqdm(files, disable=None), unreadable)
+    for image_id, image, found in _predict_batches(
+        predictor, images, batch_size, metadata, min_score
     ):
-        try:
-            image = read_image(file, "BGR")
-        except DataError as error:
-            _log.error("%s", error)
-            unreadable += 1
-            continue
-        found = _predict(predictor, image, metadata, min_score)
+        file, copy, name = files[image_id - 1], copies[image_id - 1], maps[image_id - 1]
         rows += _to_coco(found, image_id, str(file), metadata)
         if "panoptic_seg" in found:
             segments = _write_segments(output_dir / _MAPS[0] / name, found, metadata)
@@ -183,9 +195,43 @@ def predict_images(
     _write_json(output_dir / "predictions.json", rows)
     if segmented:
         _write_json(output_dir / "panoptic.json", {"annotations": segmented})
-    _log.info("%d objects in %d images, see %s", len(rows), len(files) - unreadable, output_dir)
+    read = len(files) - len(unreadable)
+    _log.info("%d objects in %d images, see %s", len(rows), read, output_dir)
     if unreadable:
-        raise DataError(f"{unreadable} of {len(files)} images could not be read, see above")
+        raise DataError(f"{len(unreadable)} of {len(files)} images could not be read, see above")
+
+
+def _read_images(
+    files: Iterable[Path], unreadable: list[DataError]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The images with their numbers, from 1; those that cannot be read are reported."""
+    for number, file in enumerate(files, start=1):
+        try:
+            yield number, read_image(file, "BGR")
+        except DataError as error:
+            _log.error("%s", error)
+            unreadable.append(error)
+
+
+def _predict_batches(
+    predictor: Predictor,
+    images: Iterable[tuple[int, np.ndarray]],
+    batch_size: int,
+    metadata: Metadata | None,
+    min_score: float,
+) -> Iterator[tuple[int, np.ndarray, dict[str, Any]]]:
+    """What is found in numbered images.
+
+    Only neighbours of one size share a batch, so that none is padded for the sake of others.
+    """
+    for _, alike in itertools.groupby(images, key=lambda one: one[1].shape):
+        while batch := list(itertools.islice(alike, batch_size)):
+            if len(batch) == 1:
+                results = [predictor(batch[0][1])]
+            else:
+                results = predictor([image for _, image in batch])
+            for (number, image), found in zip(batch, results, strict=True):
+                yield number, image, _of_dataset(found, metadata, min_score)
 
 
 def predict_video(
@@ -225,7 +271,9 @@ def predict_video(
 
     with open_video(source, copy) as video, tqdm(total=video.count, unit="frame") as bar:
         frames = enumerate(ahead(video.frames()), start=1)
-        found = ahead((i, one, _predict(predictor, one, metadata, min_score)) for i, one in frames)
+        found = ahead(
+            (i, one, _of_dataset(predictor(one), metadata, min_score)) for i, one in frames
+        )
         for more, picture in ahead(draw(*one) for one in found):
             rows += more
             bar.update()
@@ -259,11 +307,10 @@ def _check_places(files: Sequence[Path], places: Sequence[Path]) -> None:
         taken.add(place.resolve())
 
 
-def _predict(
-    predictor: Predictor, image: np.ndarray, metadata: Metadata | None, min_score: float
+def _of_dataset(
+    found: dict[str, Any], metadata: Metadata | None, min_score: float
 ) -> dict[str, Any]:
     """What is found, segments with contiguous classes; of instances those of a sufficient score."""
-    found = predictor(image)
     if "panoptic_seg" in found and found["panoptic_seg"][1] is not None:
         ids, segments = found["panoptic_seg"]
         found = {**found, "panoptic_seg": (ids, [_contiguous(s, metadata) for s in segments])}

@@ -62,6 +62,17 @@ def test_predictor_takes_floats(cfg, predictor_of, image, dtype):
     assert torch.equal(given, predictor_of(cfg)(image)["image"])
 
 
+def test_a_list_of_images_is_one_batch(cfg, predictor_of, image):
+    cfg.INPUT.MIN_SIZE_TEST = 10
+    predictor = predictor_of(cfg)
+    batch = predictor([image, image[:, :20]])
+    assert [tuple(one["image"].shape) for one in batch] == [(3, 10, 20), (3, 10, 10)]
+    assert [one["width"] for one in batch] == [40, 20]
+    assert torch.equal(batch[0]["image"], predictor(image)["image"])
+    with pytest.raises(DataError, match="must be a numpy array, is str"):
+        predictor([image, "a.jpg"])
+
+
 def test_predictor_keeps_the_size_where_the_config_says_so(cfg, predictor_of, image):
     cfg.INPUT.MIN_SIZE_TEST = 0
     assert predictor_of(cfg)(image)["image"].shape == (3, 20, 40)

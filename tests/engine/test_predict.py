@@ -89,6 +89,24 @@ def test_copies_and_json_are_written(pictures, tmp_path):
     assert decode_rle(row["segmentation"]).sum() == 600
 
 
+def test_neighbours_of_one_size_are_predicted_at_once(pictures, tmp_path):
+    pictures.insert(2, save_picture(tmp_path / "in/wide.png", (80, 48)))
+    pictures += [save_picture(tmp_path / "in" / name) for name in ("d.png", "e.png")]
+    asked = []
+
+    def predictor(images):
+        asked.append(len(images) if isinstance(images, list) else 1)
+        batch = images if isinstance(images, list) else [images]
+        found = [find_bright_parts(image) for image in batch]
+        return found if isinstance(images, list) else found[0]
+
+    predict_images(predictor, pictures, tmp_path / "batches", PETS, batch_size=3)
+    assert asked == [2, 1, 3, 1]
+    predict_images(find_bright_parts, pictures, tmp_path / "singly", PETS)
+    first, second = (tmp_path / kind / "predictions.json" for kind in ("batches", "singly"))
+    assert first.read_text() == second.read_text()
+
+
 def test_scores_of_masks_stand_beside_the_others(pictures, tmp_path):
     def predictor(image):
         found = find_bright_parts(image)
@@ -299,6 +317,9 @@ def test_the_command_predicts_with_a_real_model(config, pictures, tmp_path):
     assert {row["image_id"] for row in rows} == {1, 2}
     assert all(row["segmentation"]["size"] == [48, 64] for row in rows)
     assert (out / "a.jpg").is_file() and (out / "b.png").is_file()
+    run_command(main, [*map(str, argv), "--confidence-threshold", "0.0", "--batch-size", "1"])
+    singly = json.loads((out / "predictions.json").read_text())
+    assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in singly])
 
 
 @pytest.mark.parametrize(
@@ -307,6 +328,7 @@ def test_the_command_predicts_with_a_real_model(config, pictures, tmp_path):
         (["--input", "absent.png"], "absent.png: there is no such file"),
         (["--video", "absent.mp4"], "absent.mp4: there is no such file"),
         (["--input", "IMAGE", "--opts", "MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
+        (["--input", "IMAGE", "--batch-size", "0"], "--batch-size must be >= 1, is 0"),
         (["--input", "BROKEN"], "1 of 1 images could not be read"),
         (["--input", "IMAGE", "--output", "BROKEN"], "broken.jpg cannot be used: it is a file"),
     ],

@@ -141,6 +141,7 @@ def test_weights_made_in_inference_mode():
         torch.testing.assert_close(conv(x), by_definition(conv, x))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
 def test_traced_and_autocast_calls_are_plain():
     conv = Conv2d(16, 16, 3, padding=1, norm=with_statistics(FrozenBatchNorm2d(16)))
     x = torch.randn(1, 16, 6, 6)
