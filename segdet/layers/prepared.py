@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,14 @@ from segdet.ops import has_winograd, winograd_conv, winograd_weight
 
 T = TypeVar("T")
 Pair = tuple[int, int]
-FixedLayer = Callable[[Tensor, bool], Tensor]  # input, and whether a ReLU follows -> output
+
+
+class FixedConv(Protocol):
+    """A convolution with constant weights."""
+
+    def __call__(self, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:
+        """The output, plus `add` where it is given, through a ReLU where one is wanted."""
+        ...
 
 
 def is_fixed(x: Tensor, *weights: Tensor | None) -> bool:
@@ -88,12 +95,17 @@ def _sample(weight: Tensor) -> list[float]:
 
 
 def conv_norm_act(
-    x: Tensor, conv: nn.Conv2d, norm: Any, activation: Any, prepared: Prepared[FixedLayer]
+    x: Tensor,
+    conv: nn.Conv2d,
+    norm: Any,
+    activation: Any,
+    prepared: Prepared[FixedConv],
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """A convolution, then a norm and an activation unless they are None.
+    """A convolution, then a norm, a sum and an activation, each unless it is None.
 
     Where nothing learns the weights are `prepared`, with a batch norm of fixed statistics folded
-    into them, and a ReLU is part of the same kernel; neither module is called then.
+    into them, and sum and ReLU are part of the same kernel; neither module is called then.
 
     Args:
         x: (B, in_channels, H, W); B may be 0.
@@ -101,19 +113,27 @@ def conv_norm_act(
         norm: of the result.
         activation: a function or module applied last.
         prepared: the layer's own, empty at first.
+        residual: added before the activation.
     """
     terms = ("weight", "bias", "running_mean", "running_var")
     folds = _can_fold(norm)
     weights = [conv.weight, conv.bias, *(getattr(norm, t) for t in terms if folds)]
-    if conv.padding_mode == "zeros" and conv.padding != "same" and is_fixed(x, *weights):
-        fused = norm is None or folds
-        relu = fused and _is_relu(activation)
-        x = prepared(lambda: _prepare(conv, norm if folds else None), *weights)(x, relu)
-        norm, activation = None if fused else norm, None if relu else activation
-    else:
+    plain = conv.padding_mode != "zeros" or conv.padding == "same"
+    if plain or not is_fixed(x, *weights) or (residual is not None and residual.requires_grad):
         x = nn.Conv2d.forward(conv, x)
+    else:
+        layer = prepared(lambda: _prepare(conv, norm if folds else None), *weights)
+        if norm is not None and not folds:
+            x = layer(x)
+        else:
+            relu = _is_relu(activation)
+            x = layer(x, add=residual, relu=relu)
+            norm = residual = None
+            activation = None if relu else activation
     if norm is not None:
         x = norm(x)
+    if residual is not None:
+        x += residual
     return x if activation is None else activation(x)
 
 
@@ -128,7 +148,7 @@ def _can_fold(norm: Any) -> bool:
     return isinstance(norm, FrozenBatchNorm2d)
 
 
-def _prepare(conv: Any, norm: Any) -> FixedLayer:
+def _prepare(conv: Any, norm: Any) -> FixedConv:
     weight, bias = conv.weight, conv.bias
     if norm is not None:
         weight, bias = fold(weight, bias, norm)
@@ -156,7 +176,7 @@ def prepare_conv(
     padding: Pair = (0, 0),
     dilation: Pair = (1, 1),
     groups: int = 1,
-) -> FixedLayer:
+) -> FixedConv:
     """A convolution with constant weights in the form that the fastest kernel reads.
 
     On the CPU in float32 that is Winograd's for 3x3 kernels that keep the size and oneDNN's for
@@ -166,48 +186,57 @@ def prepare_conv(
     window = (padding, stride, dilation, groups)
     if not _has_onednn(weight):
 
-        def conv(x: Tensor, relu: bool) -> Tensor:
+        def conv(x: Tensor, add: Tensor | None = None, relu: bool = False) -> Tensor:
             y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-            return F.relu_(y) if relu else y
+            return _finish(y, add, relu)
 
         return conv
     keeps_size = size == [3, 3] and window == ((1, 1), (1, 1), (1, 1), 1)
     if keeps_size and has_winograd(weight.device, channels, outputs):
         packed, shift = winograd_weight(weight), torch.zeros(outputs) if bias is None else bias
-        return lambda x, relu: winograd_conv(x, packed, shift, relu)
+
+        def winograd(x: Tensor, add: Tensor | None = None, relu: bool = False) -> Tensor:
+            y = winograd_conv(x, packed, shift, relu and add is None)
+            return y if add is None else _finish(y, add, relu)
+
+        return winograd
     weight = weight.contiguous(memory_format=torch.channels_last)
 
-    def convolve(x: Tensor, relu: bool) -> Tensor:
+    def onednn(x: Tensor, add: Tensor | None = None, relu: bool = False) -> Tensor:
         if len(x) == 0:  # which oneDNN refuses
-            return convolve(x.new_zeros(1, *x.shape[1:]), relu)[:0]
+            return onednn(x.new_zeros(1, *x.shape[1:]))[:0]
         x = x.contiguous(memory_format=torch.channels_last)
-        after = ("relu" if relu else "none", [], "")
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *window, *after)
+        run = torch.ops.mkldnn._convolution_pointwise
+        if add is None:
+            return run(x, weight, bias, *window, "relu" if relu else "none", [], "")
+        after = ("add", 1.0, "relu" if relu else None, [], None)
+        return run.binary(x, add, weight, bias, *window, *after)
 
-    return convolve
+    return onednn
 
 
-def prepare_linear(weight: Tensor, bias: Tensor | None) -> FixedLayer:
-    """The same of a fully connected layer, for (R, in_features) to (R, out_features).
+def _finish(y: Tensor, add: Tensor | None, relu: bool) -> Tensor:
+    if add is not None:
+        y += add
+    return F.relu_(y) if relu else y
+
+
+def prepare_linear_relu(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The same of a fully connected layer and a ReLU: (R, in_features) to (R, out_features).
 
     `F.linear` calls MKL's product on the CPU, which takes 1.3 times as long on an AMD EPYC.
     """
     if not _has_onednn(weight):
+        return lambda x: F.relu_(F.linear(x, weight, bias))
+    onednn, outputs = torch.ops.mkldnn, len(weight)
+    ordered = onednn._reorder_linear_weight(weight.contiguous())
 
-        def linear(x: Tensor, relu: bool) -> Tensor:
-            y = F.linear(x, weight, bias)
-            return F.relu_(y) if relu else y
-
-        return linear
-    onednn = torch.ops.mkldnn
-    ordered, outputs = onednn._reorder_linear_weight(weight.contiguous()), len(weight)
-
-    def multiply(x: Tensor, relu: bool) -> Tensor:
+    def linear_relu(x: Tensor) -> Tensor:
         if len(x) == 0:
             return x.new_zeros(0, outputs)
-        return onednn._linear_pointwise(x, ordered, bias, "relu" if relu else "none", [], "")
+        return onednn._linear_pointwise(x, ordered, bias, "relu", [], "")
 
-    return multiply
+    return linear_relu
 
 
 def _has_onednn(weight: Tensor) -> bool:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.layers.batch_norm import get_norm
-from segdet.layers.prepared import FixedLayer, Prepared, conv_norm_act, is_fixed, prepare_linear
+from segdet.layers.prepared import FixedConv, Prepared, conv_norm_act, is_fixed, prepare_linear_relu
 from segdet.layers.weight_init import c2_msra_fill
 
 ConvTranspose2d = nn.ConvTranspose2d
@@ -39,11 +39,14 @@ class Conv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.activation = activation
-        self._prepared: Prepared[FixedLayer] = Prepared()
+        self._prepared: Prepared[FixedConv] = Prepared()
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, in_channels, H, W) to (B, out_channels, H', W'); B may be 0."""
-        return conv_norm_act(input, self, self.norm, self.activation, self._prepared)
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H', W'); B may be 0.
+
+        A `residual` of the result's shape is added before the activation.
+        """
+        return conv_norm_act(input, self, self.norm, self.activation, self._prepared, residual)
 
 
 def conv3x3_relu(in_channels: int, out_channels: int, norm: str = "", stride: int = 1) -> Conv2d:
@@ -78,7 +81,7 @@ class LinearReLU(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
-        self._prepared: Prepared[FixedLayer] = Prepared()
+        self._prepared: Prepared[Callable[[Tensor], Tensor]] = Prepared()
 
     def forward(self, input: Tensor) -> Tensor:
         """(R, in_features), or (R, C, H, W) that count as such, to (R, out_features)."""
@@ -86,12 +89,12 @@ class LinearReLU(nn.Linear):
             return F.relu(super().forward(input.flatten(1)))
         size = input.shape[1:]
 
-        def prepare() -> FixedLayer:
+        def prepare() -> Callable[[Tensor], Tensor]:
             cells = self.weight.unflatten(1, size).movedim(1, -1)  # in the order of channels-last
-            return prepare_linear(cells.flatten(1), self.bias)
+            return prepare_linear_relu(cells.flatten(1), self.bias)
 
         layer = self._prepared(prepare, self.weight, self.bias, form=size)
-        return layer(input.movedim(1, -1).flatten(1), True)
+        return layer(input.movedim(1, -1).flatten(1))
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

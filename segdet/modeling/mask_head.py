@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import Conv2d, Losses, c2_msra_fill, conv3x3_relu, normal_fill
-from segdet.layers.prepared import FixedLayer, Prepared, is_fixed, prepare_conv
+from segdet.layers.prepared import FixedConv, Prepared, is_fixed, prepare_conv
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Proposals, Targets
 
@@ -95,7 +95,7 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         num_masks = 1 if cls_agnostic_mask else num_classes
         self.predictor = Conv2d(conv_dim, num_masks, kernel_size=1)
         normal_fill(self.predictor, std=0.001)
-        self._prepared: Prepared[FixedLayer] = Prepared()
+        self._prepared: Prepared[FixedConv] = Prepared()
 
     def forward(self, pooled: Tensor, classes: Tensor | None = None) -> Tensor:
         """Mask logits.
@@ -125,14 +125,15 @@ class MaskRCNNConvUpsampleHead(nn.Module):
         its channels.
         """
 
-        def prepare() -> FixedLayer:
+        def prepare() -> FixedConv:
             weight = self.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * conv_dim, C)
             bias = cast(Tensor, self.deconv.bias).repeat(4)
             return prepare_conv(weight[:, :, None, None], bias)
 
         deconv = self._prepared(prepare, self.deconv.weight, self.deconv.bias)
         side = x.shape[-1]
-        cells = deconv(x, True).permute(0, 2, 3, 1).reshape(len(x), 4 * side**2, -1)
+        cells = deconv(x, relu=True).permute(0, 2, 3, 1)
+        cells = cells.reshape(len(x), 4 * side**2, self.deconv.out_channels)
         if self.predictor.out_channels == 1:
             classes = torch.zeros_like(classes)
         weight = self.predictor.weight[classes].flatten(2)  # (r, conv_dim, 1)

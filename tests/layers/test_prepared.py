@@ -62,6 +62,26 @@ def test_every_convolution(settings):
     check(conv, torch.randn(0, 32, 6, 9))
 
 
+@pytest.mark.parametrize("activation", [F.relu_, torch.sigmoid, None])
+@pytest.mark.parametrize("norm", [None, *NORMS, lambda n: nn.GroupNorm(4, n)])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_residual_is_added_before_the_activation(size, norm, activation):
+    norm = norm and norm(16)
+    norm = with_statistics(norm) if hasattr(norm, "running_mean") else norm
+    conv = Conv2d(16, 16, size, padding=size // 2, norm=norm, activation=activation)
+    for batch in (2, 0):
+        x, residual = torch.randn(2, batch, 16, 5, 7)
+        before = residual.clone()
+        expected = conv(x, residual).detach()  # with gradients
+        with torch.no_grad():
+            torch.testing.assert_close(conv(x, residual), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                conv.double()(x.double(), residual.double()).float(), expected
+            )
+        conv.float()
+        assert torch.equal(residual, before)
+
+
 def test_training_is_as_before():
     conv = Conv2d(16, 16, 3, padding=1, norm=nn.BatchNorm2d(16), activation=F.relu)
     reference = copy.deepcopy(conv)

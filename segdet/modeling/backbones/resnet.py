@@ -254,13 +254,11 @@ class BasicBlock(nn.Module):
         self.conv1 = conv_with_norm(
             in_channels, out_channels, 3, norm, F.relu_, stride=stride, padding=1
         )
-        self.conv2 = conv_with_norm(out_channels, out_channels, 3, norm, padding=1)
+        self.conv2 = conv_with_norm(out_channels, out_channels, 3, norm, F.relu_, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        out = self.conv2(self.conv1(x))
-        out += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(out)
+        return self.conv2(self.conv1(x), x if self.shortcut is None else self.shortcut(x))
 
 
 class BottleneckBlock(nn.Module):
@@ -306,13 +304,12 @@ class BottleneckBlock(nn.Module):
             dilation=dilation,
             groups=num_groups,
         )
-        self.conv3 = conv_with_norm(width, out_channels, 1, norm)
+        self.conv3 = conv_with_norm(width, out_channels, 1, norm, F.relu_)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        out = self.conv3(self.conv2(self.conv1(x)))
-        out += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(out)
+        out = self.conv2(self.conv1(x))
+        return self.conv3(out, x if self.shortcut is None else self.shortcut(x))
 
 
 class DeformBottleneckBlock(nn.Module):
@@ -371,7 +368,7 @@ class DeformBottleneckBlock(nn.Module):
             activation=F.relu_,
         )
         c2_msra_fill(self.conv2)
-        self.conv3 = conv_with_norm(width, out_channels, 1, norm)
+        self.conv3 = conv_with_norm(width, out_channels, 1, norm, F.relu_)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
@@ -382,9 +379,7 @@ class DeformBottleneckBlock(nn.Module):
             out = self.conv2(out, torch.cat([first, second], dim=1), mask.sigmoid())
         else:
             out = self.conv2(out, offset)
-        out = self.conv3(out)
-        out += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(out)
+        return self.conv3(out, x if self.shortcut is None else self.shortcut(x))
 
 
 class BiasedDeformBottleneckBlock(DeformBottleneckBlock):
