@@ -21,7 +21,7 @@ from tqdm import tqdm
 from segdet.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from segdet.data.image_io import read_image
 from segdet.data.segment_ids import segments_of_labels, write_segment_ids
-from segdet.engine.defaults import DefaultPredictor
+from segdet.engine.predictor import DefaultPredictor
 from segdet.engine.setup import add_project_argument, load_config, make_output_folder
 from segdet.engine.video import ahead, open_video
 from segdet.errors import ConfigError, DataError

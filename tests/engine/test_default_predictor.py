@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from segdet.config import CfgNode, get_cfg
-from segdet.engine import DefaultPredictor, defaults
+from segdet.engine import DefaultPredictor
+from segdet.engine import predictor as predictor_module
 from segdet.errors import ConfigError, DataError
 
 
@@ -27,7 +28,7 @@ def predictor_of(monkeypatch):
     """A predictor whose model is an echo."""
 
     def build(cfg: CfgNode) -> DefaultPredictor:
-        monkeypatch.setattr(defaults, "build_model", lambda cfg: Echo())
+        monkeypatch.setattr(predictor_module, "build_model", lambda cfg: Echo())
         return DefaultPredictor(cfg)
 
     return build
