@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,11 @@ from segdet.report.datasets import summaries_of
 from segdet.report.gallery import Sources, gallery_of
 from segdet.report.regions import gallery_of_regions, regions_of
 from segdet.report.results import HEADLINE, table_of
-from segdet.report.run import TASKS, Missing, Run, group_of
+from segdet.report.run import TASKS, Missing, Points, Run, group_of
 from segdet.report.settings import settings_of
 from segdet.report.tested import Tested, read_tested
+
+_MOST_POINTS = 600  # of a curve
 
 
 def report_of(runs: Sequence[Run], *, pictures: int) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def report_of(runs: Sequence[Run], *, pictures: int) -> dict[str, Any]:
                 "name": run.name,
                 "about": _about(run),
                 "facts": _facts(run),
-                "curves": own,
+                "curves": {name: thinned(points) for name, points in own.items()},
                 "missing": [one._asdict() for one in run.missing],
             }
             for run, own in zip(runs, curves, strict=True)
@@ -110,6 +113,19 @@ def _on_same_images(one: Analysis, other: Analysis | None) -> bool:
     return as_other is None or (
         truth.image_ids == as_other.image_ids and truth.category_ids == as_other.category_ids
     )
+
+
+def thinned(points: Points) -> Points:
+    """A curve of some hundred points at most: of each stretch the lowest and the highest."""
+    rounded = [(i, None if value is None else float(f"{value:.5g}")) for i, value in points]
+    if len(rounded) <= _MOST_POINTS:
+        return rounded
+    stretch = math.ceil(2 * len(rounded) / _MOST_POINTS)
+    kept = {rounded[0], rounded[-1]}
+    for begin in range(0, len(rounded), stretch):
+        known = [(v, i) for i, v in rounded[begin : begin + stretch] if v is not None]
+        kept |= {(i, v) for v, i in (min(known), max(known))} if known else set()
+    return sorted(kept, key=lambda point: point[0])
 
 
 def _about(run: Run) -> str:

@@ -26,7 +26,7 @@ TASKS = {
     "box_proposals": "Proposals",
 }
 
-Points = list[tuple[int, float]]  # iteration and value
+Points = list[tuple[int, float | None]]  # iteration and value, None where that is not finite
 
 
 class Missing(NamedTuple):

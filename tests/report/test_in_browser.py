@@ -67,6 +67,8 @@ def test_settings_are_searched(browser, files):
 
 def test_the_gallery_is_used_by_keyboard(browser, files):
     browser.open(files[1])
+    browser.press("Tab")
+    assert browser.run("document.activeElement.className") == "skip"
     title = "document.querySelector('dialog h3').textContent"
     browser.run("document.querySelector('.pictures button').focus()")
     browser.press("ArrowRight", "Enter")

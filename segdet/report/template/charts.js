@@ -66,9 +66,12 @@ function lineChart(chart) {
     readout.textContent = `${chart.x} ${formatX(x)}: ${values.join(", ")}`;
   }
 
+  /** A line's known point at x or near it: lines may have points at other places. */
   function nearest(points, x) {
-    const found = points.find((point) => point[0] === x);
-    return found && Number.isFinite(found[1]) ? found : null;
+    const far = (point) => Math.abs(point[0] - x);
+    const found = points.filter(([, y]) => Number.isFinite(y))
+      .reduce((best, point) => (best && far(best) <= far(point) ? best : point), null);
+    return found && far(found) <= (state.scale.x1 - state.scale.x0) / 40 ? found : null;
   }
 
   function indexAt(event) {
