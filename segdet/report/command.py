@@ -38,6 +38,9 @@ def main(argv: list[str]) -> None:
     setup_logger()
     load_projects(args.project)
     runs = [read_run(folder) for folder in (args.run, args.against) if folder is not None]
+    if len({run.name for run in runs}) < len(runs):
+        for run in runs:
+            run.name = "/".join(run.folder.resolve().parts[-2:])
     output = Path(args.output or runs[0].folder / "report.html")
     text = page(report_of(runs, pictures=args.pictures))
     try:

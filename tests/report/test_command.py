@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from segdet.errors import ConfigError
@@ -16,6 +18,14 @@ def test_a_run_of_curves_alone_gives_a_page_that_says_what_is_missing(tmp_path, 
     main([str(tmp_path), "--output", str(tmp_path / "page.html")])
     assert "coco_instances_results.json" in (tmp_path / "page.html").read_text()
     assert "without the configuration" in capsys.readouterr().out
+
+
+def test_runs_of_one_name_are_told_apart(run_folder, tmp_path, capsys):
+    other = tmp_path / "before/run"
+    shutil.copytree(run_folder, other)
+    main([str(run_folder), "--against", str(other), "--pictures", "0"])
+    text = (run_folder / "report.html").read_text()
+    assert f"<title>{tmp_path.name}/run against before/run</title>" in text
 
 
 def test_refuses_what_it_cannot_do(run_folder, tmp_path):
