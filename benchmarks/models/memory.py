@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -16,7 +17,7 @@ import torch
 from benchmarks.models import systems
 
 STEPS = 4
-OURS, PEER = "ours", "torchvision"
+PEER = "torchvision"
 WORKS = {"inference": 1, "training step": 1, "training step of 2 images": 2}
 
 
@@ -29,8 +30,9 @@ def rows(threads: int, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]
             name = f"memory of {system} {size[1]}x{size[0]} {work}"
             if not wanted(name):
                 continue
-            ask = {"system": system, "train": work != "inference", "batch": batch, "size": size}
-            ours, peer = (_measured({**ask, "who": who}, threads) for who in (OURS, PEER))
+            train = work != "inference"
+            ours = _measured(system, train, batch, size, threads)
+            peer = _measured(PEER, train, batch, size, threads)
             yield {
                 "name": name,
                 "ours_s": None,
@@ -47,7 +49,11 @@ def rows(threads: int, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]
             }
 
 
-def _measured(ask: dict[str, Any], threads: int) -> dict[str, float]:
+@functools.lru_cache
+def _measured(
+    model: str, train: bool, batch: int, size: tuple[int, int], threads: int
+) -> dict[str, float]:
+    ask = {"model": model, "train": train, "batch": batch, "size": size}
     command = [sys.executable, "-m", "benchmarks.models.memory", json.dumps(ask)]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
@@ -68,11 +74,11 @@ def main() -> None:
     torch.manual_seed(0)
     imports, size = _resident(), tuple(ask["size"])
     batch = systems.random_batch(size, ask["batch"], 7, "cpu")
-    if ask["who"] == OURS:
-        model, inputs = systems.our_model(ask["system"], "cpu"), (batch.ours,)
-    else:
+    if ask["model"] == PEER:
         model = systems.torchvision_model("cpu", size)
         inputs = (batch.images, batch.targets)[: 1 + ask["train"]]
+    else:
+        model, inputs = systems.our_model(ask["model"], "cpu"), (batch.ours,)
     run = systems.training_step if ask["train"] else systems.predicted
     step = run(model, *inputs)
     for _ in range(STEPS):

@@ -41,12 +41,15 @@ class Case:
     @property
     def name(self) -> str:
         """What `--filter` looks at."""
+        width, height = self.size[1], self.size[0]
+        if self.scaling:
+            threads = f", {self.threads} threads" if self.threads else ""
+            return (
+                f"scaling with {self.scaling}, {self.system} {self.work}: {width}x{height}, "
+                f"batch {self.batch}, {self.objects} objects{threads}"
+            )
         images = f"{self.batch} image{'s'[: self.batch > 1]}"
-        name = f"{self.system} {self.size[1]}x{self.size[0]} {self.work}, {images}"
-        if not self.scaling:
-            return name
-        threads = f", {self.threads} threads" if self.threads else ""
-        return f"scaling with {self.scaling}: {name}, {self.objects} objects{threads}"
+        return f"{self.system} {width}x{height} {self.work}, {images}"
 
 
 def _square(system: str, size: Size) -> Size:
