@@ -199,6 +199,7 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
     """
     if comm.get_world_size() == 1:
         return model
+    kwargs.setdefault("gradient_as_bucket_view", True)  # instead of a copy of every gradient
     if next(model.parameters()).is_cuda:
         kwargs.setdefault("device_ids", [comm.get_local_rank()])
     if not {"broadcast_buffers", "forward_sync_buffers"} & set(kwargs):
