@@ -27,6 +27,7 @@ from benchmarks.ops import (
     point_sample,
     ps_roi_align,
     ps_roi_pool,
+    resize_image,
     roi_align,
     roi_align_rotated,
     soft_nms,
@@ -51,6 +52,7 @@ OPS = [
     roi_align_rotated,
     point_sample,
     winograd_conv,
+    resize_image,
 ]
 
 

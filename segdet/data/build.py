@@ -15,7 +15,8 @@ from segdet.config.reader import read_section
 from segdet.data.common import DatasetFromList, MapDataset, MapStyle
 from segdet.data.image_io import file_name_of, image_size_of
 from segdet.data.loader import Loader, Samples, TrainLoader
-from segdet.data.mapper import DatasetMapper
+from segdet.data.mapper import DatasetMapper, InputConfig
+from segdet.data.mixing import Mix, MixedDataset
 from segdet.data.proposals import load_proposals_into_dataset
 from segdet.data.records import (
     NEEDS,
@@ -182,6 +183,7 @@ def _train_arguments(
     return {
         "dataset": dataset,
         "mapper": mapper or DatasetMapper(cfg, is_train=True),
+        "mixes": read_section(InputConfig, cfg, at="INPUT").mixes(),
         "sampler": sampler or section.build_sampler(dataset, seed),
         "total_batch_size": section.ims_per_batch,
         "aspect_ratio_grouping": section.aspect_ratio_grouping,
@@ -195,6 +197,7 @@ def build_detection_train_loader(
     dataset: MapStyle,
     *,
     mapper: Callable[[dict[str, Any]], Any] | None,
+    mixes: Sequence[Mix] = (),
     sampler: Iterable[int] | None = None,
     total_batch_size: int,
     aspect_ratio_grouping: bool = True,
@@ -210,6 +213,7 @@ def build_detection_train_loader(
     Args:
         dataset: standard dicts, or a map-style data set of them.
         mapper: record -> sample; None takes the records as samples.
+        mixes: what makes one sample of several, such as `CopyPaste`; see `MixedDataset`.
         sampler: yields indices without end, the same in every process (which get their share
             of each batch); None is a `TrainingSampler`.
         total_batch_size: samples of all processes together in a batch.
@@ -228,8 +232,9 @@ def build_detection_train_loader(
     logger.info("Seed of the sample order and augmentation: %d", seed)
     is_wide = [_is_wide(dataset[i]) for i in range(len(dataset))] if aspect_ratio_grouping else None
     records = DatasetFromList(dataset) if isinstance(dataset, list) else dataset
+    samples = records if mapper is None else MapDataset(records, mapper)
     return TrainLoader(
-        records if mapper is None else MapDataset(records, mapper),
+        MixedDataset(samples, mixes) if mixes else samples,
         sampler=sampler or TrainingSampler(len(dataset), seed=seed),
         total_batch_size=total_batch_size,
         is_wide=is_wide,

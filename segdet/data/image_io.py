@@ -224,7 +224,9 @@ def _to_array(image: Image.Image, format: str | None) -> np.ndarray:
         image = image.convert("RGBA")
     if format == "L":
         return np.array(image.convert("L"))[:, :, None]
-    rgb = np.array(image.convert("RGB"))
-    if format == "BGR":
-        return np.ascontiguousarray(rgb[:, :, ::-1])
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    if format == "BGR":  # Pillow turns the channels round as it unpacks them
+        pixels = np.frombuffer(bytearray(image.tobytes("raw", "BGR")), np.uint8)
+        return pixels.reshape(image.height, image.width, 3)
+    rgb = np.array(image)
     return rgb / 255.0 @ _YUV_FROM_RGB.T if format == "YUV-BT.601" else rgb

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from segdet.data.common import MapStyle
+from segdet.data.parcel import Parcel
 from segdet.data.seeding import seeded
 from segdet.errors import ConfigError, SegdetError
 
@@ -54,14 +55,15 @@ class Samples(Dataset[Any]):
 
 
 class _Collate:
-    """Passes a failure on instead of the batch."""
+    """Passes a failure on instead of the batch; a worker sends batches as parcels."""
 
     def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
         self._collate_fn = collate_fn
 
     def __call__(self, samples: list[Any]) -> Any:
         failure = next((s for s in samples if isinstance(s, _Failure)), None)
-        return failure or self._collate_fn(samples)
+        batch = failure or self._collate_fn(samples)
+        return Parcel(batch) if torch.utils.data.get_worker_info() else batch
 
 
 _LINGER = 3.0  # seconds that a worker goes on behind a SIGTERM
@@ -104,7 +106,8 @@ class Loader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for batch in super().__iter__():
+        for sent in super().__iter__():
+            batch = sent.unpack() if isinstance(sent, Parcel) else sent
             if isinstance(batch, _Failure):
                 raise batch.error
             yield batch

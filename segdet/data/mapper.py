@@ -24,6 +24,7 @@ from segdet.data.annotations import (
     transform_instance_annotations,
 )
 from segdet.data.image_io import FORMATS, check_image_size, file_name_of, read_image
+from segdet.data.mixing import CopyPasteConfig, Mix, MosaicConfig
 from segdet.data.proposals import transform_proposals
 from segdet.data.records import CROWD, LEARN_FROM_CROWDS, NEEDS
 from segdet.data.sem_seg import has_sem_seg, read_sem_seg
@@ -81,6 +82,59 @@ class SSDConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LSJConfig:
+    """INPUT.LSJ: large-scale jitter, instead of MIN_SIZE_TRAIN; detectron2's new baselines' values.
+
+    Source: Simple Copy-Paste (Ghiasi et al. 2021, arXiv:2012.07177), section 3.
+    """
+
+    enabled: bool = False
+    min_scale: float = 0.1
+    max_scale: float = 2.0
+    size: int = 1024  # pixels a side that a picture fits at scale 1; it is cut or padded to these
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_scale <= self.max_scale or self.size < 1:
+            raise ConfigError(
+                "LSJ.MIN_SCALE, MAX_SCALE and SIZE must be positive and in order, are "
+                f"{self.min_scale}, {self.max_scale}, {self.size}"
+            )
+
+    def augmentations(self, ignore_value: int) -> list[T.Augmentation]:
+        """The resize and the crop."""
+        size = self.size, self.size
+        resize = T.ResizeScale(self.min_scale, self.max_scale, *size)
+        return [resize, T.FixedSizeCrop(size, seg_pad_value=ignore_value)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorConfig:
+    """INPUT.COLOR: the image's weight in a mix is drawn from 1 - x to 1 + x; 0 is off."""
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    def __post_init__(self) -> None:
+        values = self.brightness, self.contrast, self.saturation
+        if not all(0 <= value <= 1 for value in values):
+            raise ConfigError(
+                f"COLOR.BRIGHTNESS, CONTRAST and SATURATION must be in [0, 1], are {values}"
+            )
+
+    def augmentations(self, image_format: str) -> list[T.Augmentation]:
+        """Those that are on, in their order."""
+        b, c, s = self.brightness, self.contrast, self.saturation
+        brightness = [T.RandomBrightness(1 - b, 1 + b)] if b else []
+        contrast = [T.RandomContrast(1 - c, 1 + c)] if c else []
+        return [
+            *brightness,
+            *contrast,
+            *([T.RandomSaturation(1 - s, 1 + s, image_format)] if s else []),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputConfig:
     """INPUT; defaults are detectron2's."""
 
@@ -91,6 +145,11 @@ class InputConfig:
     max_size_test: int = 1333
     square_size: int = 0  # > 0: images are stretched to that many pixels a side, in float32
     random_flip: str = "horizontal"
+    random_rotation: float = 0.0  # degrees, at most, either way; the size stays
+    lsj: LSJConfig = field(default_factory=LSJConfig)
+    color: ColorConfig = field(default_factory=ColorConfig)
+    copy_paste: CopyPasteConfig = field(default_factory=CopyPasteConfig)
+    mosaic: MosaicConfig = field(default_factory=MosaicConfig)
     ssd: SSDConfig = field(default_factory=SSDConfig)
     crop: CropConfig = field(default_factory=CropConfig)
     format: str = "BGR"
@@ -133,8 +192,15 @@ class InputConfig:
             )
         _require("RANDOM_FLIP", self.random_flip, ("horizontal", "vertical", "none"))
         _require("FORMAT", self.format, FORMATS)
+        if not 0 <= self.random_rotation <= 180:
+            raise ConfigError(f"RANDOM_ROTATION must be in [0, 180], is {self.random_rotation}")
         if self.square_size < 0:
             raise ConfigError(f"SQUARE_SIZE must be >= 0, is {self.square_size}")
+        if self.color.saturation:
+            _require("FORMAT, with COLOR.SATURATION,", self.format, ("BGR", "RGB"))
+        if self.lsj.enabled and self.square_size:
+            raise ConfigError("LSJ and SQUARE_SIZE both say the size: choose one")
+        self._check_mixes()
         if self.color_aug_ssd:
             _require("FORMAT, with COLOR_AUG_SSD,", self.format, ("BGR", "RGB"))
         if self.ssd.photometric or self.ssd.expand:
@@ -149,6 +215,30 @@ class InputConfig:
                 f"MODEL.META_ARCHITECTURE {self.meta_architecture} does not learn from; leave it 1"
             )
 
+    def _check_mixes(self) -> None:
+        on = {
+            "LSJ": self.lsj.enabled,
+            "MOSAIC": self.mosaic.prob,
+            "COPY_PASTE": self.copy_paste.prob,
+        }
+        for name in (name for name in ("MOSAIC", "COPY_PASTE") if on[name]):
+            if not self.mask_on:
+                raise ConfigError(f"{name} needs MODEL.MASK_ON: it moves objects by their masks")
+            if self.keypoint_on or self.load_proposals:
+                key = "MODEL.KEYPOINT_ON" if self.keypoint_on else "MODEL.LOAD_PROPOSALS"
+                raise ConfigError(f"{name} moves no keypoints or proposals; switch {key} off")
+        for name in (name for name in ("LSJ", "MOSAIC") if on[name]):
+            if self.basis_loss_on:
+                raise ConfigError(
+                    f"{name} pads pictures, which label maps of MODEL.BASIS_MODULE.LOSS_ON have no "
+                    "value for; switch one of them off"
+                )
+
+    def mixes(self) -> list[Mix]:
+        """What makes one training sample of several."""
+        sections = self.mosaic, self.copy_paste
+        return [section.build() for section in sections if section.prob]
+
     def augmentations(self, is_train: bool) -> list[T.Augmentation | T.Transform]:
         """For training SSD's, crop, resize, change colours and flip, as enabled; else resize alone.
 
@@ -162,16 +252,26 @@ class InputConfig:
         augmentations: list[T.Augmentation | T.Transform] = [
             T.Stretch(self.square_size) if self.square_size else resize
         ]
+        if self.lsj.enabled:
+            augmentations = [*self.lsj.augmentations(self.ignore_value)]
         if self.crop.enabled:
             place = 1 if set(NEEDS.get(self.meta_architecture, {})) == {"sem_seg"} else 0
             around_objects = self.meta_architecture in CROPPED_AROUND_OBJECTS
             augmentations.insert(place, self.crop.augmentation(self.ignore_value, around_objects))
+        if self.random_rotation:
+            angles = -self.random_rotation, self.random_rotation
+            augmentations.append(T.RandomRotation(angles, expand=False))
+        augmentations += self.color.augmentations(self.format)
         if self.color_aug_ssd:
             augmentations.append(T.ColorAugSSDTransform(self.format))
         if self.random_flip != "none":
             horizontal = self.random_flip == "horizontal"
             augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
         return [*self.ssd.augmentations(self.format), *augmentations]
+
+    def cuts_objects(self) -> bool:
+        """Whether training sees parts of objects, whose boxes then are those of the parts."""
+        return self.crop.enabled or self.lsj.enabled or self.random_rotation != 0
 
     def resize_for_testing(self) -> T.Augmentation:
         """What brings an image to the size that the model sees."""
@@ -249,7 +349,7 @@ class DatasetMapper:
             "instance_mask_format": section.mask_format,
             "keypoint_hflip_indices": create_keypoint_hflip_indices(names) if names else None,
             "precomputed_proposal_topk": topk if section.load_proposals else None,
-            "recompute_boxes": is_train and section.crop.enabled and section.mask_on,
+            "recompute_boxes": is_train and section.cuts_objects() and section.mask_on,
             "use_basis_sem": is_train and section.basis_loss_on and section.mask_on,
             "use_crowds": section.meta_architecture in LEARN_FROM_CROWDS,
         }
@@ -269,7 +369,8 @@ class DatasetMapper:
         Raises:
             DataError: the image or an annotation cannot be used; says which.
         """
-        record = copy.deepcopy(dataset_dict)
+        # Annotations, the bulk of a record, are copied one by one and no deeper than they change.
+        record = {k: v if k == "annotations" else copy.deepcopy(v) for k, v in dataset_dict.items()}
         try:
             return self._map(record)
         except DataError as error:
@@ -283,7 +384,7 @@ class DatasetMapper:
         aug_input = T.AugInput(image, sem_seg=sem_seg, boxes=self._boxes(record))
         transforms = self.augmentations(aug_input)
         image = aug_input.image
-        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        record["image"] = _as_planes(image)
         if aug_input.sem_seg is not None:
             record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype(np.int64))
         if self.precomputed_proposal_topk is not None:
@@ -315,7 +416,8 @@ class DatasetMapper:
     ) -> None:
         """Replace `annotations` by `instances`, in place."""
         moved = []
-        for i, annotation in enumerate(dataset_dict.pop("annotations")):
+        for i, original in enumerate(dataset_dict.pop("annotations")):
+            annotation = dict(original)
             is_crowd = annotation.get("iscrowd", 0) != 0
             if is_crowd and not self._takes_crowd(annotation):
                 continue
@@ -338,6 +440,7 @@ class DatasetMapper:
             targets.gt_masks = masks_from_segmentations([], image_shape, fmt)
         if self.recompute_boxes:
             targets.gt_boxes = targets.gt_masks.get_bounding_boxes()
+            targets.gt_boxes.clip(image_shape)  # a rotation leaves polygons beyond the image
         dataset_dict["instances"] = filter_empty_instances(targets)
 
     def _takes_crowd(self, annotation: dict[str, Any]) -> bool:
@@ -355,3 +458,11 @@ class DatasetMapper:
                     f"{record['file_name']}, object {number}: has no {key}, which this model "
                     "needs; annotate it, or switch MODEL.MASK_ON or MODEL.KEYPOINT_ON off"
                 )
+
+
+def _as_planes(image: np.ndarray) -> torch.Tensor:
+    """(C, H, W), contiguous, of an (H, W, C) array; without a copy where it lies so in memory."""
+    planes = image.transpose(2, 0, 1)
+    if planes.strides[2] < 0 and planes.flags.writeable:  # a mirror: numpy copies it 6 times slower
+        return torch.from_numpy(planes[:, :, ::-1]).flip(2).contiguous()
+    return torch.as_tensor(np.ascontiguousarray(planes))

@@ -16,6 +16,7 @@ from .paste_masks import paste_masks
 from .point_sample import point_sample
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool
+from .resize_image import resize_image
 from .roi_align import roi_align
 from .roi_align_rotated import roi_align_rotated
 from .soft_nms import soft_nms
@@ -38,6 +39,7 @@ __all__ = [
     "point_sample",
     "ps_roi_align",
     "ps_roi_pool",
+    "resize_image",
     "roi_align",
     "roi_align_rotated",
     "soft_nms",

@@ -50,6 +50,29 @@ def has_binary(device: torch.device) -> bool:
     return False
 
 
+def has_op(name: str) -> bool:
+    """Whether there is a compiled op for the CPU; says so, once, where a build is too old for it.
+
+    Args:
+        name: without `segdet::`.
+    """
+    if not has_binary(torch.device("cpu")):
+        return False
+    if not hasattr(torch.ops.segdet, name):
+        _warn_of_old_build(name)
+        return False
+    return True
+
+
+@functools.cache
+def _warn_of_old_build(name: str) -> None:
+    warnings.warn(
+        f"segdet: the compiled ops are older than the package and lack {name}, slower code stands "
+        "in; `pip install -e .` builds it",
+        stacklevel=4,
+    )
+
+
 @functools.cache
 def _warn_of_fallback(device_type: str) -> None:
     reason = _MISSING or "they are compiled for CPU and CUDA only"
@@ -74,7 +97,7 @@ def register(
 ) -> None:
     """Tell torch what it needs to trace and differentiate a compiled op.
 
-    Does nothing where there is no binary, hence no such op.
+    Does nothing where there is no binary, or an older one that lacks the op.
 
     Args:
         name: of the op, without `segdet::`.
@@ -84,7 +107,7 @@ def register(
         autocast: `(dtype, *inputs)` to the inputs that the op shall get under `torch.autocast` of
             that type. Without it autocast changes nothing.
     """
-    if not BINARY_DEVICES:
+    if not BINARY_DEVICES or not hasattr(torch.ops.segdet, name):
         return
     torch.library.register_fake(f"segdet::{name}", fake)
     if backward is not None:

@@ -273,7 +273,8 @@ def test_a_range_of_sizes_has_two_ends(sizes):
 
 def test_section_owns_detectron2s_keys_and_yolacts():
     assert defaults_of(InputConfig).dump() == a_config().INPUT.dump()
-    assert set(defaults_of(InputConfig)) - {"SQUARE_SIZE", "SSD"} == {
+    own = {"SQUARE_SIZE", "SSD", "LSJ", "COLOR", "RANDOM_ROTATION", "COPY_PASTE", "MOSAIC"}
+    assert set(defaults_of(InputConfig)) - own == {
         "MIN_SIZE_TRAIN",
         "MIN_SIZE_TRAIN_SAMPLING",
         "MAX_SIZE_TRAIN",

@@ -1,5 +1,6 @@
 """Transforms and augmentations, under detectron2's names; imported as `T`."""
 
+from segdet.data.transforms.adapters import AlbumentationsAdapter, TorchvisionAdapter
 from segdet.data.transforms.augmentation import (
     AugInput,
     Augmentation,
@@ -10,24 +11,28 @@ from segdet.data.transforms.augmentation import (
     apply_transform_gens,
 )
 from segdet.data.transforms.augmentation_impl import (
-    FixedSizeCrop,
-    MinIoURandomCrop,
     RandomApply,
-    RandomBrightness,
-    RandomContrast,
-    RandomCrop,
-    RandomCrop_CategoryAreaConstraint,
-    RandomCropWithInstance,
     RandomFlip,
-    RandomLighting,
     RandomResize,
-    RandomSaturation,
     Resize,
     ResizeScale,
     ResizeShortestEdge,
-    crop_around,
+)
+from segdet.data.transforms.color import (
+    RandomBrightness,
+    RandomContrast,
+    RandomLighting,
+    RandomSaturation,
 )
 from segdet.data.transforms.color_ssd import ColorAugSSDTransform
+from segdet.data.transforms.crop import (
+    FixedSizeCrop,
+    MinIoURandomCrop,
+    RandomCrop,
+    RandomCrop_CategoryAreaConstraint,
+    RandomCropWithInstance,
+    crop_around,
+)
 from segdet.data.transforms.ssd import (
     CanvasTransform,
     CentreCropTransform,
@@ -58,6 +63,7 @@ from segdet.data.transforms.warp import (
 )
 
 __all__ = [
+    "AlbumentationsAdapter",
     "AugInput",
     "Augmentation",
     "AugmentationList",
@@ -97,6 +103,7 @@ __all__ = [
     "StandardAugInput",
     "Stretch",
     "StretchTransform",
+    "TorchvisionAdapter",
     "Transform",
     "TransformGen",
     "TransformList",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from segdet.ops import resize_image
 from segdet.structures import RotatedBoxes
 
 _TORCH_MODES = {
@@ -261,6 +262,9 @@ class ResizeTransform(Transform):
         return np.asarray(line.resize((new, 1), Image.Resampling.NEAREST))[0]
 
     def _resize_uint8(self, img: np.ndarray, method: Image.Resampling) -> np.ndarray:
+        if method == Image.Resampling.BILINEAR and img.ndim == 3 and img.shape[2] == 3:
+            pixels = torch.from_numpy(np.require(img, requirements=["C", "W"]))
+            return resize_image(pixels, self.new_h, self.new_w).numpy().transpose(1, 2, 0)
         size = (self.new_w, self.new_h)
         if img.ndim == 2 or img.shape[2] == 3:
             return np.asarray(Image.fromarray(np.ascontiguousarray(img)).resize(size, method))

@@ -28,12 +28,15 @@ class _Warp(Transform):
     Attributes:
         matrix: (2, 3) float64, from x, y, 1 before to x, y after.
         output_size: (height, width) after.
+        input_size: (height, width) before, at which polygons are cut: beyond it nothing is seen.
+            None cuts none.
         interp: `Image.Resampling` of images; labels are always taken from the nearest pixel.
         fill: of what comes from outside the image.
     """
 
     matrix: np.ndarray
     output_size: tuple[int, int]
+    input_size: tuple[int, int] | None = None
     interp: int = Image.Resampling.BILINEAR
     fill: float = 0
 
@@ -79,6 +82,13 @@ class _Warp(Transform):
         """Move x and y."""
         return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
 
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        """Cut at the border of the image before, and move what is left."""
+        if self.input_size is not None:
+            height, width = self.input_size
+            polygons = CropTransform(0, 0, width, height).apply_polygons(polygons)
+        return super().apply_polygons(polygons)
+
 
 class RotationTransform(_Warp):
     """Rotates about a point, counter-clockwise on the screen.
@@ -116,7 +126,7 @@ class RotationTransform(_Warp):
             shift = size / 2 - turn @ middle
         self.bound_w, self.bound_h = bound_w, bound_h
         self.matrix = np.column_stack([turn, shift])
-        self.output_size = (bound_h, bound_w)
+        self.input_size, self.output_size = (h, w), (bound_h, bound_w)
 
     def apply_image(
         self, img: np.ndarray, interp: int | None = None, fill: float | None = None
@@ -151,6 +161,7 @@ class ExtentTransform(_Warp):
         output_size: (height, width) of the result.
         interp: a Pillow resampling, nearest or bilinear.
         fill: of what lies outside the image.
+        input_size: (height, width) of the image, at which polygons are cut; None cuts none.
     """
 
     def __init__(
@@ -159,13 +170,14 @@ class ExtentTransform(_Warp):
         output_size: tuple[int, int],
         interp: int = Image.Resampling.BILINEAR,
         fill: float = 0,
+        input_size: tuple[int, int] | None = None,
     ) -> None:
         x0, y0, x1, y1 = src_rect
         if x1 <= x0 or y1 <= y0 or min(output_size) < 1:
             raise ValueError(f"cannot stretch the window {list(src_rect)} to {output_size}")
         self.src_rect = (x0, y0, x1, y1)
         self.output_size = (output_size[0], output_size[1])
-        self.interp, self.fill = interp, fill
+        self.interp, self.fill, self.input_size = interp, fill, input_size
         scale_y, scale_x = output_size[0] / (y1 - y0), output_size[1] / (x1 - x0)
         self.matrix = np.array([[scale_x, 0, -x0 * scale_x], [0, scale_y, -y0 * scale_y]])
 
@@ -236,4 +248,4 @@ class RandomExtent(Augmentation):
         x0, y0 = middle - half
         x1, y1 = middle + half
         output_size = (max(1, int(y1 - y0)), max(1, int(x1 - x0)))
-        return ExtentTransform((x0, y0, x1, y1), output_size)
+        return ExtentTransform((x0, y0, x1, y1), output_size, input_size=image.shape[:2])
