@@ -35,7 +35,9 @@ def draw_samples(cfg: CfgNode) -> Iterator[VisImage]:
                 targets = sample["instances"]
                 drawing.overlay_instances(
                     boxes=targets.gt_boxes,
-                    labels=[metadata.thing_classes[k] for k in targets.gt_classes],
+                    labels=[
+                        metadata.thing_classes[k] if k >= 0 else "crowd" for k in targets.gt_classes
+                    ],
                     masks=targets.gt_masks if targets.has("gt_masks") else None,
                 )
             yield drawing.output
