@@ -16,10 +16,10 @@ from segdet.checkpoint.loading import LoadReport, load_weights
 from segdet.checkpoint.manifest import defect_of, numbered_before, save_whole
 from segdet.checkpoint.reading import read_checkpoint
 from segdet.checkpoint.settings import differing_settings, refuse_changes, settings_of
-from segdet.checkpoint.writing import write_atomically
 from segdet.config.node import CfgNode
 from segdet.errors import CheckpointError, SegdetError
 from segdet.utils import comm
+from segdet.utils.writing import write_text_atomically
 
 _log = logging.getLogger("segdet.checkpoint")
 
@@ -229,8 +229,7 @@ class DetectionCheckpointer:
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of `save_dir` the one that `resume_or_load` resumes from."""
-        tag = Path(self.save_dir) / LAST
-        write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
+        write_text_atomically(Path(self.save_dir) / LAST, last_filename_basename)
 
 
 class PeriodicCheckpointer:

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from segdet.checkpoint.writing import write_atomically
 from segdet.errors import CheckpointError
+from segdet.utils.writing import write_atomically
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte

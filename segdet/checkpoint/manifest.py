@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from segdet.checkpoint.reading import read_checkpoint
-from segdet.checkpoint.writing import write_atomically
 from segdet.errors import CheckpointError
+from segdet.utils.writing import write_atomically, write_text_atomically
 
 _log = logging.getLogger("segdet.checkpoint")
 
@@ -77,8 +77,7 @@ def _record(path: Path, digests: list[str]) -> None:
     hashes.pop(path.name, None)
     hashes = {name: known for name, known in hashes.items() if (path.parent / name).is_file()}
     hashes[path.name] = digests
-    text = json.dumps({"sha256": hashes}, indent=1)
-    write_atomically(path.parent / MANIFEST, lambda file: file.write(text.encode()))
+    write_text_atomically(path.parent / MANIFEST, json.dumps({"sha256": hashes}, indent=1))
 
 
 def read_manifest(folder: Path) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from PIL import Image
 from segdet.data.demo_scene import STUFF, THINGS, Scene, SceneObject, draw_scene
 from segdet.data.rle import tight_box
 from segdet.data.segment_ids import write_segment_ids
+from segdet.utils.writing import write_text_atomically
 
 # Things first; a category's id is its place from 1, its semantic label its place from 0.
 CATEGORIES = [
@@ -106,7 +107,7 @@ class _SplitWriter:
                 "annotations": rows,
             }
             file = self._annotations / f"{kind}_{self._split}.json"
-            file.write_text(json.dumps(tree))
+            write_text_atomically(file, json.dumps(tree))
 
 
 def _instance(thing: SceneObject) -> dict[str, Any]:

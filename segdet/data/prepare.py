@@ -28,6 +28,7 @@ from segdet.data.rle import tight_box
 from segdet.data.segment_ids import id2rgb, read_segment_ids
 from segdet.data.sem_seg import IGNORE_LABEL, read_sem_seg
 from segdet.errors import DataError
+from segdet.utils.writing import write_atomically, write_text_atomically
 
 
 def write_label_maps(
@@ -160,18 +161,15 @@ def _write_picture(
     if file.exists():
         _refuse_unless(np.array_equal(read(file), values), file)
         return
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    Image.fromarray(as_pixels(values)).save(part, format="png")
-    part.replace(file)
+    picture = Image.fromarray(as_pixels(values))
+    write_atomically(file, lambda stream: picture.save(stream, format="png"))
 
 
 def _write_json(file: Path, tree: dict[str, Any]) -> None:
     if file.exists():
         _refuse_unless(parse_json(file) == json.loads(json.dumps(tree)), file)
         return
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(tree))
-    part.replace(file)
+    write_text_atomically(file, json.dumps(tree))
 
 
 def _refuse_unless(is_same: bool, file: Path) -> None:

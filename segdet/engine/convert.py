@@ -16,7 +16,6 @@ from segdet.checkpoint.catalog import locate
 from segdet.checkpoint.checkpointer import DetectionCheckpointer
 from segdet.checkpoint.names import find_family, strip_data_parallel, to_official
 from segdet.checkpoint.reading import read_checkpoint
-from segdet.checkpoint.writing import write_atomically
 from segdet.config import CfgNode
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
 from segdet.data.records import NEEDS
@@ -24,6 +23,7 @@ from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import CheckpointError, ConfigError
 from segdet.modeling import build_model
 from segdet.utils.logger import setup_logger
+from segdet.utils.writing import write_atomically, write_text_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(facts, indent=2) + "\n"
     write_atomically(output, lambda file: file.write(safetensors.torch.save(weights, metadata)))
-    write_atomically(beside, lambda file: file.write(text.encode()))
+    write_text_atomically(beside, text)
     _log.info("%s: %d tensors; %s: what belongs to them", output, len(weights), beside)
 
 

@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from segdet import solver
 from segdet.checkpoint import DetectionCheckpointer
-from segdet.checkpoint.writing import remove_leftovers
 from segdet.config import CfgNode
 from segdet.data import (
     MetadataCatalog,
@@ -34,7 +33,6 @@ from segdet.engine.setup import (
     default_argument_parser,
     default_setup,
     default_writers,
-    make_output_folder,
 )
 from segdet.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from segdet.errors import ConfigError, SegdetError
@@ -49,6 +47,7 @@ from segdet.utils import comm
 from segdet.utils.env import seed_all_rng
 from segdet.utils.events import EventWriter
 from segdet.utils.logger import setup_logger
+from segdet.utils.writing import make_output_folder, remove_leftovers
 
 __all__ = [
     "DefaultPredictor",

@@ -22,12 +22,13 @@ from segdet.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from segdet.data.image_io import read_image
 from segdet.data.segment_ids import segments_of_labels, write_segment_ids
 from segdet.engine.predictor import DefaultPredictor
-from segdet.engine.setup import add_project_argument, load_config, make_output_folder
+from segdet.engine.setup import add_project_argument, load_config
 from segdet.engine.video import ahead, open_video
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation.rle import encode_masks
 from segdet.utils.logger import setup_logger
 from segdet.utils.visualizer import ColorMode, Visualizer
+from segdet.utils.writing import make_output_folder, write_text_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -415,4 +416,4 @@ def _write_labels(file: Path, scores: torch.Tensor) -> None:
 
 def _write_json(file: Path, tree: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
+    write_text_atomically(file, json.dumps(tree, ensure_ascii=False))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +24,7 @@ from segdet.utils.collect_env import collect_env_info
 from segdet.utils.env import seed_all_rng
 from segdet.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from segdet.utils.logger import setup_logger
+from segdet.utils.writing import make_output_folder, write_text_atomically
 
 # Newer torch warns of the old name of the argument.
 _SYNC_BUFFERS = (
@@ -134,7 +134,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     log.info("Process %d of %d; arguments: %s", rank, comm.get_world_size(), args)
     log.info("Environment:\n%s", collect_env_info())
     if comm.is_main_process():
-        (output / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+        write_text_atomically(output / "config.yaml", cfg.dump())
         log.info("The complete config is in %s", output / "config.yaml")
 
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
@@ -148,27 +148,6 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
             )
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
-
-
-def make_output_folder(path: Path, setting: str = "OUTPUT_DIR") -> None:
-    """Make a folder, unless it is there.
-
-    Args:
-        path: of the folder.
-        setting: the key or flag that named it.
-
-    Raises:
-        ConfigError: it cannot be made or written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(path, os.W_OK | os.X_OK) else "it is not writable"
-    except FileExistsError:
-        reason = "it is a file"
-    except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise ConfigError(f"{setting} {path} cannot be used: {reason}; choose another folder")
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:

@@ -15,6 +15,7 @@ from segdet.errors import DataError
 from segdet.evaluation.coco_records import GroundTruth
 from segdet.evaluation.coco_report import table
 from segdet.structures import BoxMode, Instances, box_iou
+from segdet.utils.writing import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,7 @@ def write_proposals(file: Path, proposals: list[ImageProposals]) -> None:
         "ids": [one.image_id for one in proposals],
         "bbox_mode": BoxMode.XYXY_ABS.value,
     }
-    with file.open("wb") as stream:
-        pickle.dump(content, stream)
+    write_atomically(file, lambda stream: pickle.dump(content, stream))
 
 
 def average_recalls(proposals: list[ImageProposals], truth: GroundTruth) -> dict[str, float]:

@@ -34,6 +34,7 @@ from segdet.evaluation.evaluator import DatasetEvaluator
 from segdet.evaluation.rle import encode_masks
 from segdet.structures import Boxes, BoxMode, Instances, RotatedBoxes
 from segdet.utils import comm
+from segdet.utils.writing import write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -318,7 +319,7 @@ def _write(file: Path, found: list[_Found], predictions: Predictions, truth: Gro
     rows = [row for one in by_image for row in one["instances"]]
     for row, category in zip(rows, predictions.category.tolist(), strict=True):
         row["category_id"] = truth.category_ids[category]
-    file.write_text(json.dumps(rows))
+    write_text_atomically(file, json.dumps(rows))
 
 
 def _rows(one: _Found) -> list[dict[str, Any]]:

@@ -8,11 +8,11 @@ import shutil
 import tokenize
 from pathlib import Path
 
-from segdet.checkpoint.writing import write_atomically
 from segdet.errors import ConfigError
 from segdet.migrate.configs import config_problems, is_config
 from segdet.migrate.notebooks import migrate_notebook
 from segdet.migrate.scripts import migrate_script
+from segdet.utils.writing import write_atomically
 
 BACKUP = ".orig"
 _CODE = {".py": migrate_script, ".ipynb": migrate_notebook}

@@ -27,9 +27,14 @@ def check_points(polygon: Polygon) -> None:
 
 
 def polygon_area(polygon: Polygon) -> float:
-    """Area of a simple polygon in square pixels, by the shoelace formula."""
+    """Area of a simple polygon in square pixels."""
+    return abs(signed_polygon_area(polygon))
+
+
+def signed_polygon_area(polygon: Polygon) -> float:
+    """By the shoelace formula; positive of polygons that run clockwise on the screen."""
     x, y = polygon[0::2], polygon[1::2]
-    return float(0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+    return float(0.5 * (np.dot(y, np.roll(x, 1)) - np.dot(x, np.roll(y, 1))))
 
 
 def polygons_to_bitmask(polygons: Sequence[Polygon], height: int, width: int) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ import torch
 
 from segdet.data.rle import decode_rle
 from segdet.structures import PolygonMasks, polygons_to_bitmask
+from segdet.structures.polygons import signed_polygon_area
 
 Point = tuple[int, int]  # x, y of a pixel's corner
 
@@ -62,9 +63,9 @@ class GenericMask:
         They run along the sides of pixels, so that `polygons_to_mask` gives the mask again where
         it has no holes. Pixels that touch at a corner alone belong to different parts.
         """
-        loops = outlines(as_array(mask) != 0)
-        outer = [loop for loop in loops if _signed_area(loop) > 0]
-        return [np.array(loop, np.float64).reshape(-1) for loop in outer], len(outer) < len(loops)
+        loops = [np.array(one, np.float64).reshape(-1) for one in outlines(as_array(mask) != 0)]
+        outer = [loop for loop in loops if signed_polygon_area(loop) > 0]
+        return outer, len(outer) < len(loops)
 
     def polygons_to_mask(self, polygons: Sequence[Any]) -> np.ndarray:
         """(H, W) uint8."""
@@ -132,12 +133,6 @@ def _sides(padded: np.ndarray) -> dict[Point, list[Point]]:
         for y, x in np.argwhere(inside & ~beyond).tolist():
             following.setdefault((x + x0, y + y0), []).append((x + x1, y + y1))
     return following
-
-
-def _signed_area(loop: list[Point]) -> float:
-    """Positive of paths that run clockwise on the screen."""
-    x, y = np.array(loop, np.float64).T
-    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
 
 
 def as_array(value: Any) -> np.ndarray:

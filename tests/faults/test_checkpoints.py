@@ -10,8 +10,8 @@ import pytest
 from torch import nn
 
 from segdet.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
-from segdet.checkpoint.writing import remove_leftovers
 from segdet.errors import CheckpointError
+from segdet.utils.writing import remove_leftovers
 from tests.faults.processes import NOBODY, exit_code_of, folder_for_all, start
 
 

@@ -9,7 +9,7 @@ from shapely import contains_xy, points, prepare
 from shapely.geometry import box as shapely_box
 
 from segdet.structures import polygons_to_bitmask, rasterize_polygons_within_box
-from segdet.structures.polygons import polygon_area, rasterized_area
+from segdet.structures.polygons import polygon_area, rasterized_area, signed_polygon_area
 
 NAN, INF = float("nan"), float("inf")
 
@@ -141,3 +141,5 @@ def test_area_by_hand():
     assert polygon_area(array(0, 0, 4, 0, 4, 3, 0, 3)) == 12
     assert polygon_area(array(0, 0, 0, 3, 4, 0)) == 6  # either sense of rotation
     assert polygon_area(array(1, 1, 2, 2, 3, 3)) == 0
+    assert signed_polygon_area(array(0, 0, 4, 0, 4, 3, 0, 3)) == 12  # y points down
+    assert signed_polygon_area(array(0, 0, 0, 3, 4, 0)) == -6

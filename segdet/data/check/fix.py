@@ -20,6 +20,7 @@ from segdet.data.readers.coco_annotation import MAX_COORDINATE, read_segmentatio
 from segdet.data.readers.coco_json import name_of, parse_json, paused_gc
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
+from segdet.structures import polygon_area
 
 Row = dict[str, Any]
 
@@ -326,8 +327,8 @@ class Annotation:
             if isinstance(segmentation, dict):
                 return float(rle_runs(segmentation)[1::2].sum())
             if segmentation:
-                return sum(_area_of(np.reshape(part, (-1, 2))) for part in segmentation)
-        except (Defect, ValueError, TypeError):
+                return sum(polygon_area(np.asarray(part, np.float64)) for part in segmentation)
+        except (Defect, ValueError, TypeError, IndexError):
             return 0.0  # another finding leaves the annotation out
         values = _numbers(self.row.get("bbox") or []) or [0, 0, 0, 0]
         return max(values[2], 0) * max(values[3], 0)
@@ -371,8 +372,3 @@ def _polygons_in(shape: Any) -> list[Any]:
     return [one for one in parts if one.geom_type == "Polygon"] + [
         polygon for one in nested for polygon in _polygons_in(one)
     ]
-
-
-def _area_of(points: np.ndarray) -> float:
-    x, y = points.T
-    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)

@@ -14,6 +14,7 @@ import numpy as np
 
 from segdet.data.rle import encode_rle, tight_box
 from segdet.errors import DataError
+from segdet.structures import polygon_area
 
 Polygon = list[float]  # x, y, x, y, ... in pixels
 
@@ -90,7 +91,7 @@ def _shape_of(one: LabelledObject, image: LabelledImage) -> dict[str, Any]:
     elif one.polygons:
         points = np.concatenate([np.reshape(part, (-1, 2)) for part in one.polygons])
         (x0, y0), (x1, y1) = points.min(0).tolist(), points.max(0).tolist()
-        area = sum(_area(np.reshape(part, (-1, 2))) for part in one.polygons)
+        area = sum(polygon_area(np.asarray(part)) for part in one.polygons)
         segmentation = one.polygons
     else:
         assert one.box is not None, "an object has a shape"
@@ -100,11 +101,6 @@ def _shape_of(one: LabelledObject, image: LabelledImage) -> dict[str, Any]:
     y0, y1 = (min(max(y, 0), image.height) for y in (y0, y1))
     shape = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "iscrowd": 0}
     return {**shape, "segmentation": segmentation}
-
-
-def _area(points: np.ndarray) -> float:
-    x, y = points.T
-    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
 def ellipse(x: float, y: float, a: float, b: float, degrees: float = 0) -> Polygon:

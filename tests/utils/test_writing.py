@@ -1,6 +1,7 @@
 import pytest
 
-from segdet.checkpoint.writing import write_atomically
+from segdet.errors import ConfigError
+from segdet.utils.writing import make_room_for, write_atomically, write_text_atomically
 
 
 def test_replaces_the_old_file(tmp_path):
@@ -37,3 +38,17 @@ def test_the_name_appears_after_the_content(tmp_path):
 
     write_atomically(path, write)
     assert path.read_bytes() == b"content"
+
+
+def test_a_text_becomes_utf_8(tmp_path):
+    write_text_atomically(tmp_path / "a", "ä\n")
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa4\n"
+
+
+def test_there_is_room_for_a_file_before_the_work_begins(tmp_path):
+    assert make_room_for(tmp_path / "new/er/a.json", "--json").parent.is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--json .*b\.json: its folder .*it is a file"):
+        make_room_for(tmp_path / "file/b.json", "--json")
+    with pytest.raises(ConfigError, match=r"--json .*new cannot be used: it is a folder"):
+        make_room_for(tmp_path / "new", "--json")
