@@ -105,10 +105,18 @@ def _common_classes(names: list[str]) -> list[str] | None:
     classes = [MetadataCatalog.get(name).get("thing_classes") for name in names]
     for name, one in zip(names, classes, strict=True):
         if one != classes[0]:
-            raise DataError(
-                f"data sets {names[0]!r} and {name!r} differ in classes: {classes[0]} and {one}"
-            )
+            difference = _first_difference(classes[0], one)
+            raise DataError(f"data sets {names[0]!r} and {name!r} differ in classes: {difference}")
     return classes[0]
+
+
+def _first_difference(a: Sequence[str] | None, b: Sequence[str] | None) -> str:
+    if a is None or b is None:
+        return "one of them has no thing_classes"
+    for k, (one, other) in enumerate(zip(a, b, strict=False)):
+        if one != other:
+            return f"class {k} is {one!r} in the first, {other!r} in the second"
+    return f"the first has {len(a)}, the second {len(b)}"
 
 
 def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -159,7 +167,7 @@ def print_instances_class_histogram(dataset_dicts: Records, class_names: Sequenc
     """
     counts: Counter[int] = Counter()
     for record, category in _classes(dataset_dicts):
-        if not 0 <= category < len(class_names):
+        if category >= len(class_names):
             raise DataError(
                 f"image id {record.get('image_id')}: category_id is {category}, must be in "
                 f"[0, {len(class_names)}): one of the {len(class_names)} thing_classes"

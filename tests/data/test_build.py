@@ -21,8 +21,9 @@ from segdet.data import (
     get_detection_dataset_dicts,
 )
 from segdet.data import transforms as T
+from segdet.data.annotations import category_of
 from segdet.data.common import MapDataset
-from segdet.data.records import NEEDS, drop_objects_without_masks
+from segdet.data.records import NEEDS, check_class_count, drop_objects_without_masks
 from segdet.data.samplers import TrainingSampler
 from segdet.errors import ConfigError, DataError
 from segdet.modeling.meta_arch import SYSTEMS
@@ -163,16 +164,29 @@ def test_few_keypoints_are_filtered():
 def test_data_sets_must_agree_on_classes():
     register("cats", [{"annotations": objects(0)}], ["cat"])
     register("dogs", [{"annotations": objects(0)}], ["dog"])
-    with pytest.raises(DataError, match="'cats' and 'dogs' differ in classes"):
+    with pytest.raises(DataError, match="'cats' and 'dogs' differ in classes: class 0 is 'cat' in"):
         get_detection_dataset_dicts(["cats", "dogs"])
     assert len(get_detection_dataset_dicts(["cats", "dogs"], check_consistency=False)) == 2
+    many = [f"class {k}" for k in range(1203)]
+    register("many", [{"annotations": objects(0)}], many)
+    register("more", [{"annotations": objects(0)}], [*many, "one more"])
+    with pytest.raises(DataError, match=r"classes: the first has 1203, the second 1204$"):
+        get_detection_dataset_dicts(["many", "more"])
 
 
-@pytest.mark.parametrize("category", [-1, 1])
-def test_class_out_of_range_is_named(category: int):
-    register("odd", [{"image_id": 7, "annotations": objects(category)}], ["cat"])
-    with pytest.raises(DataError, match=rf"image id 7: category_id is {category}, must be in \[0"):
+def test_class_out_of_range_is_named():
+    register("odd", [{"image_id": 7, "annotations": objects(1)}], ["cat"])
+    with pytest.raises(DataError, match=r"image id 7: category_id is 1, must be in \[0, 1\)"):
         get_detection_dataset_dicts("odd")
+
+
+def test_a_negative_class_is_refused_without_names_of_classes_too():
+    register("odd", [{"image_id": 7, "annotations": objects(-1)}])
+    records = get_detection_dataset_dicts("odd")
+    with pytest.raises(DataError, match="image id 7, object 0: category_id must be >= 0, is -1"):
+        check_class_count(records, ["odd"], 80)
+    with pytest.raises(DataError, match="category_id must be >= 0, is -1"):
+        category_of(records[0]["annotations"][0])
 
 
 def test_objects_without_masks_are_dropped_and_counted(caplog: pytest.LogCaptureFixture):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,12 @@ class Tables:
         self.category_ids = {category_id: k for k, category_id in enumerate(order)}
         self.summary.classes = [names[category_id] for category_id in order]
         self._check_names(names)
-        if gaps := sorted({*range(1, max(order, default=0))} - {*order}):
-            message = f"ids go to {order[-1]}, without {_some(gaps)}"
+        positive = [0, *(category_id for category_id in order if category_id > 0)]
+        # By their ends: an id may be so large that there is no listing what it leaves out.
+        gaps = [(a + 1, b - 1) for a, b in pairwise(positive) if b - a > 1]
+        if gaps:
+            without = _some([str(a) if a == b else f"{a} to {b}" for a, b in gaps])
+            message = f"ids go to {order[-1]}, without {without}"
             self.findings.add("category-ids-with-gaps", "", message, "categories")
         for _, row in table:
             if isinstance(row.get("keypoints"), list) and row.get("id") in self.category_ids:

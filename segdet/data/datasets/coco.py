@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from segdet.data.annotations import box_mode_of
+from segdet.data.annotations import box_mode_of, category_of
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
+from segdet.data.defects import located
 from segdet.data.readers.coco_json import read_coco_json
 from segdet.data.readers.sem_seg_folder import read_sem_seg_folder
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
 from segdet.structures import BoxMode, polygon_area
+from segdet.utils.writing import write_text_atomically
 
 logger = logging.getLogger("segdet.data")
 
@@ -96,30 +98,24 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     Returns:
         `images`, `categories` and `annotations`, with ids from 1 for annotations, and for
         images whose records have no `image_id`.
+
+    Raises:
+        DataError: a record lacks what the json needs, or the metadata lacks an object's class.
     """
     records = DatasetCatalog.get(dataset_name)
-    metadata = MetadataCatalog.get(dataset_name)
-    names = metadata.thing_classes
-    id_map = metadata.get("thing_dataset_id_to_contiguous_id") or {k: k for k in range(len(names))}
-    dataset_ids = {contiguous: dataset for dataset, contiguous in id_map.items()}
+    names, dataset_ids = _classes_of(dataset_name)
     images, annotations = [], []
     for number, record in enumerate(records, 1):
         image_id = record.get("image_id", number)
-        images.append(
-            {
-                "id": image_id,
-                "width": int(record["width"]),
-                "height": int(record["height"]),
-                "file_name": str(record["file_name"]),
-            }
-        )
+        where = f"data set {dataset_name!r}, image id {image_id}"
+        images.append({"id": image_id, **_to_coco_image(record, where)})
         for i, annotation in enumerate(record.get("annotations", ())):
             try:
                 row = _to_coco_annotation(annotation)
+                row["category_id"] = _dataset_id(annotation, dataset_ids)
             except DataError as error:
-                raise DataError(f"image id {image_id}, annotation {i}: {error}") from None
+                raise located(f"{where}, annotation {i}", error) from None
             row["id"], row["image_id"] = len(annotations) + 1, image_id
-            row["category_id"] = dataset_ids[annotation["category_id"]]
             annotations.append(row)
     categories = [{"id": dataset_ids[k], "name": name} for k, name in enumerate(names)]
     info = {"description": f"{dataset_name}, converted by segdet"}
@@ -130,6 +126,42 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
         "categories": categories,
         "annotations": annotations,
     }
+
+
+def _classes_of(dataset_name: str) -> tuple[list[str], dict[int, int]]:
+    """The names of a data set's classes, and by the places in them the ids that a json gets."""
+    metadata = MetadataCatalog.get(dataset_name)
+    names = metadata.get("thing_classes")
+    if names is None:
+        raise DataError(
+            f"data set {dataset_name!r} has no thing_classes, which name the categories of its "
+            f"COCO json; set MetadataCatalog.get({dataset_name!r}).thing_classes"
+        )
+    id_map = metadata.get("thing_dataset_id_to_contiguous_id") or {k: k for k in range(len(names))}
+    dataset_ids = {contiguous: dataset for dataset, contiguous in id_map.items()}
+    if lacking := sorted({*range(len(names))} - dataset_ids.keys()):
+        raise DataError(
+            f"data set {dataset_name!r}: thing_dataset_id_to_contiguous_id leads to no class "
+            f"{lacking[0]}, {names[lacking[0]]!r} of its thing_classes"
+        )
+    return names, dataset_ids
+
+
+def _to_coco_image(record: dict[str, Any], where: str) -> dict[str, Any]:
+    if lacking := [key for key in ("file_name", "height", "width") if record.get(key) is None]:
+        raise DataError(
+            f"{where}: the record has no {', '.join(lacking)}; it has {', '.join(record)}"
+        )
+    size = {"width": int(record["width"]), "height": int(record["height"])}
+    return {**size, "file_name": str(record["file_name"])}
+
+
+def _dataset_id(annotation: dict[str, Any], dataset_ids: dict[int, int]) -> int:
+    """The id of an annotation's class in the json."""
+    category = category_of(annotation)
+    if category not in dataset_ids:
+        raise DataError(f"category_id is {category}, must be in [0, {len(dataset_ids)})")
+    return dataset_ids[category]
 
 
 def _to_coco_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +212,4 @@ def convert_to_coco_json(
         )
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(convert_to_coco_dict(dataset_name)))
-    part.replace(file)
+    write_text_atomically(file, json.dumps(convert_to_coco_dict(dataset_name)))

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -121,6 +122,18 @@ def test_the_summary_counts_what_is_there(coco_folder: CocoFolder):
     assert summary.objects_of_class == {0: 1, 1: 1} == summary.images_of_class
     assert summary.areas == {"small": 1, "medium": 1}
     assert summary.image_sizes == {(80, 60): 2}
+
+
+def test_gaps_between_ids_cost_nothing(coco_folder: CocoFolder):
+    extra = [{"id": 4, "name": "ant"}, {"id": 3_000_000, "name": "bee"}]
+    coco_folder.tree["categories"] += extra
+    json_file, _ = coco_folder.write()
+    tracemalloc.start()
+    found = check_coco(json_file, None).findings
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    (message,) = (one.message for one in found if one.kind == "category-ids-with-gaps")
+    assert message == "ids go to 3000000, without 2, 5 to 2999999"
 
 
 def test_files_beyond_the_limits_are_named(coco_folder: CocoFolder, monkeypatch):

@@ -11,6 +11,7 @@ from segdet.data import DatasetCatalog, MetadataCatalog
 from segdet.data.datasets import convert_to_coco_json, load_coco_json, register_coco_instances
 from segdet.data.datasets.coco import convert_to_coco_dict
 from segdet.errors import DataError
+from segdet.evaluation import COCOEvaluator
 from segdet.structures import BoxMode
 
 from ..conftest import SQUARE, CocoFolder
@@ -116,3 +117,30 @@ def test_an_object_without_a_box_mode_is_named():
     MetadataCatalog.get("boxless").thing_classes = ["a"]
     with pytest.raises(DataError, match="image id 5, annotation 0: has no bbox_mode; it has bbox"):
         convert_to_coco_dict("boxless")
+
+
+@pytest.mark.parametrize(
+    "lacking, metadata, says",
+    [
+        ("width", {"thing_classes": ["a"]}, "image id 5: the record has no width; it has file_na"),
+        ("", {}, r"has no thing_classes, .* set MetadataCatalog.get\('hand'\).thing_classes"),
+        (
+            "",
+            {"thing_classes": ["z"]},
+            r"image id 5, annotation 0: category_id is 1, must be in \[",
+        ),
+        (
+            "",
+            {"thing_classes": ["a", "b"], "thing_dataset_id_to_contiguous_id": {7: 1}},
+            "leads to no class 0, 'a'",
+        ),
+    ],
+)
+def test_what_hand_registered_data_lacks_is_named(tmp_path: Path, lacking, metadata, says):
+    one = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
+    record = {"file_name": "a.png", "width": 9, "height": 9, "image_id": 5, "annotations": [one]}
+    record.pop(lacking, None)
+    DatasetCatalog.register("hand", lambda: [record])
+    MetadataCatalog.get("hand").set(**metadata)
+    with pytest.raises(DataError, match=f"data set 'hand'.*{says}"):
+        COCOEvaluator("hand", output_dir=str(tmp_path))
