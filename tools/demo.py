@@ -13,6 +13,7 @@ from pathlib import Path
 from segdet.cli import run_command
 from segdet.config import CfgNode, get_cfg
 from segdet.data.demo import make_demo_dataset
+from segdet.data.readers.coco_json import parse_json, read_tree, rows_of
 from segdet.engine import DefaultTrainer, default_setup
 from segdet.errors import DataError
 
@@ -29,7 +30,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", default=str(ROOT / "configs" / "demo" / "mask_rcnn.yaml"))
     parser.add_argument("--data", default="", help="COCO json with instance annotations")
-    parser.add_argument("--images", default="", help="folder of its images")
+    parser.add_argument("--images", default="", help="folder of its images; goes with --data")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
     return parser.parse_args(argv)
 
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
     cfg = get_cfg()
     cfg.merge_from_file(args.config_file)
     if args.data:
-        use_own_data(cfg, Path(args.data), Path(args.images))
+        use_own_data(cfg, Path(args.data), args.images)
     else:
         if not (DEMO_DATA / "annotations" / "instances_val.json").exists():
             print(f"making the demo data set in {DEMO_DATA}")
@@ -54,18 +55,15 @@ def main(argv: list[str]) -> None:
     print(f"metrics, weights and pictures are in {cfg.OUTPUT_DIR}")
 
 
-def use_own_data(cfg: CfgNode, json_file: Path, images: Path) -> None:
+def use_own_data(cfg: CfgNode, json_file: Path, images: str) -> None:
     """Splits a COCO json into training and held-out images, and points the config at both."""
-    if not images.is_dir():
+    if not images or not Path(images).is_dir():  # "" would be the folder that we are in
         raise DataError(
-            f"--images {images} is not a folder; it must hold the images of {json_file}"
+            f"--images {images!r} is not a folder; it must hold the images of {json_file}"
         )
-    try:
-        data = json.loads(json_file.read_bytes())
-        ids = sorted(image["id"] for image in data["images"])
-        num_classes = len(data["categories"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"--data {json_file} is not a COCO json: {error!r}") from error
+    data = parse_json(json_file)
+    rows = {key: rows_of(json_file, data, key) for key in ("images", "annotations", "categories")}
+    ids = [record["image_id"] for record in read_tree(json_file, data, images, ()).records]
     held_out = set(ids[HOLD_OUT - 1 :: HOLD_OUT]) or set(ids[-1:])
     folder = Path(cfg.OUTPUT_DIR) / "split"
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,13 +73,13 @@ def use_own_data(cfg: CfgNode, json_file: Path, images: Path) -> None:
     ):
         part = {
             **data,
-            "images": [image for image in data["images"] if is_ours(image["id"])],
-            "annotations": [a for a in data.get("annotations", []) if is_ours(a.get("image_id"))],
+            "images": [image for image in rows["images"] if is_ours(image["id"])],
+            "annotations": [a for a in rows["annotations"] if is_ours(a.get("image_id"))],
         }
         (folder / f"{name}.json").write_text(json.dumps(part))
         cfg.DATASETS[key] = (f"{folder / f'{name}.json'}:{images}",)
     for part in COUNTING_CLASSES:
-        cfg.MODEL[part].NUM_CLASSES = num_classes
+        cfg.MODEL[part].NUM_CLASSES = len(rows["categories"])
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def check_image(width: int, height: int) -> None:
         raise Defect("image-too-large", message, "file_name")
 
 
-def check_json(file: Path) -> None:
+def check_file(file: Path) -> None:
     """Refuse an annotation file by its size, before it is read.
 
     Raises:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from segdet.data.defects import located
+from segdet.data.limits import check_file
 from segdet.data.readers.coco_json import paused_gc
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
@@ -207,9 +209,12 @@ def _one_by_one(
 
 def _read_list(json_file: str | os.PathLike[str]) -> list[dict]:
     try:
+        check_file(Path(json_file))
         rows = json.loads(Path(json_file).read_bytes())
     except OSError as error:
         raise DataError(f"{json_file}: cannot be read ({error.strerror or error})") from None
+    except DataError as error:
+        raise located(json_file, error) from None
     except RecursionError:
         raise DataError(f"{json_file}: is nested too deeply for a results file") from None
     except ValueError as error:  # JSONDecodeError says line and column; or a broken encoding

@@ -56,19 +56,23 @@ def make_output_folder(path: Path, setting: str = "OUTPUT_DIR") -> None:
         raise ConfigError(f"{setting} {path} cannot be used: {reason}; choose another folder")
 
 
-def make_room_for(file: str | os.PathLike[str], setting: str) -> Path:
+def make_room_for(file: str | os.PathLike[str], setting: str, *, may_exist: bool = True) -> Path:
     """Before the work whose result a file will hold: make its folder.
 
     Args:
         file: where it goes.
         setting: the flag that named it.
+        may_exist: it will be replaced.
 
     Raises:
-        ConfigError: the file is a folder, or its folder cannot be made or written to.
+        ConfigError: the file is a folder, or there and may not be; or its folder cannot be made or
+            written to.
     """
     path = Path(file)
     if path.is_dir():
         raise ConfigError(f"{setting} {path} cannot be used: it is a folder; name a file")
+    if path.exists() and not may_exist:
+        raise ConfigError(f"{setting} {path} exists; name another file")
     make_output_folder(path.parent, f"{setting} {path}: its folder")
     return path
 

@@ -9,7 +9,9 @@ from PIL import Image
 from segdet.data.detection_utils import read_image
 from segdet.data.image_io import image_size_of
 from segdet.data.limits import IMAGE_PIXELS, JSON_BYTES, limit
+from segdet.data.readers.cityscapes import read_json
 from segdet.data.readers.coco_json import read_coco_json
+from segdet.data.readers.pascal_voc import parse_xml
 from segdet.errors import ConfigError, DataError
 
 
@@ -51,3 +53,11 @@ def test_a_limit_is_a_positive_number(monkeypatch, text):
     monkeypatch.setenv(IMAGE_PIXELS, text)
     with pytest.raises(ConfigError, match=f"{IMAGE_PIXELS} must be a number >= 1, is '{text}'"):
         limit(IMAGE_PIXELS)
+
+
+@pytest.mark.parametrize("read", [parse_xml, read_json])
+def test_every_annotation_file_has_a_limit(tmp_path, monkeypatch, read):
+    (tmp_path / "a.txt").write_text("[" * 41)
+    monkeypatch.setenv(JSON_BYTES, "40")
+    with pytest.raises(DataError, match=r"a.txt: has 41 bytes, more than SEGDET_.* 40"):
+        read(tmp_path / "a.txt")

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from .conftest import PanopticFolder
+from segdet.config import get_cfg
+from segdet.data import DatasetCatalog
+from segdet.errors import DataError
+
+from .conftest import CocoFolder, PanopticFolder
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -60,3 +64,35 @@ def test_prepare_cityscapes(shared_data: Path, tmp_path: Path, capsys):
     runpy.run_path(str(TOOLS / "prepare_cityscapes.py"))["main"](argv)
     assert (tmp_path / "cityscapes_panoptic_val.json").is_file()
     assert "files of 2 photos" in capsys.readouterr().out
+
+
+def test_demo_splits_own_data(coco_folder: CocoFolder, tmp_path: Path):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    json_file, images = coco_folder.write()
+    runpy.run_path(str(TOOLS / "demo.py"))["use_own_data"](cfg, json_file, str(images))
+    for names, ids in ((cfg.DATASETS.TRAIN, [1]), (cfg.DATASETS.TEST, [2])):
+        assert [record["image_id"] for record in DatasetCatalog.get(names[0])] == ids
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"annotations": None}, "'annotations' must be a list, is null"),
+        ({"images": [7]}, r"images\[0\] must be an object, is 7"),
+        (
+            {"images": [{"id": [1], "file_name": "0.png"}]},
+            r"images\[0\]: id must be a whole number",
+        ),
+        ({"annotations": [{"id": 1, "image_id": [1]}]}, "annotation 1: image_id must be a whole"),
+    ],
+)
+def test_demo_names_what_is_wrong_with_own_data(coco_folder: CocoFolder, change: dict, says: str):
+    coco_folder.tree |= change
+    json_file, images = coco_folder.write()
+    use_own_data = runpy.run_path(str(TOOLS / "demo.py"))["use_own_data"]
+    with pytest.raises(DataError, match=rf"instances\.json: {says}"):
+        use_own_data(get_cfg(), json_file, str(images))
+    with pytest.raises(DataError, match="--images '' is not a folder"):
+        use_own_data(get_cfg(), json_file, "")

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from segdet.data.limits import JSON_BYTES
 from segdet.errors import ConfigError, DataError
 from segdet.evaluation import evaluate_results
 from segdet.evaluation.coco_metrics import BACKENDS, coco_metrics
@@ -221,3 +222,11 @@ def test_other_files_are_refused(tmp_path, shared_data, content, said):
 def test_a_missing_file_is_named(tmp_path, shared_data):
     with pytest.raises(DataError, match=r"absent.json: cannot be read \(No such file"):
         evaluate_results(shared_data / "nasty/json/ok.json", tmp_path / "absent.json")
+
+
+def test_a_results_file_beyond_the_limit_is_refused(shared_data, tmp_path, monkeypatch):
+    truth = read_ground_truth(shared_data / "coco_mini" / "annotations/instances_val.json")
+    (tmp_path / "a.json").write_text("[" * 41)
+    monkeypatch.setenv(JSON_BYTES, "40")
+    with pytest.raises(DataError, match=r"a\.json: has 41 bytes, more than SEGDET_.* 40"):
+        read_predictions(tmp_path / "a.json", truth)

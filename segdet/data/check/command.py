@@ -8,13 +8,14 @@ from pathlib import Path
 
 from segdet.data.check import report
 from segdet.data.check.findings import Checked
-from segdet.data.check.fix import write_fixed
+from segdet.data.check.fix import changes_of, write_fixed
 from segdet.data.check.html import page
 from segdet.data.check.pictures import check_pictures
 from segdet.data.check.sources import check_dataset
 from segdet.data.check.work import count_of_workers
 from segdet.data.defects import Severity
 from segdet.errors import DataError
+from segdet.utils.writing import make_room_for, write_text_atomically
 
 EPILOG = """
 data sets are named as in DATASETS.TRAIN:
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
         "--fix",
         metavar="OUT.json",
         help="write a COCO json here in which what can be mended is mended, and each change to "
-        "OUT.changes.txt",
+        "OUT.changes.txt; neither may exist",
     )
     parser.add_argument(
         "--no-images", action="store_true", help="look at annotation alone, open no picture"
@@ -59,6 +60,12 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.fix and len(args.dataset) > 1:
         raise DataError("--fix takes one data set at a time")
+    for flag, file in (("--json", args.json), ("--html", args.html)):
+        if file:
+            make_room_for(file, flag)
+    if args.fix:
+        for file in (Path(args.fix), changes_of(Path(args.fix))):
+            make_room_for(file, "--fix", may_exist=False)
     checks: list[Checked] = []
     for name in args.dataset:
         share = {"open_images": not args.no_images, "workers": args.workers}
@@ -67,9 +74,9 @@ def main(argv: list[str]) -> None:
         check_pictures(checks, args.workers)
     print("\n".join(report.lines(checks, args.shown)))
     if args.json:
-        Path(args.json).write_text(json.dumps(report.as_json(checks), indent=1), "utf-8")
+        write_text_atomically(Path(args.json), json.dumps(report.as_json(checks), indent=1))
     if args.html:
-        Path(args.html).write_text(page(checks), "utf-8")
+        write_text_atomically(Path(args.html), page(checks))
     if args.fix:
         print(write_fixed(checks[0], Path(args.fix)))
     worst = max((one.severity for one in checks if one.severity is not None), default=Severity.NOTE)

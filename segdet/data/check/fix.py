@@ -21,6 +21,7 @@ from segdet.data.readers.coco_json import name_of, parse_json, paused_gc
 from segdet.data.rle import rle_runs
 from segdet.errors import DataError
 from segdet.structures import polygon_area
+from segdet.utils.writing import write_text_atomically
 
 Row = dict[str, Any]
 
@@ -34,17 +35,15 @@ def write_fixed(checked: Checked, output: Path) -> str:
 
     Args:
         checked: its check.
-        output: the copy; beside it, `OUT.changes.txt` names each change and what is left.
+        output: the copy; beside it, `changes_of(output)` names each change and what is left.
 
     Returns:
         A line that says how much was done.
 
     Raises:
-        DataError: it is no COCO json of instances, cannot be parsed, or is the output itself.
+        DataError: it is no COCO json of instances, or cannot be parsed.
     """
     file = Path(checked.name)
-    if output.resolve() == file.resolve():
-        raise DataError(f"--fix {output} would overwrite the file that it mends; name another")
     log, found, left = [], checked, [one for one in checked.findings if one.kind in _OF_PICTURES]
     for _ in range(ROUNDS):
         with paused_gc():
@@ -54,17 +53,22 @@ def write_fixed(checked: Checked, output: Path) -> str:
                 raise DataError(f"{file}: --fix mends COCO jsons of instances, with {tables}")
             fixer = Fixer(tree, found)
             fixer.run()
-            output.write_text(json.dumps(tree, allow_nan=False), "utf-8")
+            write_text_atomically(output, fixer.as_json())
         log += fixer.log
         # What was changed may bring new things to light, as an image's size does.
         file, found = output, check_coco(output, None, open_images=False)
         if not fixer.log:
             break
     left += [one for one in found.findings if one.severity != Severity.NOTE]
-    log_file = output.with_suffix(".changes.txt")
+    log_file = changes_of(output)
     lines = [*log, *(f"left: {one.record}: {one.message} ({one.kind})" for one in left)]
-    log_file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    write_text_atomically(log_file, "".join(f"{line}\n" for line in lines))
     return f"{output}: {len(log)} changes, {len(left)} findings are left; see {log_file}"
+
+
+def changes_of(output: Path) -> Path:
+    """The list of changes, beside the copy."""
+    return output.with_suffix(".changes.txt")
 
 
 ROUNDS = 3
@@ -97,6 +101,22 @@ class Fixer:
         self._mend_categories(by_record)
         images = self._mend_images(by_record)
         self._mend_annotations(by_row, images)
+
+    def as_json(self) -> str:
+        """The json, without the fields that it cannot hold."""
+        try:
+            return json.dumps(self.tree, allow_nan=False)
+        except ValueError:  # in a field that nobody reads: of the others it is a finding
+            for table in _TABLES:
+                for i, row in enumerate(self.tree[table]):
+                    self._leave_out_nan(name_of(row, table, i), row)
+            self._leave_out_nan("the file", self.tree)
+            return json.dumps(self.tree, allow_nan=False)
+
+    def _leave_out_nan(self, record: str, row: Row) -> None:
+        for key in [key for key, value in row.items() if not _is_finite(value)]:
+            del row[key]
+            self._change(record, f"{key} left out: it holds NaN or Infinity, which no json can")
 
     def _change(self, record: str, what: str, found: Sequence[Finding] = ()) -> None:
         kinds = ", ".join(sorted({one.kind for one in found}))
@@ -335,6 +355,13 @@ class Annotation:
 
 
 _TRUE = ("1", "1.0", "true")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all numbers in a json's value are."""
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _numbers(values: Sequence[Any]) -> Sequence[float] | None:

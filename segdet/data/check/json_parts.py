@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from segdet.data.defects import Defect
-from segdet.data.limits import check_json
+from segdet.data.limits import check_file
 from segdet.data.readers.coco_json import parse_json, unique_keys
 
 PART = 8_000_000  # bytes of a part; its rows take about ten times as much memory
@@ -79,7 +79,7 @@ def in_parts(file: Path) -> JsonParts | None:
     Of what is not well formed within a row, nothing is seen: `Part.read` does.
     """
     try:
-        check_json(file)
+        check_file(file)
         if file.stat().st_size < 2 * PART:
             return None
         with (

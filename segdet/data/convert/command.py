@@ -13,6 +13,7 @@ from segdet.data.convert.objects import Labels, coco_of, write_coco
 from segdet.data.convert.via import read_via
 from segdet.data.convert.yolo import read_yolo
 from segdet.errors import DataError
+from segdet.utils.writing import make_room_for
 
 EPILOG = """
 formats and their SOURCE:
@@ -52,11 +53,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--attribute", metavar="NAME", help="via: of regions, naming their class")
     parser.add_argument("--class-name", metavar="NAME", default="object", help="masks: the class")
     args = parser.parse_args(argv)
-    output, images = Path(args.output), Path(args.images)
-    if output.exists():
-        raise DataError(f"{output} exists; name another file")
+    images = Path(args.images)
     if not images.is_dir():
         raise DataError(f"--images {images} is no folder")
+    output = make_room_for(args.output, "--output", may_exist=False)
     labels = FORMATS[args.format](Path(args.source), images, args)
     tree = coco_of(labels)
     write_coco(tree, output)

@@ -16,8 +16,11 @@ from segdet.data.convert.objects import (
     Labels,
     ellipse,
     join_groups,
+    number_of,
     rectangle,
 )
+from segdet.data.defects import located
+from segdet.data.limits import check_image
 from segdet.data.readers.pascal_voc import parse_xml
 from segdet.errors import DataError
 
@@ -52,38 +55,43 @@ def _read(source: Path, node: ElementTree.Element, left_out: Counter[str]) -> La
         raise DataError(f"{where}: has no name")
     try:
         height, width = (int(v) for v in _numbers(node, "height", "width"))
-        objects = join_groups(_objects(node, height, width, left_out))
+        if min(height, width) < 1:
+            raise DataError(f"height and width must be >= 1, are {height} and {width}")
+        check_image(width, height)
     except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise located(where, error) from None
+    objects = join_groups(_objects(node, where, (height, width), left_out))
     return LabelledImage(name, height, width, objects)
 
 
 def _objects(
-    image: ElementTree.Element, height: int, width: int, left_out: Counter[str]
+    image: ElementTree.Element, where: str, size: tuple[int, int], left_out: Counter[str]
 ) -> Iterator[tuple[str | None, LabelledObject]]:
-    for node in image:
+    for i, node in enumerate(image):
         if node.tag in _WITHOUT_AREA:
             left_out[node.tag] += 1
         elif node.tag in _SHAPES:
-            group = node.get("group_id", "0")
-            yield None if group == "0" else group, _object(node, height, width)
+            place, group = f"{where}: shape {i}", node.get("group_id", "0")
+            try:
+                made = _object(node, place, size)
+            except DataError as error:
+                raise located(place, error) from None
+            yield None if group == "0" else group, made
 
 
-def _object(node: ElementTree.Element, height: int, width: int) -> LabelledObject:
+def _object(node: ElementTree.Element, where: str, size: tuple[int, int]) -> LabelledObject:
     name = node.get("label")
     if not name:
         raise DataError(f"a {node.tag} has no label")
     if node.tag == "box":
         x0, y0, x1, y1 = _numbers(node, "xtl", "ytl", "xbr", "ybr")
-        turn = float(node.get("rotation", "0"))
-        if turn == 0:
-            return LabelledObject(name, [rectangle(x0, y0, x1, y1)])
-        return LabelledObject(name, [_turned(rectangle(x0, y0, x1, y1), turn)])
+        turn, polygon = _rotation(node), rectangle(x0, y0, x1, y1)
+        return LabelledObject(name, where, [_turned(polygon, turn) if turn else polygon])
     if node.tag == "ellipse":
         x, y, a, b = _numbers(node, "cx", "cy", "rx", "ry")
-        return LabelledObject(name, [ellipse(x, y, a, b, float(node.get("rotation", "0")))])
+        return LabelledObject(name, where, [ellipse(x, y, a, b, _rotation(node))])
     if node.tag == "mask":
-        return LabelledObject(name, mask=_mask(node, height, width))
+        return LabelledObject(name, where, mask=_mask(node, *size))
     pairs = [pair.split(",") for pair in node.get("points", "").split(";")]
     try:
         points = np.array(pairs, np.float64).reshape(-1, 2)
@@ -93,18 +101,16 @@ def _object(node: ElementTree.Element, height: int, width: int) -> LabelledObjec
         raise DataError(
             f"points of a polygon must be x,y;x,y;x,y..., are {node.get('points')!r:.80}"
         )
-    return LabelledObject(name, [points.reshape(-1).tolist()])
+    return LabelledObject(name, where, [points.reshape(-1).tolist()])
 
 
 def _numbers(node: ElementTree.Element, *keys: str) -> list[float]:
-    values = []
-    for key in keys:
-        try:
-            values.append(float(node.get(key, "")))
-        except ValueError:
-            message = f"{key} of a {node.tag} must be a number, is {node.get(key)!r}"
-            raise DataError(message) from None
-    return values
+    return [number_of(node.get(key), f"{key} of a {node.tag}") for key in keys]
+
+
+def _rotation(node: ElementTree.Element) -> float:
+    """Degrees."""
+    return number_of(node.get("rotation", "0"), f"rotation of a {node.tag}")
 
 
 def _turned(polygon: list[float], degrees: float) -> list[float]:
@@ -119,13 +125,13 @@ def _mask(node: ElementTree.Element, height: int, width: int) -> np.ndarray:
     """The mask of a node: runs of background and foreground in turn, row by row of its box."""
     x, y, w, h = (int(v) for v in _numbers(node, "left", "top", "width", "height"))
     try:
-        runs = np.array([int(word) for word in node.get("rle", "").split(",")])
+        runs = [int(word) for word in node.get("rle", "").split(",")]
     except ValueError:
         raise DataError(f"rle of a mask must be numbers, is {node.get('rle')!r:.80}") from None
-    if runs.min() < 0 or runs.sum() != w * h:
-        raise DataError(f"rle of a mask must be {w} x {h} pixels, is {runs.sum()}")
-    if min(x, y) < 0 or x + w > width or y + h > height:
+    if min(x, y, w, h) < 0 or x + w > width or y + h > height:
         raise DataError(f"a mask of {w} x {h} at {x}, {y} does not fit the image")
+    if min(runs) < 0 or sum(runs) != w * h:
+        raise DataError(f"rle of a mask must be {w} x {h} pixels, is {sum(runs)}")
     mask = np.zeros((height, width), bool)
     bits = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     mask[y : y + h, x : x + w] = bits.reshape(h, w)

@@ -19,8 +19,10 @@ from segdet.data.convert.objects import (
     Labels,
     ellipse,
     join_groups,
+    number_of,
     rectangle,
 )
+from segdet.data.defects import located
 from segdet.data.image_io import image_size_of
 from segdet.data.readers.coco_json import parse_json
 from segdet.errors import DataError
@@ -60,10 +62,11 @@ def _read(file: Path, images: Path, left_out: Counter[str]) -> LabelledImage:
         raise DataError(f"{file}: {message} {height} and {width}")
     objects = []
     for i, shape in enumerate(shapes):
+        where = f"{file}: shapes[{i}]"
         try:
-            objects += _objects(shape, height, width, left_out)
+            objects += _objects(shape, where, (height, width), left_out)
         except DataError as error:
-            raise DataError(f"{file}: shapes[{i}]: {error}") from None
+            raise located(where, error) from None
     return LabelledImage(str(name), height, width, join_groups(objects))
 
 
@@ -80,28 +83,32 @@ def _find(path: str, file: Path, images: Path) -> Path:
 
 
 def _objects(
-    shape: Any, height: int, width: int, left_out: Counter[str]
+    shape: Any, where: str, size: tuple[int, int], left_out: Counter[str]
 ) -> Iterator[tuple[Any, LabelledObject]]:
     """Group and object of a shape; nothing of what has no area."""
     try:
         name, kind = shape["label"], shape.get("shape_type") or "polygon"
         points = np.asarray(shape["points"], np.float64).reshape(-1, 2)
         (x0, y0), (x1, y1) = points[0], points[-1]
-    except (TypeError, KeyError, ValueError, IndexError):
+    except (TypeError, KeyError, ValueError, IndexError, OverflowError):
         raise DataError("must have a label, and points [x, y]") from None
-    if not isinstance(name, str) or not np.isfinite(points).all():
-        raise DataError("label must be text, and points finite")
+    if not isinstance(name, str):
+        raise DataError(f"label must be text, is {name!r:.80}")
+    for value in (points.min(), points.max()):  # NaN, if there is one
+        number_of(float(value), "a coordinate of points")
     group = shape.get("group_id")
+    if isinstance(group, list | dict):
+        raise DataError(f"group_id must be a number or text, is {group!r:.80}")
     if kind == "polygon" and len(points) >= 3:
-        yield group, LabelledObject(name, [points.reshape(-1).tolist()])
+        yield group, LabelledObject(name, where, [points.reshape(-1).tolist()])
     elif kind == "rectangle" and len(points) in (2, 4):
         low, high = points.min(0).tolist(), points.max(0).tolist()
-        yield group, LabelledObject(name, [rectangle(*low, *high)])
+        yield group, LabelledObject(name, where, [rectangle(*low, *high)])
     elif kind == "circle" and len(points) == 2:
         radius = math.hypot(x1 - x0, y1 - y0)
-        yield group, LabelledObject(name, [ellipse(x0, y0, radius, radius)])
+        yield group, LabelledObject(name, where, [ellipse(x0, y0, radius, radius)])
     elif kind == "mask" and len(points) == 2:
-        yield group, LabelledObject(name, mask=_mask(shape.get("mask"), points, height, width))
+        yield group, LabelledObject(name, where, mask=_mask(shape.get("mask"), points, *size))
     elif kind in _WITHOUT_AREA:
         left_out[kind] += 1
     else:

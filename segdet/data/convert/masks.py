@@ -62,7 +62,8 @@ def _read(
             size = f"{ids.shape[1]} x {ids.shape[0]}"
             raise DataError(f"{file}: is {size}, its image {width} x {height}")
         is_map = str(file.relative_to(source).with_suffix("")) == stem
-        objects += [LabelledObject(class_name, mask=mask) for mask in _masks(ids, is_map)]
+        found = _masks(ids, is_map)
+        objects += [LabelledObject(class_name, str(file), mask=mask) for mask in found]
     return LabelledImage(str(Path(pictures[stem]).relative_to(images)), height, width, objects)
 
 

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from segdet.data.readers.coco_annotation import MAX_COORDINATE
 from segdet.data.rle import encode_rle, tight_box
 from segdet.errors import DataError
 from segdet.structures import polygon_area
+from segdet.utils.writing import write_text_atomically
 
 Polygon = list[float]  # x, y, x, y, ... in pixels
+_FINITE = f"finite and at most {MAX_COORDINATE:g}"
 
 
 @dataclass
@@ -24,9 +27,16 @@ class LabelledObject:
     """An object of one class: polygons, or a mask, or a box alone."""
 
     name: str  # of its class
+    where: str  # the file, and the line or shape in it
     polygons: list[Polygon] = field(default_factory=list)
     mask: np.ndarray | None = None  # (H, W) bool, of the image's size
     box: tuple[float, float, float, float] | None = None  # XYXY, where there is no mask
+
+    def __post_init__(self) -> None:
+        for numbers in (*self.polygons, self.box or ()):
+            if not (np.abs(numbers) <= MAX_COORDINATE).all():  # NaN neither
+                worst = next(value for value in numbers if not abs(value) <= MAX_COORDINATE)
+                raise DataError(f"coordinates must be {_FINITE}, one is {worst}")
 
 
 @dataclass
@@ -60,6 +70,7 @@ def coco_of(labels: Labels) -> dict[str, Any]:
     """
     images, annotations, names = [], [], []
     seen: set[str] = set()
+    first_of: dict[str, str] = {}  # class -> where it is first
     for number, image in enumerate(labels.images, 1):
         if image.file_name in seen:
             raise DataError(f"two labels are of one image, {image.file_name}")
@@ -70,12 +81,12 @@ def coco_of(labels: Labels) -> dict[str, Any]:
             shape = _shape_of(one, image)
             annotations.append({"id": len(annotations) + 1, "image_id": number, **shape})
             names.append(one.name)
+            first_of.setdefault(one.name, one.where)
     classes = list(labels.classes) or sorted(set(names))
     ids = {name: k for k, name in enumerate(classes, 1)}
-    if unknown := sorted(set(names) - ids.keys()):
-        raise DataError(
-            f"an object is of the class {unknown[0]!r}, listed are {', '.join(classes)}"
-        )
+    if unknown := [name for name in first_of if name not in ids]:
+        where, listed = first_of[unknown[0]], ", ".join(classes)
+        raise DataError(f"{where}: is of the class {unknown[0]!r}, listed are {listed}")
     for row, name in zip(annotations, names, strict=True):
         row["category_id"] = ids[name]
     categories = [{"id": k, "name": name} for name, k in ids.items()]
@@ -101,6 +112,21 @@ def _shape_of(one: LabelledObject, image: LabelledImage) -> dict[str, Any]:
     y0, y1 = (min(max(y, 0), image.height) for y in (y0, y1))
     shape = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "iscrowd": 0}
     return {**shape, "segmentation": segmentation}
+
+
+def number_of(value: Any, what: str) -> float:
+    """A coordinate, length or angle, also from its text.
+
+    Raises:
+        DataError: it is none; the message begins with `what`.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) <= MAX_COORDINATE:
+        raise DataError(f"{what} must be a number, {_FINITE}, is {value!r:.80}")
+    return number
 
 
 def ellipse(x: float, y: float, a: float, b: float, degrees: float = 0) -> Polygon:
@@ -144,10 +170,10 @@ def join_groups(objects: Iterable[tuple[Any, LabelledObject]]) -> list[LabelledO
         elif one.mask is None and first.mask is None:
             first.polygons += one.polygons
         else:
-            raise DataError(f"a group of {one.name!r} is partly polygons, partly a mask")
+            raise DataError(f"{one.where}: its group is partly polygons, partly a mask")
     return joined
 
 
 def write_coco(tree: dict[str, Any], file: Path) -> None:
     """Write a COCO json."""
-    file.write_text(json.dumps(tree, allow_nan=False), "utf-8")
+    write_text_atomically(file, json.dumps(tree, allow_nan=False))

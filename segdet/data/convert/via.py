@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from segdet.data.convert.objects import LabelledImage, LabelledObject, Labels, ellipse, rectangle
+from segdet.data.convert.objects import (
+    LabelledImage,
+    LabelledObject,
+    Labels,
+    ellipse,
+    number_of,
+    rectangle,
+)
+from segdet.data.defects import located
 from segdet.data.image_io import image_size_of
 from segdet.data.readers.coco_json import file_below, parse_json
 from segdet.errors import DataError
@@ -32,10 +41,16 @@ def read_via(source: Path, images: Path, attribute: str | None = None) -> Labels
         DataError: the file or a region cannot be used.
     """
     tree = parse_json(source)
-    entries = list(tree.get("_via_img_metadata", tree).values())
+    metadata = tree.get("_via_img_metadata", tree)
+    if not isinstance(metadata, dict):
+        raise DataError(f"{source}: _via_img_metadata must be an object, is {metadata!r:.80}")
+    entries = list(metadata.values())
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("filename"), str):
             raise DataError(f"{source}: is no json of VIA: an entry has no filename")
+        if not isinstance(regions := entry.get("regions") or [], list | dict):
+            message = f"regions must be a list or an object, is {regions!r:.80}"
+            raise DataError(f"{source}: {entry['filename']}: {message}")
     keys = sorted({key for entry in entries for r in _regions(entry) for key in _attributes(r)})
     if attribute is None:
         if len(keys) > 1:
@@ -70,18 +85,22 @@ def _read(
     left_out: Counter[str],
 ) -> LabelledImage:
     name = entry["filename"]
-    height, width = image_size_of(file_below(str(images), name))
+    try:
+        height, width = image_size_of(file_below(str(images), name))
+    except DataError as error:
+        raise located(source, error) from None
     objects: list[LabelledObject] = []
     for i, region in enumerate(_regions(entry)):
+        where = f"{source}: {name}, region {i}"
         try:
-            objects += _objects(region, attribute, left_out)
+            objects += _objects(region, where, attribute, left_out)
         except DataError as error:
-            raise DataError(f"{source}: {name}, region {i}: {error}") from None
+            raise located(where, error) from None
     return LabelledImage(name, height, width, objects)
 
 
 def _objects(
-    region: Any, attribute: str | None, left_out: Counter[str]
+    region: Any, where: str, attribute: str | None, left_out: Counter[str]
 ) -> Iterator[LabelledObject]:
     """The object of a region; nothing of what has no area."""
     shape = region.get("shape_attributes") if isinstance(region, dict) else None
@@ -96,31 +115,28 @@ def _objects(
         xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
         try:
             points = np.array([xs, ys], np.float64).T
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             points = np.zeros((0, 2))
-        if points.ndim != 2 or len(points) < 3 or not np.isfinite(points).all():
+        if points.ndim != 2 or len(points) < 3:
             message = "all_points_x and all_points_y must be as many numbers, 3 or more"
             raise DataError(message)
-        yield LabelledObject(name, [points.reshape(-1).tolist()])
+        yield LabelledObject(name, where, [points.reshape(-1).tolist()])
     elif kind == "rect":
         x, y, w, h = _numbers(shape, "x", "y", "width", "height")
-        yield LabelledObject(name, [rectangle(x, y, x + w, y + h)])
+        yield LabelledObject(name, where, [rectangle(x, y, x + w, y + h)])
     elif kind == "circle":
         x, y, r = _numbers(shape, "cx", "cy", "r")
-        yield LabelledObject(name, [ellipse(x, y, r, r)])
+        yield LabelledObject(name, where, [ellipse(x, y, r, r)])
     elif kind == "ellipse":
         x, y, a, b = _numbers(shape, "cx", "cy", "rx", "ry")
-        turn = float(np.degrees(shape.get("theta", 0)))  # which VIA writes as radians
-        yield LabelledObject(name, [ellipse(x, y, a, b, turn)])
+        turn = math.degrees(number_of(shape.get("theta", 0), "theta of an ellipse"))
+        yield LabelledObject(name, where, [ellipse(x, y, a, b, turn)])
     else:
         raise DataError(f"a shape {kind!r} is not known")
 
 
 def _numbers(shape: dict[str, Any], *keys: str) -> list[float]:
-    for key in keys:
-        if not isinstance(shape.get(key), int | float):
-            raise DataError(f"{key} of a {shape['name']} must be a number, is {shape.get(key)!r}")
-    return [float(shape[key]) for key in keys]
+    return [number_of(shape.get(key), f"{key} of a {shape['name']}") for key in keys]
 
 
 def _class_of(attributes: dict[str, Any], attribute: str) -> str:

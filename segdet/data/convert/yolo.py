@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from segdet.data.convert.objects import LabelledImage, LabelledObject, Labels
+from segdet.data.defects import located
 from segdet.data.image_io import image_size_of
 from segdet.data.readers.sem_seg_folder import PICTURES, files_below
 from segdet.errors import DataError
@@ -65,10 +66,12 @@ def read_names(file: Path) -> list[str]:
             return [line.strip() for line in text.splitlines() if line.strip()]
         tree = yaml.safe_load(text)
         names = tree["names"]
+        if isinstance(names, str):  # which has characters by number, too
+            raise TypeError
         listed = [names[k] for k in range(len(names))]
     except (OSError, UnicodeError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from None
-    except (yaml.YAMLError, TypeError, KeyError):
+    except (yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError):
         message = "must be YAML with `names`: a list, or a map from 0, 1, ... to names"
         raise DataError(f"{file}: {message}") from None
     return [str(name) for name in listed]
@@ -80,19 +83,26 @@ def _read(
     for stem, picture in pictures.items():
         height, width = image_size_of(picture)
         objects = []
-        if stem in texts:
-            lines = texts[stem].read_text("utf-8").splitlines()
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    objects.append(_object(line, height, width, names))
-                except DataError as error:
-                    raise DataError(f"{texts[stem]}, line {number}: {error}") from None
+        for number, line in enumerate(_lines_of(texts[stem]) if stem in texts else (), 1):
+            if not line.strip():
+                continue
+            where = f"{texts[stem]}, line {number}"
+            try:
+                objects.append(_object(line, where, (height, width), names))
+            except DataError as error:
+                raise located(where, error) from None
         yield LabelledImage(str(Path(picture).relative_to(images)), height, width, objects)
 
 
-def _object(line: str, height: int, width: int, names: Sequence[str]) -> LabelledObject:
+def _lines_of(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from None
+
+
+def _object(line: str, where: str, size: tuple[int, int], names: Sequence[str]) -> LabelledObject:
+    height, width = size
     try:
         number, *shares = (float(word) for word in line.split())
     except ValueError:
@@ -109,6 +119,6 @@ def _object(line: str, height: int, width: int, names: Sequence[str]) -> Labelle
     if len(values) == 4:
         x, y, w, h = values.tolist()
         box = (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
-        return LabelledObject(name, box=box)
+        return LabelledObject(name, where, box=box)
     points = values.clip(0, 1).reshape(-1, 2) * (width, height)
-    return LabelledObject(name, [points.reshape(-1).tolist()])
+    return LabelledObject(name, where, [points.reshape(-1).tolist()])

@@ -12,6 +12,7 @@ import numpy as np
 
 from segdet.data.defects import Defect, located
 from segdet.data.image_io import image_size_of, read_labels
+from segdet.data.limits import check_file
 from segdet.data.readers.cityscapes_labels import BY_ID, BY_NAME, THINGS, Label
 from segdet.data.rle import encode_rle, tight_box
 from segdet.errors import DataError
@@ -124,10 +125,13 @@ def train_ids_file(files: CityscapesFiles) -> str:
 def read_json(file: Path) -> dict[str, Any]:
     """The content of a polygons.json."""
     try:
+        check_file(file)
         tree = json.loads(file.read_bytes())
     except OSError as error:
         message = f"{file}: cannot be read ({error.strerror or error})"
         raise Defect("file-unreadable", message) from None
+    except Defect as error:
+        raise located(file, error) from None
     except (ValueError, RecursionError) as error:
         raise Defect("json-invalid", f"{file}: is not valid JSON ({error})") from None
     keys = {"imgHeight": int, "imgWidth": int, "objects": list}

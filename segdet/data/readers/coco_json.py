@@ -18,7 +18,7 @@ from typing import Any
 
 from segdet.data.defects import Defect, Drop, located
 from segdet.data.image_io import image_size_of
-from segdet.data.limits import check_json
+from segdet.data.limits import check_file
 from segdet.data.readers.coco_annotation import read_annotation, whole_number
 from segdet.data.tar_shards import is_shards, member_path
 from segdet.errors import DataError
@@ -114,7 +114,7 @@ def parse_json(file: Path) -> dict[str, Any]:
         DataError: it cannot be read, or is none.
     """
     try:
-        check_json(file)
+        check_file(file)
         tree = json.loads(file.read_bytes(), object_pairs_hook=unique_keys)
     except OSError as error:
         message = f"{file}: cannot be read ({error.strerror or error})"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segdet.data.defects import Defect, located
+from segdet.data.limits import check_file
 from segdet.errors import DataError
 from segdet.structures import BoxMode
 
@@ -139,11 +140,14 @@ def read_voc_annotation(file: Path) -> VocAnnotation:
 def parse_xml(file: Path) -> ElementTree.Element:
     """The root of an annotation file."""
     try:
+        check_file(file)
         return ElementTree.parse(file).getroot()
     except OSError as error:
         message = f"{file}: cannot be read ({error.strerror or error})"
         raise Defect("file-unreadable", message) from None
-    except ElementTree.ParseError as error:
+    except Defect as error:
+        raise located(file, error) from None
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # or an unknown encoding
         raise Defect("xml-invalid", f"{file}: is not valid XML ({error})") from None
 
 

@@ -118,7 +118,38 @@ def test_a_fix_changes_nothing_else(coco_folder: CocoFolder, tmp_path: Path):
 
 def test_a_fix_overwrites_no_source_and_needs_coco(coco_folder: CocoFolder, tmp_path, capsys):
     name = name_of(coco_folder)
-    assert exit_code(name, "--fix", coco_folder.json) == 2
-    assert "would overwrite the file" in capsys.readouterr().err
+    there = tmp_path / "there.changes.txt"
+    there.write_text("precious")
+    before = coco_folder.json.read_text()
+    for file, named in ((coco_folder.json, coco_folder.json), (tmp_path / "there.json", there)):
+        assert exit_code(name, "--fix", file) == 2
+        assert f"--fix {named} exists; name another file" in capsys.readouterr().err
+    assert coco_folder.json.read_text() == before and there.read_text() == "precious"
     assert exit_code(name, name, "--fix", tmp_path / "x.json") == 2
     assert "one data set at a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--json", "--html", "--fix"])
+def test_outputs_have_room_before_the_work_begins(coco_folder: CocoFolder, capsys, flag: str):
+    name, file = name_of(coco_folder), coco_folder.images.parent / "new/er/out.json"
+    assert exit_code(name, flag, file) in (0, 1)
+    assert file.is_file()
+    capsys.readouterr()
+    assert exit_code(name, flag, file / "below.json") == 2
+    said = capsys.readouterr()
+    assert f"{flag} {file / 'below.json'}: its folder" in said.err and said.out == ""
+
+
+def test_a_fix_leaves_out_what_no_json_can_hold(coco_folder: CocoFolder, tmp_path: Path):
+    odd = annotation(id=2, bbox=[21, 10, 39, 30], depths=[1.0, {"a": float("nan")}], note="kept")
+    coco_folder.tree |= {"info": {"version": float("inf")}}
+    coco_folder.tree["annotations"].append(odd)
+    coco_folder.tree["images"][0]["time"] = float("nan")
+    fixed = tmp_path / "fixed.json"
+    assert exit_code(name_of(coco_folder), "--fix", fixed) < 2
+    tree = json.loads(fixed.read_text(), parse_constant=pytest.fail)
+    assert tree["annotations"][1]["note"] == "kept" and "depths" not in tree["annotations"][1]
+    assert "time" not in tree["images"][0] and "info" not in tree
+    log = (tmp_path / "fixed.changes.txt").read_text()
+    for record, key in (("annotation 2", "depths"), ("image 1", "time"), ("the file", "info")):
+        assert f"{record}: {key} left out: it holds NaN or Infinity" in log

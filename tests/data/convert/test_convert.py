@@ -85,13 +85,14 @@ def test_yolo(images: Path, names: str):
         ("0 20 15 10 10", "must be shares of the image's sides"),
         ("0 nan 0.5 0.2 0.2", "must be shares"),
         ("cat 0.5 0.5 0.2 0.2", "must hold numbers"),
+        (b"0 0.5 0.5 0.2 0.2 \xff", r"a\.txt: cannot be read \('utf-8' codec"),
     ],
 )
-def test_yolo_lines_that_cannot_be_used_are_named(images: Path, line: str, says: str):
+def test_yolo_lines_that_cannot_be_used_are_named(images: Path, line: str | bytes, says: str):
     labels = images.parent / "labels"
     labels.mkdir()
     (labels / "classes.txt").write_text("cat\ndog\n")
-    (labels / "a.txt").write_text(line)
+    (labels / "a.txt").write_bytes(line if isinstance(line, bytes) else line.encode())
     with pytest.raises(DataError, match=says):
         convert(images, "yolo", labels)
 
@@ -105,9 +106,10 @@ def test_yolo_needs_names_and_images(images: Path):
     (names := images.parent / "n.txt").write_text("cat")
     with pytest.raises(DataError, match=r"z\.txt is of no image"):
         convert(images, "yolo", labels, "--classes", names)
-    names.rename(names.with_suffix(".yaml"))
-    with pytest.raises(DataError, match="must be YAML with `names`"):
-        convert(images, "yolo", labels, "--classes", names.with_suffix(".yaml"))
+    for text in ("cat", "names: cat", "names: [2024-99-99]"):
+        (file := names.with_suffix(".yaml")).write_text(text)
+        with pytest.raises(DataError, match=r"n\.yaml: must be YAML with `names`"):
+            convert(images, "yolo", labels, "--classes", file)
 
 
 def png_text(mask: np.ndarray) -> str:
@@ -160,6 +162,20 @@ def test_labelme(images: Path, capsys):
         ({"points": [[1, 2]]}, "must have a label"),
         ({"label": "cat", "points": [[1, "x"]]}, "must have a label, and points"),
         ({"label": "cat", "points": [[1, 2], [3, 4]], "shape_type": "mask"}, "no PNG"),
+        (
+            {"label": "cat", "points": [[1, 2], [3, 4], [5, 1e400]]},
+            "points must be a number, finite",
+        ),
+        ({"label": "cat", "points": [[1, 2], [3, 4], [5, float("nan")]]}, "at most 100000, is nan"),
+        ({"label": "cat", "points": [[1, 2], [3, 4], [5, 10**400]]}, "and points"),
+        (
+            {"label": "cat", "points": [[1e200, 2], [3, 4]], "shape_type": "circle"},
+            "points must be a number",
+        ),
+        (
+            {"label": "cat", "points": [[1, 2], [3, 4], [5, 6]], "group_id": [1]},
+            r"group_id must be a number or text, is \[1\]",
+        ),
         (
             {
                 "label": "cat",
@@ -220,6 +236,24 @@ def test_cvat(images: Path, capsys):
         ('<mask label="cat" rle="1,2" left="0" top="0" width="3" height="2"/>', "3 x 2 pixels"),
         ('<mask label="cat" rle="6" left="39" top="0" width="3" height="2"/>', "does not fit"),
         ('<mask label="cat" rle="" left="0" top="0" width="3" height="2"/>', "must be numbers"),
+        ('<mask label="cat" rle="6" left="9" top="9" width="-3" height="-2"/>', "does not fit"),
+        (
+            '<mask label="cat" rle="9223372036854775807,9223372036854775807,8" left="0" top="0" '
+            'width="3" height="2"/>',
+            "3 x 2 pixels",
+        ),
+        ('<mask label="cat" rle="6" left="inf" top="0" width="3" height="2"/>', "left of a mask"),
+        ('<polygon label="cat" points="1,2;3,4;5,nan"/>', "shape 0: coordinates must be finite"),
+        ('<polygon label="cat" points="1,2;3,4;5,1e200"/>', "one is 1e"),
+        (
+            '<points label="a" points="1,2"/><box label="cat" xtl="1" ytl="1" xbr="3" ybr="3" '
+            'rotation="abc"/>',
+            "shape 1: rotation of a box must be a number, .*is 'abc'",
+        ),
+        (
+            '<ellipse label="cat" cx="9" cy="9" rx="nan" ry="3"/>',
+            "rx of a ellipse must be a number, .*is 'nan'",
+        ),
     ],
 )
 def test_cvat_shapes_that_cannot_be_used_are_named(images: Path, shape: str, says: str):
@@ -229,7 +263,17 @@ def test_cvat_shapes_that_cannot_be_used_are_named(images: Path, shape: str, say
 
 def test_other_classes_and_videos_of_cvat_are_refused(images: Path):
     file = cvat(images, '<box label="ant" xtl="1" ytl="1" xbr="3" ybr="3"/>')
-    with pytest.raises(DataError, match="class 'ant', listed are dog, cat"):
+    said = r"annotations\.xml: image 0: shape 0: is of the class 'ant', listed are dog, cat"
+    with pytest.raises(DataError, match=said):
+        convert(images, "cvat", file)
+    for size in ("nan", "0", "100000"):
+        file.write_text(
+            CVAT.format("").replace('width="40" height="30"', f'width="{size}" height="{size}"')
+        )
+        with pytest.raises(DataError, match=r"annotations\.xml: image 0: (width|height|has)"):
+            convert(images, "cvat", file)
+    file.write_text('<?xml version="1.0" encoding="foo"?><annotations/>')
+    with pytest.raises(DataError, match=r"annotations\.xml: is not valid XML \(unknown encoding"):
         convert(images, "cvat", file)
     file.write_text("<annotations><track/></annotations>")
     with pytest.raises(DataError, match="of a video, export frames"):
@@ -290,6 +334,18 @@ def test_via_1_without_attributes_as_the_balloon_set_has_it(images: Path):
         (region("polygon", {"a": "x"}, all_points_x=[1, 2], all_points_y=[1]), "as many numbers"),
         (region("rect", {"a": "x"}, x=1), "y of a rect must be a number"),
         (region("blob", {"a": "x"}), "a shape 'blob' is not known"),
+        (
+            region("ellipse", {"a": "x"}, cx=9, cy=9, rx=3, ry=2, theta="north"),
+            "theta of an ellipse must be a number, .*is 'north'",
+        ),
+        (
+            region("circle", {"a": "x"}, cx=9, cy=9, r=float("nan")),
+            "r of a circle must be a number",
+        ),
+        (
+            region("polygon", {"a": "x"}, all_points_x=[1, 2, 1e200], all_points_y=[1, 2, 3]),
+            r"coordinates must be finite and at most 100000, one is 1e\+200",
+        ),
         (region("rect", {"a": ""}, x=1, y=1, width=2, height=2), "'a' names no class"),
         ({}, "must have shape_attributes"),
     ],
@@ -298,6 +354,20 @@ def test_via_regions_that_cannot_be_used_are_named(images: Path, one: dict, says
     other = region("rect", {"a": "x"}, x=1, y=1, width=2, height=2)
     file = write_via(images, via_entry("a.png", other, one))
     with pytest.raises(DataError, match=rf"via\.json: a\.png, region 1: .*{says}"):
+        convert(images, "via", file)
+
+
+@pytest.mark.parametrize(
+    "tree, says",
+    [
+        ({"_via_img_metadata": [1]}, r"_via_img_metadata must be an object, is \[1\]"),
+        ({"a": {"filename": "a.png", "regions": 5}}, "a.png: regions must be a list or an object"),
+        ({"a": {"filename": "../a.png"}}, "leaves the image folder"),
+    ],
+)
+def test_via_entries_that_cannot_be_used_are_named(images: Path, tree: dict, says: str):
+    (file := images.parent / "via.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=rf"via\.json: .*{says}"):
         convert(images, "via", file)
 
 
@@ -348,12 +418,25 @@ def test_masks_that_cannot_be_used_are_named(images: Path):
 
 def test_nothing_is_overwritten_and_mistakes_are_one_message(images: Path, capsys):
     (output := images.parent / "out.json").write_text("{}")
-    for folder, says in ((images, "exists; name another"), (images / "none", "is no folder")):
-        argv = ["masks", str(images), "--images", str(folder), "--output", str(output)]
+    for folder, file, says in (
+        (images, output, "exists; name another"),
+        (images / "none", output, "is no folder"),
+        (images, output / "b.json", "its folder"),
+    ):
+        argv = ["masks", str(images), "--images", str(folder), "--output", str(file)]
         with pytest.raises(SystemExit) as exit:
             run_command(main, argv)
         assert exit.value.code == 2 and says in capsys.readouterr().err
-        output.unlink(missing_ok=True)
+    assert output.read_text() == "{}"
+
+
+def test_the_folder_of_the_output_is_made(images: Path):
+    Image.new("L", (WIDTH, HEIGHT)).save(images.parent / "a.png")
+    (masks := images.parent / "masks").mkdir()
+    (images.parent / "a.png").rename(masks / "a.png")
+    output = images.parent / "new/er/out.json"
+    main(["masks", str(masks), "--images", str(images), "--output", str(output)])
+    assert list(output.parent.iterdir()) == [output]
 
 
 @pytest.mark.parametrize("a, b, turn", [(50, 20, 30), (3, 3, 0), (0.5, 2, 90)])

@@ -65,6 +65,7 @@ def test_register(tmp_path: Path):
         ("<xmin>1</xmin>", "<xmin>31</xmin>", r"xmin <= xmax .* is \[31.0, 2.0, 30.0, 40.0\]"),
         ("<width>80</width>", "", "has no <size/width>"),
         ("</annotation>", "", "is not valid XML"),
+        ("<annotation>", '<?xml version="1.0" encoding="foo"?><annotation>', "unknown encoding"),
     ],
 )
 def test_a_broken_annotation_is_named(tmp_path: Path, old: str, new: str, message: str):
