@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.models import systems
 from benchmarks.models.systems import SYSTEMS, Size
 from benchmarks.ops.duel import machine_rates, seconds
+from segdet.evaluation.rle import encode_masks
 
 INFERENCE, TRAINING, ENCODED = "inference", "training step", "inference to RLE"
 FIRST = next(iter(SYSTEMS))  # Mask R-CNN, which has peers of its own
@@ -182,15 +183,15 @@ def _run_of(work: str, model: nn.Module, *inputs: Any) -> Callable[[], Any]:
 
 
 def encode(results: list[dict[str, Any]]) -> list[Any]:
-    """The masks of every image as COCO's RLE, from ours or torchvision's results."""
-    masks = [
-        one["instances"].pred_masks if "instances" in one else one["masks"][:, 0] >= 0.5
-        for one in results
-    ]
-    return [
-        mask_util.encode(np.asfortranarray(m.cpu().numpy().astype(np.uint8).transpose(1, 2, 0)))
-        for m in masks
-    ]
+    """The masks of every image as COCO's RLE, those of torchvision by pycocotools."""
+    rles = []
+    for one in results:
+        if "instances" in one:
+            rles.append(encode_masks(one["instances"].pred_masks))
+        else:
+            masks = (one["masks"][:, 0] >= 0.5).permute(1, 2, 0).to("cpu", torch.uint8)
+            rles.append(mask_util.encode(np.asfortranarray(masks)))
+    return rles
 
 
 def _peers(case: Case, batch: systems.Batch, device: str) -> Iterator[Peer]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError, DataError
-from segdet.layers import Losses, ShapeSpec, at_least_float32, c2_xavier_fill, get_norm
+from segdet.layers import Conv2d, Losses, ShapeSpec, at_least_float32, c2_xavier_fill, get_norm
 from segdet.modeling.backbones.backbone import known, select_maps
 from segdet.structures import Targets, polygons_to_bitmask
 
@@ -92,14 +92,14 @@ class ProtoNet(nn.Module):
             *(_conv_block(channels, channels, norm) for _ in range(num_convs)),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
             _conv_block(channels, channels, norm),
-            nn.Conv2d(channels, num_bases, 1),
+            Conv2d(channels, num_bases, 1),
         )
         self.seg_head = None
         if num_classes is not None:
             self.seg_head = nn.Sequential(
                 *_plain_block(in_channels[0], channels),
                 *_plain_block(channels, channels),
-                nn.Conv2d(channels, num_classes + 1, 1),
+                Conv2d(channels, num_classes + 1, 1),
             )
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
@@ -168,11 +168,11 @@ def thing_labels(targets: Targets) -> Tensor:
 
 
 def _conv_block(in_channels: int, channels: int, norm: str) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=not norm)
+    conv = Conv2d(in_channels, channels, 3, padding=1, bias=not norm)
     c2_xavier_fill(conv)
     return nn.Sequential(conv, get_norm(norm, channels) or nn.Identity(), nn.ReLU(inplace=True))
 
 
 def _plain_block(in_channels: int, channels: int) -> list[nn.Module]:
-    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    conv = Conv2d(in_channels, channels, 3, padding=1, bias=False)
     return [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]

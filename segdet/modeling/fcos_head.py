@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.layers import ModulatedDeformConv, get_norm, normal_fill
+from segdet.layers import Conv2d, ModulatedDeformConv, get_norm, normal_fill
 
 # Norms with running statistics, which differ from level to level: every level has one of its own.
 BATCH_NORMS = ("BN", "SyncBN", "FrozenBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -58,9 +58,9 @@ class FCOSHead(nn.Module):
             for convs, last in zip(num_convs, deformable, strict=True)
         )
         self.cls_tower, self.bbox_tower, self.share_tower = cls, box, share
-        self.cls_logits = nn.Conv2d(in_channels, num_classes, 3, padding=1)
-        self.bbox_pred = nn.Conv2d(in_channels, 4, 3, padding=1)
-        self.ctrness = nn.Conv2d(in_channels, 1, 3, padding=1)
+        self.cls_logits = Conv2d(in_channels, num_classes, 3, padding=1)
+        self.bbox_pred = Conv2d(in_channels, 4, 3, padding=1)
+        self.ctrness = Conv2d(in_channels, 1, 3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in range(num_levels)) if use_scale else None
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -103,7 +103,7 @@ class Tower(nn.ModuleList):
         layers: list[nn.Module] = []
         for i in range(num_convs):
             if i < num_convs - deformable:
-                layers.append(nn.Conv2d(channels, channels, 3, padding=1))
+                layers.append(Conv2d(channels, channels, 3, padding=1))
             else:
                 layers.append(OffsetDeformConv(channels))
             if norm in BATCH_NORMS:
@@ -148,7 +148,7 @@ class OffsetDeformConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.offset = nn.Conv2d(channels, 27, 3, padding=1)  # 18 offsets, 9 weights before sigmoid
+        self.offset = Conv2d(channels, 27, 3, padding=1)  # 18 offsets, 9 weights before sigmoid
         self.conv = ModulatedDeformConv(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

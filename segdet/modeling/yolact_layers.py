@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.layers import Conv2d
+
 
 def xavier_fill(module: nn.Module) -> None:
     """Fill every convolution in `module`: Glorot's uniform weights, bias 0."""
@@ -41,12 +43,12 @@ class BilinearFPN(nn.Module):
         self.in_features = tuple(in_channels)
         self.out_channels = out_channels
         coarsest_first = list(in_channels.values())[::-1]
-        self.lat_layers = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in coarsest_first)
+        self.lat_layers = nn.ModuleList(Conv2d(c, out_channels, 1) for c in coarsest_first)
         self.pred_layers = nn.ModuleList(
-            nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in coarsest_first
+            Conv2d(out_channels, out_channels, 3, padding=1) for _ in coarsest_first
         )
         self.downsample_layers = nn.ModuleList(
-            nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+            Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
             for _ in range(self.EXTRA_LEVELS)
         )
         xavier_fill(self)
@@ -80,7 +82,7 @@ class ProtoNet(nn.Sequential):
 
     def __init__(self, channels: int, num_prototypes: int) -> None:
         def block() -> list[nn.Module]:
-            return [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
+            return [Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
 
         upsample = nn.Upsample(scale_factor=2, mode="bilinear")
         super().__init__(
@@ -88,7 +90,7 @@ class ProtoNet(nn.Sequential):
             upsample,
             nn.ReLU(),  # changes nothing; it counts in the names
             *block(),
-            nn.Conv2d(channels, num_prototypes, 1),
+            Conv2d(channels, num_prototypes, 1),
         )
         xavier_fill(self)
 
@@ -127,10 +129,10 @@ class PredictionHead(nn.Module):
         self.prior_sizes = prior_sizes
         self.num_classes = num_classes
         self.num_anchors = num_anchors = len(prior_sizes[0])
-        self.upfeature = nn.Sequential(nn.Conv2d(in_channels, in_channels, 3, padding=1), nn.ReLU())
-        self.bbox_layer = nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1)
-        self.conf_layer = nn.Conv2d(in_channels, num_anchors * (num_classes + 1), 3, padding=1)
-        self.mask_layer = nn.Conv2d(in_channels, num_anchors * num_prototypes, 3, padding=1)
+        self.upfeature = nn.Sequential(Conv2d(in_channels, in_channels, 3, padding=1), nn.ReLU())
+        self.bbox_layer = Conv2d(in_channels, num_anchors * 4, 3, padding=1)
+        self.conf_layer = Conv2d(in_channels, num_anchors * (num_classes + 1), 3, padding=1)
+        self.mask_layer = Conv2d(in_channels, num_anchors * num_prototypes, 3, padding=1)
         xavier_fill(self)
 
     def forward(self, levels: Sequence[Tensor]) -> Predictions:
@@ -168,8 +170,8 @@ class FastMaskIoUNet(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in zip(self.CHANNELS, self.CHANNELS[1:], strict=False):
-            layers += [nn.Conv2d(before, after, 3, stride=2), nn.ReLU()]
-        layers += [nn.Conv2d(self.CHANNELS[-1], num_classes, 1), nn.ReLU()]
+            layers += [Conv2d(before, after, 3, stride=2), nn.ReLU()]
+        layers += [Conv2d(self.CHANNELS[-1], num_classes, 1), nn.ReLU()]
         self.maskiou_net = nn.Sequential(*layers)
         for layer in self.maskiou_net[::2]:
             nn.init.kaiming_uniform_(cast(Tensor, layer.weight), nonlinearity="relu")

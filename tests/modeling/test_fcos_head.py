@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from segdet.layers import Conv2d
 from segdet.modeling.fcos_head import (
     BATCH_NORMS,
     FCOSHead,
@@ -142,8 +143,8 @@ def test_deformable_convolutions_are_the_last_of_a_tower():
         if name.endswith("tower")
     }
     assert kinds == {
-        "share_tower": [nn.Conv2d],
-        "cls_tower": [nn.Conv2d, nn.Conv2d, OffsetDeformConv],
+        "share_tower": [Conv2d],
+        "cls_tower": [Conv2d, Conv2d, OffsetDeformConv],
         "bbox_tower": [OffsetDeformConv] * 3,
     }
     assert head.cls_tower[6].offset.weight.std().item() == pytest.approx(0.01, rel=0.1)

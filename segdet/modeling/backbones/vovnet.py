@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segdet.errors import ConfigError
 from segdet.layers import (
+    Conv2d,
     DeformConv,
     ModulatedDeformConv,
     ShapeSpec,
@@ -213,7 +214,7 @@ class EffectiveSqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc = nn.Conv2d(channels, channels, kernel_size=1)
+        self.fc = Conv2d(channels, channels, kernel_size=1)
         c2_msra_fill(self.fc)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -246,7 +247,7 @@ class DeformLayer(nn.Module):
         super().__init__()
         self.name, self.num_offsets = name, 2 * num_groups * 9  # y and x of each kernel cell
         num_masks = num_groups * 9 if modulated else 0
-        offset = nn.Conv2d(in_channels, self.num_offsets + num_masks, 3, padding=1)
+        offset = Conv2d(in_channels, self.num_offsets + num_masks, 3, padding=1)
         for parameter in offset.parameters():
             nn.init.zeros_(parameter)
         kind = ModulatedDeformConv if modulated else DeformConv
@@ -283,7 +284,7 @@ def conv_layer(
         size: of the kernel, in pixels.
         stride: 1 keeps the size.
     """
-    conv = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=not norm)
+    conv = Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=not norm)
     c2_msra_fill(conv)
     return _sequence({f"{name}/conv": conv, f"{name}/norm": get_norm(norm, out_channels)})
 
@@ -300,10 +301,8 @@ def depthwise_layer(
         norm: a name that `get_norm` knows.
         stride: of the first; 1 keeps the size.
     """
-    each = nn.Conv2d(
-        in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=not norm
-    )
-    across = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=not norm)
+    each = Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=not norm)
+    across = Conv2d(in_channels, out_channels, kernel_size=1, bias=not norm)
     for conv in (each, across):
         c2_msra_fill(conv)
     return _sequence(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import Losses, batched_nms, get_norm, normal_fill, sigmoid_focal_loss
+from segdet.layers import Conv2d, Losses, batched_nms, get_norm, normal_fill, sigmoid_focal_loss
 from segdet.modeling.anchors import AnchorGeneratorConfig, DefaultAnchorGenerator, flatten_cells
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
@@ -206,8 +206,8 @@ class RetinaNetHead(nn.Module):
         self.num_classes = num_classes
         self.cls_subnet = Subnet(in_channels, num_levels, num_convs, norm)
         self.bbox_subnet = Subnet(in_channels, num_levels, num_convs, norm)
-        self.cls_score = nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1)
-        self.bbox_pred = nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1)
+        self.cls_score = Conv2d(in_channels, num_anchors * num_classes, 3, padding=1)
+        self.bbox_pred = Conv2d(in_channels, num_anchors * 4, 3, padding=1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 normal_fill(layer, std=0.01)
@@ -234,7 +234,7 @@ class Subnet(nn.ModuleList):
     def __init__(self, channels: int, num_levels: int, num_convs: int, norm: str) -> None:
         layers: list[nn.Module] = []
         for _ in range(num_convs):
-            layers.append(nn.Conv2d(channels, channels, 3, padding=1))
+            layers.append(Conv2d(channels, channels, 3, padding=1))
             if norm in BATCH_NORMS:
                 layers.append(LevelNorm(BATCH_NORMS[norm], num_levels, channels))
             elif norm:
