@@ -214,16 +214,13 @@ class Page:
         table = [
             "## Memory\n",
             "The most resident memory of a process that does nothing but 4 steps or predictions,",
-            "in MiB; in brackets what it had after its imports, of which torch's take most.\n",
+            "in MiB; in brackets, where measured, what it had after its imports.\n",
             "| | ours | torchvision's Mask R-CNN |",
             "|---|---|---|",
         ]
         for row in own:
-            table.append(
-                f"| {row['name'].removeprefix('memory of ')} | "
-                f"{row['ours_mib']:.0f} ({row['ours_imports_mib']:.0f}) | "
-                f"{row['peer_mib']:.0f} ({row['peer_imports_mib']:.0f}) |"
-            )
+            name = row["name"].removeprefix("memory of ")
+            table.append(f"| {name} | {_memory(row, 'ours')} | {_memory(row, 'peer')} |")
         return "\n".join(table) + "\n"
 
     def scaling(self, what: str) -> str:
@@ -254,6 +251,11 @@ class Page:
 
 def _a(work: str) -> str:
     return "a prediction" if work == "inference" else "a training step"
+
+
+def _memory(row: dict[str, Any], whose: str) -> str:
+    imports = row.get(f"{whose}_imports_mib")
+    return f"{row[f'{whose}_mib']:.0f}" + (f" ({imports:.0f})" if imports else "")
 
 
 def main() -> None:
