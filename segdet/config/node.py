@@ -12,7 +12,7 @@ from typing import Any, cast
 import yaml
 
 from segdet.config.compat import upgrade
-from segdet.config.yaml_files import BASE_KEY, is_mapping, is_sequence, yaml_layers
+from segdet.config.yaml_files import BASE_KEY, is_mapping, is_sequence, yaml_layers, yaml_text
 from segdet.errors import ConfigError, did_you_mean
 
 DEFAULT = "default"
@@ -146,9 +146,26 @@ class CfgNode(dict[str, Any]):
         Raises:
             ConfigError: a file that cannot be read, an unknown key, a value of a wrong type.
         """
-        leaves = list(self.load_yaml_with_base(cfg_filename, allow_unsafe).leaves())
+        self._merge(self.load_yaml_with_base(cfg_filename, allow_unsafe), os.fspath(cfg_filename))
+
+    def merge_from_text(self, text: str, name: str) -> None:
+        """Take over the values of YAML that lies in another file, as a dump's config does.
+
+        Args:
+            text: as `dump` gives it.
+            name: of that file, for messages and `source_of`.
+
+        Raises:
+            ConfigError: as of `merge_from_file`.
+        """
+        tree = CfgNode()
+        tree._overlay(yaml_text(text, name), name, prefix="")
+        self._merge(tree, name)
+
+    def _merge(self, tree: CfgNode, file: str) -> None:
+        leaves = list(tree.leaves())
         if "VERSION" in self:
-            leaves = upgrade(leaves, os.fspath(cfg_filename))
+            leaves = upgrade(leaves, file)
         for path, value, source in leaves:
             self._make_room(path, source)
             self._assign(path, value, source)

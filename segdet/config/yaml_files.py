@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Mapping
-from typing import Any, TypeGuard, cast
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import IO, Any, TypeGuard, cast
 
 import yaml
 
@@ -110,8 +112,29 @@ def _beside(file: str, base: str) -> str:
 def _read_mapping(file: str, named_by: str) -> dict[str, Any]:
     if named_by and os.path.exists(file) and not os.path.isfile(file):
         raise ConfigError(f"{file}: cannot be read{named_by}: it is no regular file")
+    return _mapping_in(partial(open, file, encoding="utf-8"), file, named_by)
+
+
+def yaml_text(text: str, name: str) -> dict[str, Any]:
+    """The mapping of a config that lies in another file.
+
+    Args:
+        text: YAML, without `_BASE_`.
+        name: of that file, for messages.
+
+    Raises:
+        ConfigError: as of `yaml_layers`.
+    """
+    stream = io.StringIO(text)
+    stream.name = name  # which errors of YAML quote
+    return _mapping_in(lambda: stream, name)
+
+
+def _mapping_in(
+    open_stream: Callable[[], IO[str]], file: str, named_by: str = ""
+) -> dict[str, Any]:
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open_stream() as stream:
             content = yaml.load(stream, _Loader)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read{named_by}: {error}") from None

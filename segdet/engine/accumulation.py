@@ -6,7 +6,8 @@ values of the whole batch; the others are means over its images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,6 +19,59 @@ from torch.nn.parallel import DistributedDataParallel
 from segdet.errors import ConfigError
 from segdet.layers.losses import Losses
 from segdet.utils import comm
+
+Forward = Callable[[nn.Module, Any, int], Losses]  # of a part of a batch, which has a number
+
+
+def compute_in_parts(
+    model: nn.Module,
+    batch: Any,
+    parts: int,
+    *,
+    forward: Forward,
+    backward: Callable[[Tensor, int], None],
+    buffers: Mapping[str, Tensor],
+) -> Losses:
+    """The losses and gradients of a batch, one part after the other.
+
+    Args:
+        model: maybe in DistributedDataParallel.
+        batch: a list, if there are several parts.
+        parts: how many.
+        forward: gives the losses of a part, by the same random numbers each time.
+        backward: computes the gradients of a part's total, and adds them up.
+        buffers: the model's by name, as they were before: counting leaves them so.
+    """
+    cut = split(batch, parts)
+    totals = _counts_of(unwrapped(model), cut, forward, buffers) if len(cut) > 1 else None
+    results = []
+    for number, part in enumerate(cut):
+        is_last = number + 1 == len(cut)
+        with nullcontext() if is_last else _without_sync(model):
+            share = len(part) / len(batch) if len(cut) > 1 else 1.0
+            losses = as_share(forward(model, part, number), share, totals)
+            backward(losses.total(), number)
+        results.append(losses.detached())
+    return _total_of(results)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without DistributedDataParallel."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@torch.no_grad()
+def _counts_of(
+    model: nn.Module, parts: Sequence[Any], forward: Forward, buffers: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """How many values each mean is over, in the whole batch; by a forward pass of each part."""
+    counts: defaultdict[str, float] = defaultdict(float)
+    for number, part in enumerate(parts):
+        for name, count in forward(model, part, number).counts.items():
+            counts[name] += float(count)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    return mean_counts(counts)
 
 
 def split(batch: Any, parts: int) -> list[Any]:
@@ -63,7 +117,7 @@ def as_share(losses: Losses, share: float, totals: Mapping[str, float] | None) -
     return Losses(terms, losses.metrics, losses.counts)
 
 
-def total_of(parts: Sequence[Losses]) -> Losses:
+def _total_of(parts: Sequence[Losses]) -> Losses:
     """The sum of the losses of all parts, and the means of their metrics."""
     if len(parts) == 1:
         return parts[0]
@@ -76,6 +130,6 @@ def total_of(parts: Sequence[Losses]) -> Losses:
     return Losses(terms, metrics)
 
 
-def without_sync(model: nn.Module) -> AbstractContextManager[None]:
+def _without_sync(model: nn.Module) -> AbstractContextManager[None]:
     """Within, processes keep their gradients to themselves: the last part sends them all."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 from segdet.checkpoint.reading import read_checkpoint
 from segdet.config import CfgNode, get_cfg
 from segdet.data import build_detection_train_loader
+from segdet.engine.accumulation import compute_in_parts
 from segdet.engine.nonfinite import names_of
 from segdet.engine.setup import add_project_argument, load_projects
-from segdet.engine.train_loop import seed_generators
+from segdet.engine.train_loop import as_losses, seed_generators
 from segdet.errors import CheckpointError, DataError
 from segdet.layers import Losses
 from segdet.modeling import build_model
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     load_projects(args.project)
     dump = read_dump(args.dump)
-    found = replay(dump, config_of(dump, args.opts))
+    found = replay(dump, config_of(dump, args.dump, args.opts), args.dump)
     print(f"iteration {dump['iteration']}, process {dump['rank']} of {dump['world_size']}")
     print("images:", *found.images, sep="\n  ")
     print(f"the model refuses: {found.refusal}" if found.refusal else "losses (then, now):")
@@ -63,52 +63,77 @@ def read_dump(path: Path) -> dict[str, Any]:
         CheckpointError: it is damaged, or another kind of file.
     """
     dump = read_checkpoint(path)
-    needed = {"config", "seed", "model", "iteration", "rank", "world_size", "losses", "images"}
-    if missing := sorted(needed - dump.keys()):
+    if missing := sorted(_KINDS.keys() - dump.keys()):
         raise CheckpointError(
             f"{path} is no dump of a step: it has no {', '.join(missing)}; dumps are named "
             "nonfinite_*.pth, in OUTPUT_DIR"
         )
+    for key, kind in _KINDS.items():
+        if not isinstance(dump[key], kind):
+            found = type(dump[key]).__name__
+            raise CheckpointError(f"{path}: {key} must be a {kind.__name__}, is a {found}")
+    if min(dump["seed"], dump["iteration"]) < 0 or not 0 <= dump["rank"] < dump["world_size"]:
+        raise CheckpointError(f"{path}: its seed, iteration, rank or world_size is out of range")
+    if not all(type(value) is float for value in dump["losses"].values()):
+        raise CheckpointError(f"{path}: losses must be numbers")
     return dump
 
 
-def config_of(dump: Mapping[str, Any], opts: Sequence[str] = ()) -> CfgNode:
-    """The config of the run, below `opts`, with its seed and no worker processes."""
+_KINDS = {
+    **{"config": str, "seed": int, "model": dict, "iteration": int, "rank": int},
+    **{"world_size": int, "losses": dict, "images": list},
+}
+
+
+def config_of(dump: Mapping[str, Any], path: Path, opts: Sequence[str] = ()) -> CfgNode:
+    """The config of the run, below `opts`, with its seed and no worker processes.
+
+    Args:
+        dump: as `read_dump` gives it.
+        path: of the dump, for messages.
+        opts: [KEY, VALUE, ...].
+    """
     cfg = get_cfg()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "config.yaml")
-        file.write_text(dump["config"], encoding="utf-8")
-        cfg.merge_from_file(str(file))
+    cfg.merge_from_text(dump["config"], str(path))
     cfg.merge_from_list(["SEED", dump["seed"], "DATALOADER.NUM_WORKERS", 0, *opts])
     return cfg
 
 
-def replay(dump: Mapping[str, Any], cfg: CfgNode) -> Replay:
-    """Compute a step again: the batch, the weights and the random numbers are those it had.
+def replay(dump: Mapping[str, Any], cfg: CfgNode, path: Path) -> Replay:
+    """Compute a step again: batch, parts, weights and random numbers are those it had.
 
     Args:
         dump: as `read_dump` gives it.
         cfg: as `config_of` gives it.
+        path: of the dump, for messages.
 
     Raises:
+        CheckpointError: the dump's tensors are not those of the config's model.
         DataError: the training data is no longer what it was.
     """
     model = build_model(cfg).train()
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    with torch.no_grad():
-        for name, value in dump["model"].items():
-            tensors[name].copy_(value)
+    _take_over(dump["model"], model, path)
     batch = _batch_of(dump, cfg)
-    seed_generators(dump["seed"], dump["iteration"], dump["rank"])
-    device = torch.device(cfg.MODEL.DEVICE).type
+    device = next(model.parameters()).device.type  # the CPU where the config's device is not there
     half = torch.float16 if device == "cuda" else torch.bfloat16
-    amp = torch.autocast(device, half) if cfg.SOLVER.AMP.ENABLED else nullcontext()
-    with _watched(model) as layers, amp:
+
+    def forward(model: nn.Module, part: Any, number: int) -> Losses:
+        seed_generators(dump["seed"], dump["iteration"], dump["rank"], number)
+        with torch.autocast(device, half) if cfg.SOLVER.AMP.ENABLED else nullcontext():
+            return as_losses(model(part))
+
+    with _watched(model) as layers:
         try:
-            losses = model(batch)
+            losses = compute_in_parts(
+                model,
+                batch,
+                cfg.SOLVER.ACCUMULATE,
+                forward=forward,
+                backward=lambda total, _: total.backward(),
+                buffers={name: buffer.clone() for name, buffer in model.named_buffers()},
+            )
         except FloatingPointError as error:
             return Replay(images=names_of(batch), losses={}, layers=layers, refusal=str(error))
-    Losses(losses).total().backward()
     gradients = [
         name
         for name, parameter in model.named_parameters()
@@ -116,6 +141,23 @@ def replay(dump: Mapping[str, Any], cfg: CfgNode) -> Replay:
     ]
     values = {name: value.item() for name, value in losses.items()}
     return Replay(images=names_of(batch), losses=values, layers=layers, gradients=gradients)
+
+
+def _take_over(weights: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Give the model the dump's parameters and buffers, all of them and no others."""
+    # What two modules share has two names in a state dict.
+    parameters = model.named_parameters(remove_duplicate=False)
+    tensors = dict(parameters) | dict(model.named_buffers(remove_duplicate=False))
+    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    for name in (*weights, *sorted(own - weights.keys())):
+        if name not in tensors or name not in weights:
+            lacking = "the model of its config" if name not in tensors else "the dump"
+            raise CheckpointError(f"{path}: {lacking} has no {name!r:.200}")
+        if tensors[name].shape != weights[name].shape:
+            shape, wanted = (tuple(one.shape) for one in (weights[name], tensors[name]))
+            raise CheckpointError(f"{path}: {name} has the shape {shape}, the model's is {wanted}")
+        with torch.no_grad():
+            tensors[name].copy_(weights[name])
 
 
 def _batch_of(dump: Mapping[str, Any], cfg: CfgNode) -> list[dict]:
@@ -138,8 +180,9 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
     found: list[str] = []
 
     def look(name: str, module: nn.Module, output: Any) -> None:
-        if not all(tensor.isfinite().all() for tensor in _tensors(output)):
-            found.append(f"{name} ({type(module).__name__})")
+        named = f"{name} ({type(module).__name__})"
+        if named not in found and not all(one.isfinite().all() for one in _tensors(output)):
+            found.append(named)
 
     handles = [
         module.register_forward_hook(lambda m, _, output, name=name: look(name, m, output))

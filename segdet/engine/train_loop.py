@@ -7,7 +7,6 @@ import logging
 import math
 import time
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from segdet.engine import nonfinite
-from segdet.engine.accumulation import as_share, mean_counts, split, total_of, without_sync
+from segdet.engine.accumulation import compute_in_parts, unwrapped
 from segdet.engine.nonfinite import BadStep, Snapshot
 from segdet.engine.stopping import Stopped, StopSignals
 from segdet.errors import DataError
@@ -273,9 +271,9 @@ class SimpleTrainer(TrainerBase):
         data_time = time.perf_counter() - start
 
         comm.say_where(f"iteration {self.iter}, its step")
-        buffers = self._snapshot.of(_unwrapped(self.model))
+        buffers = self._snapshot.of(unwrapped(self.model))
         try:
-            losses = self._compute_gradients(batch)
+            losses = self._compute_gradients(batch, buffers)
         except FloatingPointError as error:  # systems refuse to go on with NaN
             self.on_nonfinite(self._bad_step(batch, buffers, reason=str(error)))
             return
@@ -292,47 +290,28 @@ class SimpleTrainer(TrainerBase):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _compute_gradients(self, batch: Any) -> Losses:
+    def _compute_gradients(self, batch: Any, buffers: Mapping[str, Tensor]) -> Losses:
         """Of the whole batch, in parts; the losses are those of all processes' batch."""
-        parts = split(batch, self.accumulate)
-        totals = self._counts_of(parts) if len(parts) > 1 else None
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
-        results = []
-        for number, part in enumerate(parts):
-            is_last = number + 1 == len(parts)
-            with contextlib.nullcontext() if is_last else without_sync(self.model):
-                losses = self._forward(part, number)
-                share = len(part) / len(batch) if len(parts) > 1 else 1.0
-                losses = as_share(losses, share, totals)
-                if not self.zero_grad_before_forward and number == 0:
-                    self.optimizer.zero_grad()
-                self.grad_scaler.scale(losses.total()).backward()
-            results.append(losses.detached())
-        return total_of(results)
+        return compute_in_parts(
+            self.model,
+            batch,
+            self.accumulate,
+            forward=self._forward,
+            backward=self._backward,
+            buffers=buffers,
+        )
 
-    def _forward(self, part: Any, number: int) -> Losses:
+    def _forward(self, model: nn.Module, part: Any, number: int) -> Losses:
         seed_generators(self.seed, self.iter, comm.get_rank(), number)
         with self._autocast():
-            losses = self.model(part)
-        if isinstance(losses, Tensor):
-            losses = {"total_loss": losses}
-        return losses if isinstance(losses, Losses) else Losses(losses, *_metrics_of(losses))
+            return as_losses(model(part))
 
-    @torch.no_grad()
-    def _counts_of(self, parts: list[Any]) -> dict[str, float]:
-        """How many values each mean is over, in the whole batch; by a forward pass of each part."""
-        counts: defaultdict[str, float] = defaultdict(float)
-        model = _unwrapped(self.model)
-        buffers = self._snapshot.of(model)
-        for number, part in enumerate(parts):
-            seed_generators(self.seed, self.iter, comm.get_rank(), number)
-            with self._autocast():
-                for name, count in getattr(model(part), "counts", {}).items():
-                    counts[name] += float(count)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-        return mean_counts(counts)
+    def _backward(self, total: Tensor, number: int) -> None:
+        if not self.zero_grad_before_forward and number == 0:
+            self.optimizer.zero_grad()
+        self.grad_scaler.scale(total).backward()
 
     def _bad_step(
         self,
@@ -449,13 +428,12 @@ class AMPTrainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _metrics_of(losses: Mapping[str, Any]) -> list[Any]:
-    metrics = getattr(losses, "metrics", None)
-    return [] if metrics is None else [metrics]
+def as_losses(output: Any) -> Losses:
+    """What a model in training gives: losses by name, maybe with `.metrics`, or one scalar."""
+    if isinstance(output, Losses):
+        return output
+    terms = {"total_loss": output} if isinstance(output, Tensor) else output
+    return Losses(terms, getattr(output, "metrics", None))
 
 
 def seed_generators(seed: int | None, iteration: int, rank: int, part: int = 0) -> None:

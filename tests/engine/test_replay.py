@@ -29,9 +29,11 @@ def test_the_step_is_computed_again(data, tmp_path, capsys):  # noqa: F811
     weights = build_model(cfg).state_dict()
     weights["roi_heads.mask_head.predictor.bias"][1] = math.nan
     torch.save({"model": weights}, tmp_path / "weights.pth")
-    file = dump_of(data, tmp_path, "MODEL.WEIGHTS", tmp_path / "weights.pth")
+    # In two parts, and in mixed precision on a device that may not be there.
+    settings = ["SOLVER.ACCUMULATE", 2, "SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cuda"]
+    file = dump_of(data, tmp_path, "MODEL.WEIGHTS", tmp_path / "weights.pth", *settings)
     content = replay.read_dump(file)
-    found = replay.replay(content, replay.config_of(content))
+    found = replay.replay(content, replay.config_of(content, file), file)
     assert found.images == content["images"] and len(found.images) == 2
     then = [content["losses"][name] for name in found.losses]
     for a, b in zip(then, found.losses.values(), strict=True):
@@ -55,7 +57,20 @@ def test_a_model_that_refuses_is_asked_which_layer_began(data, tmp_path, capsys)
     content["images"][0] = "gone.png"
     torch.save(content, tmp_path / "moved.pth")
     torch.save({"model": {}}, tmp_path / "weights.pth")
-    for name, said in (("moved", "the batch was gone.png"), ("weights", "is no dump of a step")):
+    torch.save({**content, "config": "MODEL: {NO_SUCH_KEY: 1}"}, tmp_path / "key.pth")
+    torch.save({**content, "config": 5}, tmp_path / "number.pth")
+    weights = content["model"]
+    torch.save({**content, "model": {**weights, "x.y": torch.ones(1)}}, tmp_path / "more.pth")
+    last = next(name for name in weights if name.endswith("mask_head.predictor.bias"))
+    torch.save({**content, "model": {**weights, last: torch.ones(99)}}, tmp_path / "shape.pth")
+    for name, said in (
+        ("moved", "the batch was gone.png"),
+        ("weights", "is no dump of a step"),
+        ("key", "key.pth: unknown key MODEL.NO_SUCH_KEY"),
+        ("number", "number.pth: config must be a str, is a int"),
+        ("more", "more.pth: the model of its config has no 'x.y'"),
+        ("shape", f"shape.pth: {last} has the shape (99,), the model's is"),
+    ):
         with pytest.raises(SystemExit) as exit_:
             run_command(replay.main, [str(tmp_path / f"{name}.pth")])
         assert exit_.value.code == 2
