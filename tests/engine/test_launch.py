@@ -88,11 +88,13 @@ def test_refuses_machines_without_a_meeting_point_and_too_many_gpus(monkeypatch)
 
 
 SCRIPT = """
+import sys
 from segdet.engine import launch
 from segdet.utils import comm
 
 def main():
-    print("ranks", comm.all_gather(comm.get_rank()), comm.get_local_size())
+    ranks = comm.all_gather(comm.get_rank())
+    sys.stdout.write(f"ranks {ranks} {comm.get_local_size()}\\n")  # in one piece
 
 launch(main, 1)
 """
