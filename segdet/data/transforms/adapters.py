@@ -44,7 +44,7 @@ class AlbumentationsAdapter(Augmentation):
 
     def __init__(self, transform: Any) -> None:
         try:
-            import albumentations
+            import albumentations  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigError(
                 "AlbumentationsAdapter needs albumentations: pip install 'segdet[augment]'"
