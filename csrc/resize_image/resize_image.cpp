@@ -128,14 +128,15 @@ void stretch_rows(const uint8_t* plane, const Taps& taps, int64_t width, uint8_t
 }
 
 Tensor resize_image(const Tensor& image, int64_t height, int64_t width) {
-  SEGDET_CHECK(image.dim() == 3 && image.size(2) == kChannels && image.size(0) > 0 &&
-                   image.size(1) > 0,
-               "segdet::resize_image: image must be (H, W, 3) and not empty, has ", image.dim(),
-               " dimensions, last size ", image.dim() ? image.size(image.dim() - 1) : 0);
+  SEGDET_CHECK(
+      image.dim() == 3 && image.size(2) == kChannels && image.size(0) > 0 && image.size(1) > 0,
+      "segdet::resize_image: image must be (H, W, 3) and not empty, has ", image.dim(),
+      " dimensions, last size ", image.dim() ? image.size(image.dim() - 1) : 0);
   SEGDET_CHECK(image.scalar_type() == ScalarType::Byte,
                "segdet::resize_image: image must be uint8");
-  SEGDET_CHECK(height >= image.size(0) && width > 0, "segdet::resize_image: size must be at least (",
-               image.size(0), ", 1), is (", height, ", ", width, ")");
+  SEGDET_CHECK(height >= image.size(0) && width > 0,
+               "segdet::resize_image: size must be at least (", image.size(0), ", 1), is (", height,
+               ", ", width, ")");
   const Tensor pixels = torch::stable::contiguous(image);
   const int64_t rows = image.size(0), columns = image.size(1);
   Tensor out = torch::stable::new_empty(image, {kChannels, height, width});
