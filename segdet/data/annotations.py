@@ -76,11 +76,13 @@ def category_of(annotation: dict[str, Any]) -> int:
     """The contiguous class of an annotation.
 
     Raises:
-        DataError: it has none, or one that is no whole number from 0 on.
+        DataError: it has none, or one that is no whole number from 0 on; crowds may have others,
+            since nothing learns their class.
     """
     category = annotation.get("category_id")
     number = category.item() if isinstance(category, np.generic) else category
-    if (found := whole_number(number, "category_id")) < 0:
+    found = whole_number(number, "category_id")
+    if found < 0 and not annotation.get("iscrowd"):
         raise DataError(f"category_id must be >= 0, is {found}; classes count from 0")
     return found
 

@@ -286,7 +286,9 @@ class RPN(nn.Module):
             logits, deltas = self._predict(maps)
             own = (torch.cat(t, dim=1)[drawn.image, drawn.anchor] for t in (logits, deltas))
             losses = self.loss(drawn, *own)
-        if not all(bool(torch.isfinite(t).all()) for t in (*logits, *deltas)):
+        # A ReLU inside of a convolution may make 0 of NaN: maps and losses show it all the same.
+        told = (*maps, *logits, *deltas, *losses.values())
+        if not all(bool(torch.isfinite(t).all()) for t in told):
             raise FloatingPointError(
                 "the RPN predicts NaN or infinity: training has diverged; lower SOLVER.BASE_LR or "
                 "clip gradients"
