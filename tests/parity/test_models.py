@@ -143,7 +143,7 @@ class Case:
         assert report["max_abs_over_std"] < bar, f"{key}: {report}"
 
 
-@pytest.fixture(scope="module", params=["float32", "float64"])
+@pytest.fixture(scope="module", params=["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def case(
     request: pytest.FixtureRequest, model_case: str, model_fixture: ModuleType, projects: None
 ) -> Case:

@@ -33,7 +33,7 @@ def module_of(folder: Path, name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module", params=["float32", "float64"])
+@pytest.fixture(scope="module", params=["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def case(request: pytest.FixtureRequest, system_case: str, parity_dir: Path):
     meta, arrays = module_of(parity_dir, "op_fixture").load("systems", system_case)
     if meta["peer"] not in ORIGINALS:
