@@ -102,7 +102,14 @@ def join_others(
     Returns:
         What `main_func` returned.
     """
-    return _run(main_func, args, int(os.environ["LOCAL_RANK"]), "env://", timeout=timeout)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun's store outlives an attempt: it would give the addresses of those that died. On
+        # several machines the counts may differ.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt/{attempt}", store)
+    ranks = {"rank": rank, "world_size": world_size}
+    return _run(main_func, args, int(os.environ["LOCAL_RANK"]), timeout, store=store, **ranks)
 
 
 def is_restarted() -> bool:
@@ -126,7 +133,7 @@ def _worker(
     rank = machine_rank * local_size + local_rank
     ranks = {"rank": rank, "world_size": world_size}
     try:
-        _run(main_func, args, local_rank, dist_url, timeout=timeout, **ranks)
+        _run(main_func, args, local_rank, timeout, init_method=dist_url, **ranks)
     except Exception as error:
         errors.put((rank, _portable(error)))
         raise SystemExit(1) from None
@@ -144,15 +151,15 @@ def _run(
     main_func: Callable[..., Any],
     args: tuple[Any, ...],
     local_rank: int,
-    dist_url: str,
-    **options: Any,
+    timeout: datetime.timedelta,
+    **meeting: Any,
 ) -> Any:
     """Join the others, call, leave."""
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "nccl"
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(backend, init_method=dist_url, **options)
+    dist.init_process_group(backend, timeout=timeout, **meeting)
     try:
         comm.synchronize()
         result = main_func(*args)

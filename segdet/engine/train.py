@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
         evaluate(cfg, resume=args.resume)
     else:
         trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume or is_restarted())
+        # Of several machines only that of the process that failed may know.
+        trainer.resume_or_load(resume=args.resume or any(comm.all_gather(is_restarted())))
         trainer.train()
 
 
