@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.rendezvous import rendezvous
 
 from segdet.engine.watching import end_with_parent, wait_for
 from segdet.errors import ConfigError, ProcessError, SegdetError
@@ -102,12 +103,14 @@ def join_others(
     Returns:
         What `main_func` returned.
     """
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun's store outlives an attempt: it would give the addresses of those that died. On
         # several machines the counts may differ.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"attempt/{attempt}", store)
+        store = dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
+            f"attempt/{attempt}", store
+        )
     ranks = {"rank": rank, "world_size": world_size}
     return _run(main_func, args, int(os.environ["LOCAL_RANK"]), timeout, store=store, **ranks)
 
@@ -168,7 +171,7 @@ def _run(
         if not _is_loss(error):
             raise
         raise ProcessError(comm.describe_loss(error)) from error
-    dist.destroy_process_group()
+    comm.leave()
     return result
 
 

@@ -154,3 +154,9 @@ def cpu_group() -> Any:
 @functools.lru_cache(maxsize=1)
 def _cpu_group(world: Any) -> Any:
     return dist.new_group(backend="gloo") if dist.get_backend(world) == "nccl" else world
+
+
+def leave() -> None:
+    """Take leave of the other processes; groups that outlive it would abort this one at its end."""
+    _cpu_group.cache_clear()
+    dist.destroy_process_group()
