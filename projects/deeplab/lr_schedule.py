@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from segdet.config.ranges import Fraction, PositiveFloat
 from segdet.config.reader import read_section, tree_of
-from segdet.errors import ConfigError
 from segdet.solver import SolverConfig
 from segdet.solver.lr_scheduler import Schedule
 
@@ -14,16 +14,8 @@ from segdet.solver.lr_scheduler import Schedule
 class PolyLRConfig:
     """The keys of WarmupPolyLR in SOLVER; defaults are those of detectron2's project."""
 
-    poly_lr_power: float = 0.9
-    poly_lr_constant_ending: float = 0.0  # share of BASE_LR that the rate does not fall below
-
-    def __post_init__(self) -> None:
-        if self.poly_lr_power <= 0:
-            raise ConfigError(f"POLY_LR_POWER must be > 0, is {self.poly_lr_power}")
-        if not 0 <= self.poly_lr_constant_ending <= 1:
-            raise ConfigError(
-                f"POLY_LR_CONSTANT_ENDING must be in [0, 1], is {self.poly_lr_constant_ending}"
-            )
+    poly_lr_power: PositiveFloat = 0.9
+    poly_lr_constant_ending: Fraction = 0.0  # share of BASE_LR that the rate does not fall below
 
 
 def warmup_poly(solver: SolverConfig) -> Schedule:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from segdet.config.ranges import PositiveInt
 from segdet.config.reader import read_as
 from segdet.errors import ConfigError
 from segdet.modeling.backbones import BackboneSections, ResNet, ResNetConfig
@@ -20,8 +21,12 @@ class DeepLabResNetKeys(ResNetConfig):
     Defaults are those of detectron2's project.
     """
 
-    res4_dilation: int = 1  # 2 keeps res4 at stride 8
-    res5_multi_grid: tuple[int, ...] = (1, 2, 4)  # factors of RES5_DILATION, one for each block
+    res4_dilation: PositiveInt = 1  # 2 keeps res4 at stride 8
+    res5_multi_grid: tuple[PositiveInt, ...] = (
+        1,
+        2,
+        4,
+    )  # times RES5_DILATION, one a block
     stem_type: str = "deeplab"  # or "basic"
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import Fraction, PositiveFloat, PositiveInt
 from segdet.config.reader import read_as
 from segdet.errors import ConfigError
 from segdet.layers import ShapeSpec, normal_fill
@@ -25,14 +26,16 @@ class DeepLabHeadConfig(SemSegHeadConfig):
 
     loss_type: str = "hard_pixel_mining"  # or "cross_entropy"
     project_features: tuple[str, ...] = ("res2",)  # v3+: the maps that its decoder adds
-    project_channels: tuple[int, ...] = (48,)  # of each of them, after a 1x1 convolution
-    aspp_channels: int = 256
-    aspp_dilations: tuple[int, ...] = (6, 12, 18)
-    aspp_dropout: float = 0.1
+    project_channels: tuple[PositiveInt, ...] = (48,)  # of each of them, after a 1x1 convolution
+    aspp_channels: PositiveInt = 256
+    aspp_dilations: tuple[PositiveInt, ...] = (6, 12, 18)
+    aspp_dropout: Fraction = 0.1
     use_depthwise_separable_conv: bool = False
     crop_enabled: bool = field(default=False, metadata={"key": "INPUT.CROP.ENABLED"})
     crop_type: str = field(default="absolute", metadata={"key": "INPUT.CROP.TYPE"})
-    crop_size: tuple[float, float] = field(default=(0.9, 0.9), metadata={"key": "INPUT.CROP.SIZE"})
+    crop_size: tuple[PositiveFloat, PositiveFloat] = field(
+        default=(0.9, 0.9), metadata={"key": "INPUT.CROP.SIZE"}
+    )
 
     def __post_init__(self) -> None:
         if self.loss_type not in LOSSES:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from segdet.config.compat import VERSION
 from segdet.config.node import CfgNode
-from segdet.config.reader import defaults_of
+from segdet.config.reader import defaults_of, read_section
+from segdet.config.run import RunConfig
 from segdet.config.yaml_files import is_sequence
 from segdet.data.build import DataLoaderConfig, DatasetsConfig
 from segdet.data.mapper import InputConfig
@@ -29,12 +29,7 @@ PROJECT_SECTIONS: list[tuple[str, type[Any]]] = []
 
 # Keys that no part's section owns.
 COMMON: dict[str, Any] = {
-    "VERSION": VERSION,
-    "OUTPUT_DIR": "./output",
-    "SEED": -1,
-    "CUDNN_BENCHMARK": False,
-    "FLOAT32_PRECISION": "",
-    "VIS_PERIOD": 0,
+    **defaults_of(RunConfig),
     "GLOBAL": {"HACK": 1.0},
     "MODEL": {
         "DEVICE": "cuda",
@@ -80,6 +75,20 @@ def get_cfg() -> CfgNode:
     """The default config, with detectron2's keys and values, and those of loaded projects."""
     own = trees_of(SYSTEMS.values(), [*SECTIONS.items(), *PROJECT_SECTIONS])
     return gather([CfgNode(COMMON), *own])
+
+
+def check_values(cfg: CfgNode) -> RunConfig:
+    """Read all that is outside of MODEL, so that no bad value shows late; a system reads MODEL.
+
+    Returns:
+        The keys that no part owns.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+    for at, section in SECTIONS.items():
+        read_section(section, cfg, at)
+    return read_section(RunConfig, cfg)
 
 
 def trees_of(

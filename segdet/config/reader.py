@@ -1,7 +1,8 @@
 """Between the config tree and sections: frozen dataclasses that hold a part's settings.
 
 A field `num_conv` is the key NUM_CONV; a field whose type is a section is a section below. A field
-with `metadata={"key": "TEST.DETECTIONS_PER_IMAGE"}` reads a key that another section owns.
+with `metadata={"key": "TEST.DETECTIONS_PER_IMAGE"}` reads a key that another section owns. A
+field's type says what the key may hold (`segdet.config.ranges`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import dataclasses
 import re
 import types
 import typing
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeVar
 
 from segdet.config.node import DEFAULT, CfgNode
 from segdet.errors import ConfigError
@@ -45,10 +47,10 @@ def read_section(section: type[Section], cfg: CfgNode, at: str = "") -> Section:
         at: where the section's keys stand in it, as "MODEL.RPN"; "" is the top.
 
     Raises:
-        ConfigError: a value of a wrong type, or one that the section itself refuses; the message
-            names the key, the value and what set it.
+        ConfigError: a value of a wrong type or out of its range, or one that the section itself
+            refuses; the message names the key, the value and what set it.
     """
-    hints = typing.get_type_hints(section)
+    hints = typing.get_type_hints(section, include_extras=True)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(typing.cast(Any, section)):
         path = field.metadata.get("key") or (f"{at}." if at else "") + field.name.upper()
@@ -113,9 +115,13 @@ class _Misfit(Exception):
 def _as_type(value: Any, hint: Any) -> Any:
     """`value` as a field's type: an int stands for a float, a list for a tuple; nothing else."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
+    if origin is Annotated:
+        made, allowed = _as_type(value, args[0]), args[1]
+        if made in allowed:
+            return made
+    elif origin in (types.UnionType, typing.Union):
         return _as_first_that_fits(value, args)
-    if origin is tuple and isinstance(value, (list, tuple)):
+    elif origin is tuple and isinstance(value, (list, tuple)):
         items: list[Any] = list(typing.cast("list[Any]", value))
         item_types = (args[0],) * len(items) if args[-1] is Ellipsis else args
         if len(item_types) == len(items):
@@ -137,7 +143,21 @@ def _as_first_that_fits(value: Any, hints: tuple[Any, ...]) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint)
+    """As `int`, `float in [0, 1]`, `tuple[int >= 1, ...]`, `one of sum, avg`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return (
+            f"{args[0].__name__} {args[1]}" if args[0] is not str else f"one of {_named(args[1])}"
+        )
+    if origin in (types.UnionType, typing.Union):
+        return " | ".join(map(_describe, args))
+    if origin is tuple:
+        return f"tuple[{', '.join('...' if one is Ellipsis else _describe(one) for one in args)}]"
+    return "None" if hint is type(None) else str(hint.__name__)
+
+
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(name or "''" for name in names)
 
 
 def _set_by(cfg: CfgNode, at: str, message: str) -> str:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from segdet.config.configurable import configurable
 from segdet.config.node import CfgNode
+from segdet.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from segdet.config.reader import read_section
 from segdet.data.common import DatasetFromList, MapDataset, MapStyle
 from segdet.data.image_io import file_name_of, image_size_of
@@ -58,8 +59,8 @@ class DatasetsConfig:
     test: tuple[str, ...] = ()
     proposal_files_train: tuple[str, ...] = ()
     proposal_files_test: tuple[str, ...] = ()
-    precomputed_proposal_topk_train: int = 2000
-    precomputed_proposal_topk_test: int = 1000
+    precomputed_proposal_topk_train: NonNegativeInt = 2000
+    precomputed_proposal_topk_test: NonNegativeInt = 1000
     load_proposals: bool = field(default=False, metadata={"key": "MODEL.LOAD_PROPOSALS"})
 
     def files_for_training(self) -> tuple[str, ...]:
@@ -93,25 +94,31 @@ class DatasetsConfig:
 class DataLoaderConfig:
     """DATALOADER; defaults are detectron2's."""
 
-    num_workers: int = 4
+    num_workers: NonNegativeInt = 4
     aspect_ratio_grouping: bool = True
     sampler_train: str = "TrainingSampler"
-    repeat_threshold: float = 0.0
+    repeat_threshold: NonNegativeFloat = 0.0
     repeat_sqrt: bool = True
     filter_empty_annotations: bool = True
-    ims_per_batch: int = field(default=16, metadata={"key": "SOLVER.IMS_PER_BATCH"})
+    ims_per_batch: PositiveInt = field(default=16, metadata={"key": "SOLVER.IMS_PER_BATCH"})
     seed: int = field(default=-1, metadata={"key": "SEED"})  # negative: drawn anew for each run
     meta_architecture: str = field(
         default="GeneralizedRCNN", metadata={"key": "MODEL.META_ARCHITECTURE"}
     )
-    roi_heads_classes: int = field(default=80, metadata={"key": "MODEL.ROI_HEADS.NUM_CLASSES"})
-    retinanet_classes: int = field(default=80, metadata={"key": "MODEL.RETINANET.NUM_CLASSES"})
-    fcos_classes: int = field(default=80, metadata={"key": "MODEL.FCOS.NUM_CLASSES"})
-    yolact_classes: int = field(default=80, metadata={"key": "MODEL.YOLACT.NUM_CLASSES"})
-    sem_seg_classes: int = field(default=54, metadata={"key": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"})
+    roi_heads_classes: PositiveInt = field(
+        default=80, metadata={"key": "MODEL.ROI_HEADS.NUM_CLASSES"}
+    )
+    retinanet_classes: PositiveInt = field(
+        default=80, metadata={"key": "MODEL.RETINANET.NUM_CLASSES"}
+    )
+    fcos_classes: PositiveInt = field(default=80, metadata={"key": "MODEL.FCOS.NUM_CLASSES"})
+    yolact_classes: PositiveInt = field(default=80, metadata={"key": "MODEL.YOLACT.NUM_CLASSES"})
+    sem_seg_classes: PositiveInt = field(
+        default=54, metadata={"key": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"}
+    )
     mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
     keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
-    min_keypoints_per_image: int = field(
+    min_keypoints_per_image: NonNegativeInt = field(
         default=1, metadata={"key": "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE"}
     )
 

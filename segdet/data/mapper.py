@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from segdet.config.configurable import configurable
 from segdet.config.node import CfgNode
+from segdet.config.ranges import (
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Range,
+)
 from segdet.config.reader import read_section
 from segdet.data import transforms as T
 from segdet.data.annotations import (
@@ -45,16 +53,11 @@ class CropConfig:
 
     enabled: bool = False
     type: str = "relative_range"
-    size: tuple[float, float] = (0.9, 0.9)  # height, width, as TYPE says
-    single_category_max_area: float = 1.0  # share of the labelled pixels; 1: any crop will do
+    size: tuple[PositiveFloat, PositiveFloat] = (0.9, 0.9)  # height, width, as TYPE says
+    single_category_max_area: PositiveFraction = 1.0  # of the labelled pixels; 1: any crop will do
 
     def __post_init__(self) -> None:
         _require("CROP.TYPE", self.type, T.RandomCrop.TYPES)
-        if not 0 < self.single_category_max_area <= 1:
-            raise ConfigError(
-                "CROP.SINGLE_CATEGORY_MAX_AREA must be in (0, 1], is "
-                f"{self.single_category_max_area}"
-            )
 
     def augmentation(self, ignore_value: int, around_objects: bool = False) -> T.Augmentation:
         """The crop; `ignore_value` is the label that does not count."""
@@ -89,15 +92,14 @@ class LSJConfig:
     """
 
     enabled: bool = False
-    min_scale: float = 0.1
-    max_scale: float = 2.0
-    size: int = 1024  # pixels a side that a picture fits at scale 1; it is cut or padded to these
+    min_scale: PositiveFloat = 0.1
+    max_scale: PositiveFloat = 2.0
+    size: PositiveInt = 1024  # pixels a side that a picture fits at scale 1; cut or padded to these
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_scale <= self.max_scale or self.size < 1:
+        if self.min_scale > self.max_scale:
             raise ConfigError(
-                "LSJ.MIN_SCALE, MAX_SCALE and SIZE must be positive and in order, are "
-                f"{self.min_scale}, {self.max_scale}, {self.size}"
+                f"LSJ.MIN_SCALE must be at most MAX_SCALE = {self.max_scale}, is {self.min_scale}"
             )
 
     def augmentations(self, ignore_value: int) -> list[T.Augmentation]:
@@ -111,16 +113,9 @@ class LSJConfig:
 class ColorConfig:
     """INPUT.COLOR: the image's weight in a mix is drawn from 1 - x to 1 + x; 0 is off."""
 
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-
-    def __post_init__(self) -> None:
-        values = self.brightness, self.contrast, self.saturation
-        if not all(0 <= value <= 1 for value in values):
-            raise ConfigError(
-                f"COLOR.BRIGHTNESS, CONTRAST and SATURATION must be in [0, 1], are {values}"
-            )
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
 
     def augmentations(self, image_format: str) -> list[T.Augmentation]:
         """Those that are on, in their order."""
@@ -138,14 +133,14 @@ class ColorConfig:
 class InputConfig:
     """INPUT; defaults are detectron2's."""
 
-    min_size_train: tuple[int, ...] = (800,)  # pixels of the short side
+    min_size_train: tuple[NonNegativeInt, ...] = (800,)  # pixels of the short side
     min_size_train_sampling: str = "choice"
-    max_size_train: int = 1333  # pixels of the long side
-    min_size_test: int = 800  # 0: no resize
-    max_size_test: int = 1333
-    square_size: int = 0  # > 0: images are stretched to that many pixels a side, in float32
+    max_size_train: PositiveInt = 1333  # pixels of the long side
+    min_size_test: NonNegativeInt = 800  # 0: no resize
+    max_size_test: PositiveInt = 1333
+    square_size: NonNegativeInt = 0  # > 0: pixels a side that images are stretched to, in float32
     random_flip: str = "horizontal"
-    random_rotation: float = 0.0  # degrees, at most, either way; the size stays
+    random_rotation: Annotated[float, Range(0, 180)] = 0.0  # degrees either way; the size stays
     lsj: LSJConfig = field(default_factory=LSJConfig)
     color: ColorConfig = field(default_factory=ColorConfig)
     copy_paste: CopyPasteConfig = field(default_factory=CopyPasteConfig)
@@ -164,25 +159,17 @@ class InputConfig:
     train_names: tuple[str, ...] = field(default=(), metadata={"key": "DATASETS.TRAIN"})
     basis_loss_on: bool = field(default=False, metadata={"key": "MODEL.BASIS_MODULE.LOSS_ON"})
     load_proposals: bool = field(default=False, metadata={"key": "MODEL.LOAD_PROPOSALS"})
-    proposal_topk_train: int = field(
+    proposal_topk_train: NonNegativeInt = field(
         default=2000, metadata={"key": "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN"}
     )
-    proposal_topk_test: int = field(
+    proposal_topk_test: NonNegativeInt = field(
         default=1000, metadata={"key": "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST"}
     )
 
     def __post_init__(self) -> None:
         _require("MIN_SIZE_TRAIN_SAMPLING", self.min_size_train_sampling, ("choice", "range"))
-        if not self.min_size_train or min(*self.min_size_train, self.min_size_test, 0) < 0:
-            raise ConfigError(
-                "MIN_SIZE_TRAIN and MIN_SIZE_TEST must be sizes >= 0 (0: no resize), are "
-                f"{self.min_size_train} and {self.min_size_test}"
-            )
-        if min(self.max_size_train, self.max_size_test) < 1:
-            raise ConfigError(
-                "MAX_SIZE_TRAIN and MAX_SIZE_TEST must be >= 1, are "
-                f"{self.max_size_train} and {self.max_size_test}"
-            )
+        if not self.min_size_train:
+            raise ConfigError("MIN_SIZE_TRAIN must have a size at least (0: no resize), has none")
         is_range = self.min_size_train_sampling == "range"
         if is_range and (
             len(self.min_size_train) != 2 or self.min_size_train[0] > self.min_size_train[1]
@@ -192,10 +179,6 @@ class InputConfig:
             )
         _require("RANDOM_FLIP", self.random_flip, ("horizontal", "vertical", "none"))
         _require("FORMAT", self.format, FORMATS)
-        if not 0 <= self.random_rotation <= 180:
-            raise ConfigError(f"RANDOM_ROTATION must be in [0, 180], is {self.random_rotation}")
-        if self.square_size < 0:
-            raise ConfigError(f"SQUARE_SIZE must be >= 0, is {self.square_size}")
         if self.color.saturation:
             _require("FORMAT, with COLOR.SATURATION,", self.format, ("BGR", "RGB"))
         if self.lsj.enabled and self.square_size:

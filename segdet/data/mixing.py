@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from segdet.config.ranges import Fraction, PositiveFraction
 from segdet.data import transforms as T
 from segdet.data.annotations import filter_empty_instances
 from segdet.data.common import MapStyle
-from segdet.errors import ConfigError
 from segdet.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 _LABEL_MAPS = ("sem_seg", "basis_sem")
@@ -62,10 +62,7 @@ class MixedDataset(Dataset[Any]):
 class CopyPasteConfig:
     """INPUT.COPY_PASTE."""
 
-    prob: float = 0.0  # of a picture to get another one's objects
-
-    def __post_init__(self) -> None:
-        _check_prob("COPY_PASTE.PROB", self.prob)
+    prob: Fraction = 0.0  # of a picture to get another one's objects
 
     def build(self) -> CopyPaste:
         """The mix."""
@@ -123,13 +120,8 @@ def _uncovered(targets: Instances, covered: Tensor) -> Instances:
 class MosaicConfig:
     """INPUT.MOSAIC."""
 
-    prob: float = 0.0  # of a picture to share its place with three others
-    scale: float = 0.5  # by which each is shrunk
-
-    def __post_init__(self) -> None:
-        _check_prob("MOSAIC.PROB", self.prob)
-        if not 0 < self.scale <= 1:
-            raise ConfigError(f"MOSAIC.SCALE must be in (0, 1], is {self.scale}")
+    prob: Fraction = 0.0  # of a picture to share its place with three others
+    scale: PositiveFraction = 0.5  # by which each is shrunk
 
     def build(self) -> Mosaic:
         """The mix."""
@@ -249,8 +241,3 @@ def _cat(parts: list[Instances]) -> Instances:
     if not all(isinstance(part.gt_masks, PolygonMasks) for part in parts):
         parts = [_with_bitmasks(part) for part in parts]
     return Instances.cat(parts)
-
-
-def _check_prob(key: str, prob: float) -> None:
-    if not 0 <= prob <= 1:
-        raise ConfigError(f"{key} must be in [0, 1], is {prob}")

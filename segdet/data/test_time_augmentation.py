@@ -12,6 +12,7 @@ import torch
 
 from segdet.config.configurable import configurable
 from segdet.config.node import CfgNode
+from segdet.config.ranges import PositiveInt
 from segdet.config.reader import read_section
 from segdet.data import transforms as T
 from segdet.errors import ConfigError
@@ -22,16 +23,13 @@ class TestAugConfig:
     """TEST.AUG: test-time augmentation; defaults are detectron2's."""
 
     enabled: bool = False
-    min_sizes: tuple[int, ...] = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
-    max_size: int = 4000
+    min_sizes: tuple[PositiveInt, ...] = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
+    max_size: PositiveInt = 4000
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if not self.min_sizes or min(*self.min_sizes, self.max_size) < 1:
-            raise ConfigError(
-                f"AUG.MIN_SIZES and MAX_SIZE must be sizes >= 1, are {self.min_sizes} and "
-                f"{self.max_size}"
-            )
+        if not self.min_sizes:
+            raise ConfigError("AUG.MIN_SIZES must have a size at least, has none")
 
 
 class DatasetMapperTTA:

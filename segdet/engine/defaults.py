@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from segdet import solver
 from segdet.checkpoint import DetectionCheckpointer
 from segdet.config import CfgNode
+from segdet.config.defaults import check_values
 from segdet.data import (
     MetadataCatalog,
     build_detection_test_loader,
@@ -77,6 +78,7 @@ class DefaultTrainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         setup_logger(distributed_rank=comm.get_rank())
+        check_values(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg if cfg.SEED >= 0 else _with_seed(cfg, comm.shared_random_seed())
         if cfg.SEED < 0:

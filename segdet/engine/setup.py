@@ -16,8 +16,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from segdet.config import CfgNode, get_cfg
+from segdet.config.defaults import check_values
 from segdet.engine.output_lock import output_lock
-from segdet.errors import ConfigError
 from segdet.projects import load_installed_projects, load_project
 from segdet.utils import comm
 from segdet.utils.collect_env import collect_env_info
@@ -119,11 +119,12 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         args: `config_file` is logged; with `eval_only` cuDNN tries no algorithms.
 
     Raises:
-        ConfigError: OUTPUT_DIR cannot be written to or is another run's; an unknown
-            FLOAT32_PRECISION.
+        ConfigError: a value that cannot be used; OUTPUT_DIR cannot be written to or is another
+            run's.
     """
+    settings = check_values(cfg)
     rank = comm.get_rank()
-    output = Path(cfg.OUTPUT_DIR)
+    output = Path(settings.output_dir)
     if comm.is_main_process():
         make_output_folder(output)
         if not getattr(args, "eval_only", False):
@@ -137,17 +138,12 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         write_text_atomically(output / "config.yaml", cfg.dump())
         log.info("The complete config is in %s", output / "config.yaml")
 
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    seed_all_rng(None if settings.seed < 0 else settings.seed + rank)
     if not getattr(args, "eval_only", False):
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    if cfg.FLOAT32_PRECISION:
-        if cfg.FLOAT32_PRECISION not in ("highest", "high", "medium"):
-            raise ConfigError(
-                'FLOAT32_PRECISION must be "", "highest", "high" or "medium", '
-                f'is "{cfg.FLOAT32_PRECISION}"'
-            )
-        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
-        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+        torch.backends.cudnn.benchmark = settings.cudnn_benchmark
+    if precision := settings.float32_precision:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = precision != "highest"
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:

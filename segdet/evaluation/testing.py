@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segdet.config.node import CfgNode
+from segdet.config.ranges import Finite, PositiveFloat, PositiveInt
 from segdet.data.test_time_augmentation import TestAugConfig
 from segdet.errors import ConfigError
 
@@ -21,18 +22,18 @@ class PreciseBNConfig:
     """TEST.PRECISE_BN: batch norm statistics recomputed before evaluation."""
 
     enabled: bool = False
-    num_iter: int = 200  # batches that the statistics are taken from
+    num_iter: PositiveInt = 200  # batches that the statistics are taken from
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestConfig:
     """TEST; defaults are detectron2's."""
 
-    expected_results: tuple[tuple[str | float, ...], ...] = ()  # see verify_results
+    expected_results: tuple[tuple[str | Finite, ...], ...] = ()  # see verify_results
     eval_period: int = 0  # iterations between evaluations; 0 evaluates at the end only
     best_metric: str = ""  # such as "segm/AP": the model with the highest is kept as model_best
-    keypoint_oks_sigmas: tuple[float, ...] = ()
-    detections_per_image: int = 100
+    keypoint_oks_sigmas: tuple[PositiveFloat, ...] = ()
+    detections_per_image: PositiveInt = 100
     aug: TestAugConfig = field(default_factory=TestAugConfig)
     precise_bn: PreciseBNConfig = field(default_factory=PreciseBNConfig)
 
@@ -44,8 +45,6 @@ class TestConfig:
                     'EXPECTED_RESULTS rows are ["task", "metric", value, tolerance], '
                     f"one is {list(row)}"
                 )
-        if self.detections_per_image < 1:
-            raise ConfigError(f"DETECTIONS_PER_IMAGE must be >= 1, is {self.detections_per_image}")
 
 
 def print_csv_format(results: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@ from segdet.layers.batch_norm import (
     FrozenBatchNorm2d,
     LayerNorm,
     NaiveSyncBatchNorm,
+    NormName,
     get_norm,
 )
 from segdet.layers.deform_conv import DeformConv, ModulatedDeformConv
@@ -47,6 +48,7 @@ __all__ = [
     "Losses",
     "ModulatedDeformConv",
     "NaiveSyncBatchNorm",
+    "NormName",
     "ROIAlign",
     "ROIAlignRotated",
     "ShapeSpec",

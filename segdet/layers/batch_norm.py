@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
@@ -195,6 +195,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "naiveSyncBN_N": _weighted_naive_sync_bn,
     "nnSyncBN": nn.SyncBatchNorm,  # detectron2's older word for SyncBN
 }
+
+NormName = Annotated[str, ("", *NORMS)]  # what a config's NORM may be
 
 
 def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:

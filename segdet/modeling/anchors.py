@@ -6,10 +6,12 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from segdet.config.ranges import Finite, PositiveFloat, Range
 from segdet.errors import ConfigError
 
 
@@ -18,10 +20,10 @@ class AnchorGeneratorConfig:
     """MODEL.ANCHOR_GENERATOR; one entry of `sizes` and `aspect_ratios` serves every level."""
 
     name: str = "DefaultAnchorGenerator"
-    sizes: tuple[tuple[float, ...], ...] = ((32, 64, 128, 256, 512),)
-    aspect_ratios: tuple[tuple[float, ...], ...] = ((0.5, 1.0, 2.0),)
-    angles: tuple[tuple[float, ...], ...] = ((-90, 0, 90),)
-    offset: float = 0.0
+    sizes: tuple[tuple[PositiveFloat, ...], ...] = ((32, 64, 128, 256, 512),)
+    aspect_ratios: tuple[tuple[PositiveFloat, ...], ...] = ((0.5, 1.0, 2.0),)
+    angles: tuple[tuple[Finite, ...], ...] = ((-90, 0, 90),)
+    offset: Annotated[float, Range(0, 1, open_high=True)] = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in ANCHOR_GENERATORS:

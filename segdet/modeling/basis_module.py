@@ -9,8 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from segdet.errors import ConfigError, DataError
-from segdet.layers import Conv2d, Losses, ShapeSpec, at_least_float32, c2_xavier_fill, get_norm
+from segdet.layers import (
+    Conv2d,
+    Losses,
+    NormName,
+    ShapeSpec,
+    at_least_float32,
+    c2_xavier_fill,
+    get_norm,
+)
 from segdet.modeling.backbones.backbone import known, select_maps
 from segdet.structures import Targets, polygons_to_bitmask
 
@@ -20,22 +29,23 @@ class BasisModuleConfig:
     """MODEL.BASIS_MODULE; keys and defaults are AdelaiDet's."""
 
     name: str = "ProtoNet"
-    num_bases: int = 4
+    num_bases: PositiveInt = 4
     in_features: tuple[str, ...] = ("p3", "p4", "p5")  # finest first
-    convs_dim: int = 128
-    num_convs: int = 3  # 3x3 convolutions before the map doubles in size, where one more follows
-    norm: str = "SyncBN"
+    convs_dim: PositiveInt = 128
+    # 3x3 convolutions before the map doubles in size, where one more follows.
+    num_convs: NonNegativeInt = 3
+    norm: NormName = "SyncBN"
     loss_on: bool = False  # train a semantic head on the finest map, for better features
-    num_classes: int = 80  # of that head, without the background
-    loss_weight: float = 0.3
-    common_stride: int = 8  # of the finest map; the bases have half of it
+    num_classes: PositiveInt = 80  # of that head, without the background
+    loss_weight: NonNegativeFloat = 0.3
+    common_stride: PositiveInt = 8  # of the finest map; the bases have half of it
     ann_set: str = "coco"  # no effect: there it says which files of label maps to read
 
     def __post_init__(self) -> None:
         if self.name != "ProtoNet":
             raise ConfigError(f"NAME {self.name!r} is unknown; known: ProtoNet")
-        if self.num_bases < 1 or not self.in_features:
-            raise ConfigError("NUM_BASES must be >= 1 and IN_FEATURES must name a map")
+        if not self.in_features:
+            raise ConfigError("IN_FEATURES must name a map")
 
     def build(self, shapes: Mapping[str, ShapeSpec]) -> ProtoNet:
         """The module for a backbone's maps of these shapes."""

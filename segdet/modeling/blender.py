@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import at_least_float32
 from segdet.modeling.roi_pooler import ROIPooler
@@ -19,21 +20,19 @@ INTERPOLATIONS = ("bilinear", "nearest")
 class BlenderConfig:
     """MODEL.BLENDMASK; keys and defaults are AdelaiDet's."""
 
-    attn_size: int = 14  # cells of an attention map per side
+    attn_size: PositiveInt = 14  # cells of an attention map per side
     top_interp: str = "bilinear"  # how it is brought to the size of the mask
-    bottom_resolution: int = 56  # cells of a mask per side
+    bottom_resolution: PositiveInt = 56  # cells of a mask per side
     pooler_type: str = "ROIAlignV2"
-    pooler_sampling_ratio: int = 1
-    pooler_scales: tuple[float, ...] = (0.25,)  # of the bases
-    instance_loss_weight: float = 1.0
+    pooler_sampling_ratio: NonNegativeInt = 1
+    pooler_scales: tuple[PositiveFloat, ...] = (0.25,)  # of the bases
+    instance_loss_weight: NonNegativeFloat = 1.0
     visualize: bool = False  # no effect: there it draws the bases
 
     def __post_init__(self) -> None:
         if self.top_interp not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
             raise ConfigError(f"TOP_INTERP must be one of {known}, is {self.top_interp!r}")
-        if min(self.attn_size, self.bottom_resolution) < 1:
-            raise ConfigError("ATTN_SIZE and BOTTOM_RESOLUTION must be >= 1")
 
     def build(self, num_bases: int, stride: int) -> Blender:
         """The blender for bases of this stride."""

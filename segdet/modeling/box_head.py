@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import (
     LinearReLU,
     Losses,
+    NormName,
     c2_xavier_fill,
     conv3x3_relu,
     cross_entropy,
@@ -32,23 +34,23 @@ class BoxHeadConfig:
 
     name: str = ""
     bbox_reg_loss_type: str = "smooth_l1"
-    bbox_reg_loss_weight: float = 1.0
-    bbox_reg_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
-    smooth_l1_beta: float = 0.0
-    pooler_resolution: int = 14
-    pooler_sampling_ratio: int = 0
+    bbox_reg_loss_weight: NonNegativeFloat = 1.0
+    bbox_reg_weights: tuple[PositiveFloat, ...] = (10.0, 10.0, 5.0, 5.0)
+    smooth_l1_beta: NonNegativeFloat = 0.0
+    pooler_resolution: PositiveInt = 14
+    pooler_sampling_ratio: NonNegativeInt = 0
     pooler_type: str = "ROIAlignV2"
-    num_fc: int = 0
-    fc_dim: int = 1024
-    num_conv: int = 0
-    conv_dim: int = 256
-    norm: str = ""
+    num_fc: NonNegativeInt = 0
+    fc_dim: PositiveInt = 1024
+    num_conv: NonNegativeInt = 0
+    conv_dim: PositiveInt = 256
+    norm: NormName = ""
     cls_agnostic_bbox_reg: bool = False
     train_on_pred_boxes: bool = False
     use_fed_loss: bool = False
     use_sigmoid_ce: bool = False
-    fed_loss_freq_weight_power: float = 0.5
-    fed_loss_num_classes: int = 50
+    fed_loss_freq_weight_power: NonNegativeFloat = 0.5
+    fed_loss_num_classes: PositiveInt = 50
 
     def __post_init__(self) -> None:
         if self.use_fed_loss and not self.use_sigmoid_ce:

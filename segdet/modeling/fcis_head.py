@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import NonNegativeFloat, PositiveFraction, PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import Losses, at_least_float32, normal_fill, ps_roi_pool, smooth_l1_loss
 from segdet.modeling.box_coder import Box2BoxTransform
@@ -27,24 +28,19 @@ OUTSIDE, INSIDE = 0, 1  # the two maps of a class
 class FCISHeadConfig:
     """MODEL.FCIS; defaults are the official code's."""
 
-    conv_dim: int = 1024  # channels of the 1x1 convolution before the score maps
-    group_size: int = 7  # parts of a region along a side, each with score maps of its own
-    pooled_size: int = 21  # cells of a mask along a side
+    conv_dim: PositiveInt = 1024  # channels of the 1x1 convolution before the score maps
+    group_size: PositiveInt = 7  # parts of a region along a side, each with score maps of its own
+    pooled_size: PositiveInt = 21  # cells of a mask along a side
     ohem: bool = True  # train on the hardest regions, not on random ones
-    mask_loss_weight: float = 10.0
-    mask_thresh: float = 0.4  # from which on a pixel is in a mask: target, vote and result
-    vote_thresh: float = 0.5  # IoU from which on a region has a say in a detection's mask
+    mask_loss_weight: NonNegativeFloat = 10.0
+    mask_thresh: PositiveFraction = 0.4  # that puts a pixel into a mask: target, vote, result
+    vote_thresh: PositiveFraction = 0.5  # IoU that gives a region a say in a detection's mask
 
     def __post_init__(self) -> None:
-        if not 1 <= self.group_size <= self.pooled_size:
+        if self.group_size > self.pooled_size:
             raise ConfigError(
-                f"GROUP_SIZE must be in [1, POOLED_SIZE = {self.pooled_size}], is {self.group_size}"
+                f"GROUP_SIZE must be at most POOLED_SIZE = {self.pooled_size}, is {self.group_size}"
             )
-        for name in ("mask_thresh", "vote_thresh"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name.upper()} must be in (0, 1], is {getattr(self, name)}")
-        if self.conv_dim < 1:
-            raise ConfigError(f"CONV_DIM must be >= 1, is {self.conv_dim}")
 
     def build(self, in_channels: int, num_classes: int, stride: int) -> FCISHead:
         """The head for a map of `in_channels` channels and this stride."""

@@ -10,11 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from segdet.config.ranges import (
+    FocalAlpha,
+    Fraction,
+    InnerFraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 from segdet.errors import ConfigError
 from segdet.layers import Losses, at_least_float32, batched_nms
 from segdet.modeling.backbones import Backbone, FCOSLevelsConfig
@@ -34,57 +42,45 @@ ADELAIDETS_DEFORMABLE = (0, 1, 1)  # of the tower for both, the class and the bo
 class FCOSConfig(FCOSLevelsConfig):
     """MODEL.FCOS; defaults are AdelaiDet's, which CenterMask2 shares as far as it has the keys."""
 
-    num_classes: int = 80
+    num_classes: PositiveInt = 80
     in_features: tuple[str, ...] = ("p3", "p4", "p5", "p6", "p7")
-    fpn_strides: tuple[int, ...] = (8, 16, 32, 64, 128)  # must be those of the maps
-    prior_prob: float = 0.01  # the score that an untrained head gives everything
-    inference_th_train: float = 0.05  # _TRAIN: of the proposals that it makes while training
-    inference_th_test: float = 0.05
-    nms_th: float = 0.6
-    pre_nms_topk_train: int = 1000  # pairs of location and class, per level
-    pre_nms_topk_test: int = 1000
-    post_nms_topk_train: int = 100
-    post_nms_topk_test: int = 100
-    norm: str = "GN"  # of the towers; "" and "none" are the same
+    fpn_strides: tuple[PositiveInt, ...] = (8, 16, 32, 64, 128)  # must be those of the maps
+    prior_prob: InnerFraction = 0.01  # the score that an untrained head gives everything
+    inference_th_train: Fraction = 0.05  # _TRAIN: of the proposals that it makes while training
+    inference_th_test: Fraction = 0.05
+    nms_th: Fraction = 0.6
+    pre_nms_topk_train: PositiveInt = 1000  # pairs of location and class, per level
+    pre_nms_topk_test: PositiveInt = 1000
+    post_nms_topk_train: PositiveInt = 100
+    post_nms_topk_test: PositiveInt = 100
+    norm: Annotated[str, NORMS] = "GN"  # of the towers; "" and "none" are the same
     use_scale: bool = True
-    box_quality: str = "ctrness"
+    box_quality: Annotated[str, QUALITIES] = "ctrness"
     thresh_with_ctr: bool = False  # thresholds are for class score times quality
-    loss_alpha: float = 0.25
-    loss_gamma: float = 2.0
-    loss_normalizer_cls: str = "fg"
-    loss_weight_cls: float = 1.0
-    sizes_of_interest: tuple[int, ...] = (64, 128, 256, 512)  # between a level and the next
+    loss_alpha: FocalAlpha = 0.25
+    loss_gamma: NonNegativeFloat = 2.0
+    loss_normalizer_cls: Annotated[str, NORMALIZERS] = "fg"
+    loss_weight_cls: NonNegativeFloat = 1.0
+    sizes_of_interest: tuple[PositiveInt, ...] = (64, 128, 256, 512)  # between a level and the next
     use_relu: bool = True
     use_deformable: bool = False
-    num_cls_convs: int = 4
-    num_box_convs: int = 4
-    num_share_convs: int = 0
+    num_cls_convs: NonNegativeInt = 4
+    num_box_convs: NonNegativeInt = 4
+    num_share_convs: NonNegativeInt = 0
     center_sample: bool = True
-    pos_radius: float = 1.5  # of centre sampling, in strides
-    loc_loss_type: str = "giou"
+    pos_radius: NonNegativeFloat = 1.5  # of centre sampling, in strides
+    loc_loss_type: Annotated[str, BOX_LOSSES] = "giou"
     yield_proposal: bool = False  # no effect: who needs proposals gets them
     yield_box_features: bool = False  # no effect, likewise
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
-            raise ConfigError(f"NUM_CLASSES must be >= 1, is {self.num_classes}")
-        if not 0 < self.prior_prob < 1:
-            raise ConfigError(f"PRIOR_PROB must be between 0 and 1, is {self.prior_prob}")
-        for key in ("pre_nms_topk", "post_nms_topk"):
-            for use in ("train", "test"):
-                if (number := getattr(self, f"{key}_{use}")) < 1:
-                    raise ConfigError(f"{key.upper()}_{use.upper()} must be >= 1, is {number}")
         bounds = self.sizes_of_interest
-        if any(low >= high for low, high in pairwise((0, *bounds))):
-            raise ConfigError(f"SIZES_OF_INTEREST must be positive and ascending, are {bounds}")
+        if any(low >= high for low, high in pairwise(bounds)):
+            raise ConfigError(f"SIZES_OF_INTEREST must be ascending, are {bounds}")
         if self.center_sample and self.pos_radius <= 0:
             raise ConfigError(f"POS_RADIUS must be > 0, is {self.pos_radius}")
         if not self.use_relu:
             raise ConfigError("USE_RELU must be True: boxes are strides times a ReLU, not an exp")
-        _check_name("NORM", self.norm, NORMS)
-        _check_name("BOX_QUALITY", self.box_quality, QUALITIES)
-        _check_name("LOSS_NORMALIZER_CLS", self.loss_normalizer_cls, NORMALIZERS)
-        _check_name("LOC_LOSS_TYPE", self.loc_loss_type, tuple(BOX_LOSSES))
         if len(self.in_features) != len(self.sizes_of_interest) + 1:
             raise ConfigError(
                 "SIZES_OF_INTEREST must have one value less than IN_FEATURES, for the gaps between "
@@ -367,9 +363,3 @@ def _top_features(
         for x, rows in zip(tower, by_level, strict=True)
     ]
     return torch.cat(features)[torch.cat(by_level).argsort()]
-
-
-def _check_name(key: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        told = ", ".join(repr(one) for one in known)
-        raise ConfigError(f"{key} must be one of {told}, is {name!r}")

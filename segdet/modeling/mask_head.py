@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import NonNegativeInt, PositiveInt
 from segdet.errors import ConfigError
-from segdet.layers import Conv2d, Losses, c2_msra_fill, conv3x3_relu, normal_fill
+from segdet.layers import Conv2d, Losses, NormName, c2_msra_fill, conv3x3_relu, normal_fill
 from segdet.layers.prepared import FixedConv, Prepared, is_fixed, prepare_conv
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Proposals, Targets
@@ -25,17 +26,15 @@ class MaskHeadConfig:
     """MODEL.ROI_MASK_HEAD; defaults are detectron2's."""
 
     name: str = "MaskRCNNConvUpsampleHead"
-    pooler_resolution: int = 14  # cells per side, before the 2x deconvolution
-    pooler_sampling_ratio: int = 0
-    num_conv: int = 0
-    conv_dim: int = 256
-    norm: str = ""
+    pooler_resolution: PositiveInt = 14  # cells per side, before the 2x deconvolution
+    pooler_sampling_ratio: NonNegativeInt = 0
+    num_conv: NonNegativeInt = 0
+    conv_dim: PositiveInt = 256
+    norm: NormName = ""
     cls_agnostic_mask: bool = False
     pooler_type: str = "ROIAlignV2"
 
     def __post_init__(self) -> None:
-        if self.pooler_resolution < 1:
-            raise ConfigError(f"POOLER_RESOLUTION must be >= 1, is {self.pooler_resolution}")
         if self.name not in MASK_HEADS:
             raise ConfigError(f"NAME {self.name!r} is unknown; known: {', '.join(MASK_HEADS)}")
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import Losses, c2_xavier_fill, conv3x3_relu, normal_fill
 from segdet.modeling.mask_head import (
@@ -37,14 +38,12 @@ class MaskIoUHeadConfig:
     """MODEL.ROI_MASKIOU_HEAD; the keys are CenterMask2's, the defaults Mask Scoring R-CNN's."""
 
     name: str = "MaskIoUHead"
-    conv_dim: int = 256
-    num_conv: int = 4
+    conv_dim: PositiveInt = 256
+    num_conv: PositiveInt = 4  # the last one halves
 
     def __post_init__(self) -> None:
         if self.name != "MaskIoUHead":
             raise ConfigError(f"NAME {self.name!r} is unknown; known: MaskIoUHead")
-        if self.num_conv < 1:
-            raise ConfigError(f"NUM_CONV must be >= 1, is {self.num_conv}: the last one halves")
 
     @property
     def build(self) -> Callable[..., MaskIoUHead]:

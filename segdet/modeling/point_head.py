@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import Fraction, NonNegativeInt, PositiveInt, Range
 from segdet.errors import ConfigError
 from segdet.layers import Losses, c2_msra_fill, normal_fill
 from segdet.modeling.mask_head import masks_of_class
@@ -29,31 +31,18 @@ class PointHeadConfig:
     """MODEL.POINT_HEAD; defaults are those of detectron2's PointRend."""
 
     name: str = "StandardPointHead"
-    num_classes: int = 80
+    num_classes: PositiveInt = 80
     in_features: tuple[str, ...] = ("p2",)
-    train_num_points: int = 14 * 14
-    oversample_ratio: float = 3  # written as detectron2 writes it
-    importance_sample_ratio: float = 0.75
-    subdivision_steps: int = 5
-    subdivision_num_points: int = 28 * 28
-    fc_dim: int = 256
-    num_fc: int = 3
+    train_num_points: PositiveInt = 14 * 14
+    oversample_ratio: Annotated[float, Range(1)] = 3  # written as detectron2 writes it
+    importance_sample_ratio: Fraction = 0.75
+    subdivision_steps: NonNegativeInt = 5
+    subdivision_num_points: PositiveInt = 28 * 28
+    fc_dim: PositiveInt = 256
+    num_fc: NonNegativeInt = 3
     cls_agnostic_mask: bool = False
     coarse_pred_each_layer: bool = True  # coarse logits enter every layer, not the first alone
     coarse_sem_seg_head_name: str = "SemSegFPNHead"
-
-    def __post_init__(self) -> None:
-        if self.oversample_ratio < 1:
-            raise ConfigError(f"OVERSAMPLE_RATIO must be >= 1, is {self.oversample_ratio}")
-        if not 0 <= self.importance_sample_ratio <= 1:
-            raise ConfigError(
-                f"IMPORTANCE_SAMPLE_RATIO must be in [0, 1], is {self.importance_sample_ratio}"
-            )
-        if min(self.train_num_points, self.subdivision_num_points) < 1:
-            raise ConfigError(
-                "TRAIN_NUM_POINTS and SUBDIVISION_NUM_POINTS must be >= 1, are "
-                f"{self.train_num_points} and {self.subdivision_num_points}"
-            )
 
     @property
     def num_masks(self) -> int:

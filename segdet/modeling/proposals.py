@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from segdet.config.ranges import NonNegativeFloat
 from segdet.layers import Losses
 from segdet.structures import ImageList, Proposals, Targets
 
@@ -17,7 +18,7 @@ class ProposalGeneratorConfig:
     """MODEL.PROPOSAL_GENERATOR; the names are in `PROPOSAL_GENERATORS`."""
 
     name: str = "RPN"
-    min_size: float = 0  # boxes with a side of at most this many pixels are dropped
+    min_size: NonNegativeFloat = 0  # boxes with a side of at most this many pixels are dropped
 
 
 class ProposalGenerator(Protocol):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from segdet.config.ranges import Fraction, IoULabel, PositiveInt
 from segdet.layers import Losses
 from segdet.modeling.box_head import FastRCNNConvFCHead, FastRCNNOutputLayers
 from segdet.modeling.box_kind import UPRIGHT, BoxKind
@@ -37,14 +38,14 @@ class ROIHeadsConfig:
     """MODEL.ROI_HEADS; defaults are detectron2's."""
 
     name: str = "Res5ROIHeads"
-    num_classes: int = 80
+    num_classes: PositiveInt = 80
     in_features: tuple[str, ...] = ("res4",)
-    iou_thresholds: tuple[float, ...] = (0.5,)
-    iou_labels: tuple[int, ...] = (0, 1)
-    batch_size_per_image: int = 512
-    positive_fraction: float = 0.25
-    score_thresh_test: float = 0.05
-    nms_thresh_test: float = 0.5
+    iou_thresholds: tuple[Fraction, ...] = (0.5,)
+    iou_labels: tuple[IoULabel, ...] = (0, 1)
+    batch_size_per_image: PositiveInt = 512
+    positive_fraction: Fraction = 0.25
+    score_thresh_test: Fraction = 0.05
+    nms_thresh_test: Fraction = 0.5
     proposal_append_gt: bool = True
 
     @property

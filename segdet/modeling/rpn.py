@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import Fraction, IoULabel, NonNegativeFloat, PositiveFloat, PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import Conv2d, Losses, normal_fill
 from segdet.modeling.anchors import DefaultAnchorGenerator, flatten_cells
@@ -28,20 +29,20 @@ class RPNConfig:
     head_name: str = "StandardRPNHead"
     in_features: tuple[str, ...] = ("res4",)
     boundary_thresh: int = -1  # anchors further outside the image are ignored; -1 keeps all
-    iou_thresholds: tuple[float, ...] = (0.3, 0.7)
-    iou_labels: tuple[int, ...] = (0, -1, 1)
-    batch_size_per_image: int = 256
-    positive_fraction: float = 0.5
+    iou_thresholds: tuple[Fraction, ...] = (0.3, 0.7)
+    iou_labels: tuple[IoULabel, ...] = (0, -1, 1)
+    batch_size_per_image: PositiveInt = 256
+    positive_fraction: Fraction = 0.5
     bbox_reg_loss_type: str = "smooth_l1"
-    bbox_reg_loss_weight: float = 1.0
-    bbox_reg_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
-    smooth_l1_beta: float = 0.0
-    loss_weight: float = 1.0
-    pre_nms_topk_train: int = 12000
-    pre_nms_topk_test: int = 6000
-    post_nms_topk_train: int = 2000
-    post_nms_topk_test: int = 1000
-    nms_thresh: float = 0.7
+    bbox_reg_loss_weight: NonNegativeFloat = 1.0
+    bbox_reg_weights: tuple[PositiveFloat, ...] = (1.0, 1.0, 1.0, 1.0)
+    smooth_l1_beta: NonNegativeFloat = 0.0
+    loss_weight: NonNegativeFloat = 1.0
+    pre_nms_topk_train: PositiveInt = 12000
+    pre_nms_topk_test: PositiveInt = 6000
+    post_nms_topk_train: PositiveInt = 2000
+    post_nms_topk_test: PositiveInt = 1000
+    nms_thresh: Fraction = 0.7
     conv_dims: tuple[int, ...] = (-1,)
 
     def __post_init__(self) -> None:

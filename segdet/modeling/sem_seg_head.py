@@ -11,8 +11,9 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import NonNegativeFloat, PositiveInt
 from segdet.errors import ConfigError, DataError
-from segdet.layers import Losses, ShapeSpec, at_least_float32, c2_msra_fill, conv3x3_relu
+from segdet.layers import Losses, NormName, ShapeSpec, at_least_float32, c2_msra_fill, conv3x3_relu
 from segdet.modeling.backbones.backbone import known, select_maps
 
 
@@ -23,11 +24,11 @@ class SemSegHeadConfig:
     name: str = "SemSegFPNHead"
     in_features: tuple[str, ...] = ("p2", "p3", "p4", "p5")
     ignore_value: int = 255  # label of pixels that are in no loss
-    num_classes: int = 54  # of COCO: all things as class 0, and 53 kinds of stuff
-    convs_dim: int = 128
-    common_stride: int = 4  # of the logits, before they are brought to the image's size
-    norm: str = "GN"
-    loss_weight: float = 1.0
+    num_classes: PositiveInt = 54  # of COCO: all things as class 0, and 53 kinds of stuff
+    convs_dim: PositiveInt = 128
+    common_stride: PositiveInt = 4  # of the logits, before they are brought to the image's size
+    norm: NormName = "GN"
+    loss_weight: NonNegativeFloat = 1.0
 
     @property
     def build(self) -> Callable[[Mapping[str, ShapeSpec]], SemSegHead]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segdet.config.ranges import PositiveFloat
 from segdet.errors import ConfigError, DataError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone, BackboneSections
@@ -22,7 +23,7 @@ from segdet.structures import ImageList, Targets
 class SystemConfig(BackboneSections, ABC):
     """The MODEL keys of every system; a system's section subclasses it."""
 
-    pixel_std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    pixel_std: tuple[PositiveFloat, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         if len(self.pixel_mean) != len(self.pixel_std):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from segdet.config.ranges import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+)
 from segdet.config.reader import read_section
 from segdet.errors import ConfigError
 from segdet.solver.lr_scheduler import (
@@ -41,14 +50,12 @@ class ClipGradientsConfig:
 
     enabled: bool = False
     clip_type: str = "value"  # or "norm": of each parameter by itself
-    clip_value: float = 1.0
-    norm_type: float = 2.0
+    clip_value: PositiveFloat = 1.0
+    norm_type: Annotated[float, Range(0, math.inf, open_low=True)] = 2.0
 
     def __post_init__(self) -> None:
         if self.clip_type not in ("value", "norm"):
             raise ConfigError(f'CLIP_TYPE must be "value" or "norm", is "{self.clip_type}"')
-        if self.clip_value <= 0:
-            raise ConfigError(f"CLIP_VALUE must be > 0, is {self.clip_value}")
 
     def clip(self, parameters: list[nn.Parameter]) -> None:
         """Clip the gradients of `parameters` in place."""
@@ -71,29 +78,29 @@ class SolverConfig:
     """SOLVER; defaults are detectron2's."""
 
     lr_scheduler_name: str = "WarmupMultiStepLR"
-    max_iter: int = 40000
-    base_lr: float = 0.001
-    base_lr_end: float = 0.0  # of WarmupCosineLR
-    momentum: float = 0.9
+    max_iter: PositiveInt = 40000
+    base_lr: PositiveFloat = 0.001
+    base_lr_end: NonNegativeFloat = 0.0  # of WarmupCosineLR
+    momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.9
     nesterov: bool = False
-    weight_decay: float = 0.0001
-    weight_decay_norm: float = 0.0
-    weight_decay_bias: float | None = None  # None: as any other parameter
-    bias_lr_factor: float = 1.0
-    gamma: float = 0.1
-    steps: tuple[int, ...] = (30000,)
-    num_decays: int = 3  # of WarmupStepWithFixedGammaLR
-    warmup_factor: float = 0.001
-    warmup_iters: int = 1000
+    weight_decay: NonNegativeFloat = 0.0001
+    weight_decay_norm: NonNegativeFloat = 0.0
+    weight_decay_bias: NonNegativeFloat | None = None  # None: as any other parameter
+    bias_lr_factor: NonNegativeFloat = 1.0
+    gamma: NonNegativeFloat = 0.1
+    steps: tuple[PositiveInt, ...] = (30000,)
+    num_decays: PositiveInt = 3  # of WarmupStepWithFixedGammaLR
+    warmup_factor: Fraction = 0.001
+    warmup_iters: NonNegativeInt = 1000
     warmup_method: str = "linear"
     rescale_interval: bool = False
-    checkpoint_period: int = 5000
-    checkpoints_kept: int = 0  # of those saved at the period; 0 keeps all
+    checkpoint_period: PositiveInt = 5000
+    checkpoints_kept: NonNegativeInt = 0  # of those saved at the period; 0 keeps all
     resume_changed: bool = False  # whether a run may be resumed with other settings
     nonfinite: str = "stop"  # or "skip", "rollback": at a loss or gradient that is not finite
-    ims_per_batch: int = 16  # over all processes
-    accumulate: int = 1  # the parts that each process computes its share of the batch in
-    reference_world_size: int = 0  # 0: never scale the recipe to the number of processes
+    ims_per_batch: PositiveInt = 16  # over all processes
+    accumulate: PositiveInt = 1  # the parts that each process computes its share of the batch in
+    reference_world_size: NonNegativeInt = 0  # 0: never scale the recipe to the number of processes
     clip_gradients: ClipGradientsConfig = field(default_factory=ClipGradientsConfig)
     amp: AMPConfig = field(default_factory=AMPConfig)
 
@@ -107,23 +114,16 @@ class SolverConfig:
             raise ConfigError(
                 f'WARMUP_METHOD must be "linear" or "constant", is "{self.warmup_method}"'
             )
-        for name in ("max_iter", "ims_per_batch", "checkpoint_period", "num_decays", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name.upper()} must be >= 1, is {getattr(self, name)}")
         if self.nonfinite not in ("stop", "skip", "rollback"):
             raise ConfigError(
                 f'NONFINITE must be "stop", "skip" or "rollback", is "{self.nonfinite}"'
             )
-        if self.checkpoints_kept < 0:
-            raise ConfigError(f"CHECKPOINTS_KEPT must be >= 0, is {self.checkpoints_kept}")
-        if self.base_lr <= 0:
-            raise ConfigError(f"BASE_LR must be > 0, is {self.base_lr}")
-        if not 0 <= self.base_lr_end <= self.base_lr:
+        if self.base_lr_end > self.base_lr:
             raise ConfigError(
-                f"BASE_LR_END must be between 0 and BASE_LR = {self.base_lr}, is {self.base_lr_end}"
+                f"BASE_LR_END must be at most BASE_LR = {self.base_lr}, is {self.base_lr_end}"
             )
-        if list(self.steps) != sorted(set(self.steps)) or min(self.steps, default=1) < 1:
-            raise ConfigError(f"STEPS must be positive and ascending, are {self.steps}")
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ConfigError(f"STEPS must be ascending, are {self.steps}")
 
     def build_optimizer(self, model: nn.Module) -> Optimizer:
         """SGD over the trainable parameters of `model`, grouped by their weight decay and lr."""

@@ -242,10 +242,10 @@ def test_training_leaves_global_generators_alone(cfg: CfgNode):
 def test_a_class_that_the_model_lacks_is_refused(cfg: CfgNode, system: str, section: str):
     cfg.MODEL.META_ARCHITECTURE = system
     for other in {"ROI_HEADS", "RETINANET", "FCOS"} - {section}:
-        cfg.MODEL[other].NUM_CLASSES = 0  # which this system does not look at
+        cfg.MODEL[other].NUM_CLASSES = 1  # which this system does not look at
     build_detection_train_loader(cfg)
-    cfg.MODEL[section].NUM_CLASSES = 0
-    with pytest.raises(ConfigError, match=rf"2 classes, MODEL.{section}.NUM_CLASSES is 0"):
+    cfg.MODEL[section].NUM_CLASSES = 1
+    with pytest.raises(ConfigError, match=rf"2 classes, MODEL.{section}.NUM_CLASSES is 1"):
         build_detection_train_loader(cfg)
 
 

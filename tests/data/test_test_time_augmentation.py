@@ -40,5 +40,5 @@ def test_without_flip_and_with_unusable_sizes():
     for key, value in (("MIN_SIZES", ()), ("MIN_SIZES", (0,)), ("MAX_SIZE", 0)):
         bad = cfg.clone()
         bad.TEST.AUG[key] = value
-        with pytest.raises(ConfigError, match=r"AUG.MIN_SIZES and MAX_SIZE must be"):
+        with pytest.raises(ConfigError, match=r"TEST.AUG.*(MIN_SIZES|MAX_SIZE) must"):
             DatasetMapperTTA(bad)

@@ -9,6 +9,7 @@ from torch import nn
 
 from segdet.config import get_cfg
 from segdet.engine import (
+    DefaultTrainer,
     create_ddp_model,
     default_argument_parser,
     default_setup,
@@ -83,9 +84,24 @@ def test_precision_and_cudnn(cfg):
     default_setup(cfg, ARGS)
     assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.benchmark
-    cfg.FLOAT32_PRECISION = "low"
-    with pytest.raises(ConfigError, match=r'FLOAT32_PRECISION must be .*, is "low"'):
-        default_setup(cfg, ARGS)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("OUTPUT_DIR", None, "OUTPUT_DIR must be str, is None"),
+        ("SEED", None, "SEED must be int, is None"),
+        ("FLOAT32_PRECISION", "low", "FLOAT32_PRECISION must be one of '', highest, .*, is 'low'"),
+        ("TEST.DETECTIONS_PER_IMAGE", 0, r"TEST\.DETECTIONS_PER_IMAGE must be int >= 1, is 0"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_is_written(cfg, tmp_path, key, value, message):
+    cfg.merge_from_list([key, value])
+    before = list(tmp_path.iterdir())
+    for begin in (lambda: default_setup(cfg, ARGS), lambda: DefaultTrainer(cfg)):
+        with pytest.raises(ConfigError, match=message):
+            begin()
+    assert list(tmp_path.iterdir()) == before
 
 
 def test_command_line_of_detectron2():

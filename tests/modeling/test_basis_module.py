@@ -100,5 +100,3 @@ def test_refuses_unusable_settings():
         a_module(name="MaskBranch")
     with pytest.raises(ConfigError, match="COMMON_STRIDE must be the stride of p3, 8; it is 4"):
         a_module(common_stride=4)
-    with pytest.raises(ConfigError, match="NUM_BASES must be >= 1"):
-        a_module(num_bases=0)

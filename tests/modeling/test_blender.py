@@ -76,7 +76,5 @@ def test_loss_of_nothing_is_zero_and_connected():
 def test_refuses_unusable_settings():
     with pytest.raises(ConfigError, match="TOP_INTERP must be one of bilinear, nearest, is 'cub"):
         BlenderConfig(top_interp="cubic")
-    with pytest.raises(ConfigError, match="ATTN_SIZE and BOTTOM_RESOLUTION must be >= 1"):
-        BlenderConfig(attn_size=0)
     with pytest.raises(ConfigError, match=r"POOLER_SCALES must be \(0.5,\).* it is \(0.25,\)"):
         BlenderConfig().build(4, stride=2)

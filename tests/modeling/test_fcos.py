@@ -242,14 +242,6 @@ def test_the_originals_deformable_towers():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"num_classes": 0}, r"NUM_CLASSES must be >= 1, is 0"),
-        ({"prior_prob": 1.0}, r"PRIOR_PROB must be between 0 and 1, is 1.0"),
-        ({"post_nms_topk_test": 0}, r"POST_NMS_TOPK_TEST must be >= 1, is 0"),
-        ({"pre_nms_topk_train": 0}, r"PRE_NMS_TOPK_TRAIN must be >= 1, is 0"),
-        ({"norm": "XN"}, r"NORM must be one of '', 'none', 'GN', 'BN', .*, is 'XN'"),
-        ({"box_quality": "x"}, r"BOX_QUALITY must be one of 'ctrness', 'iou', is 'x'"),
-        ({"loss_normalizer_cls": "x"}, r"LOSS_NORMALIZER_CLS must be one of 'fg', .*, is 'x'"),
-        ({"loc_loss_type": "x"}, r"LOC_LOSS_TYPE must be one of 'iou', .*, is 'x'"),
         ({"use_relu": False}, r"USE_RELU must be True"),
         ({"sizes_of_interest": (64,)}, r"SIZES_OF_INTEREST must have one value less"),
     ],

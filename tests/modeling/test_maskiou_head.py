@@ -74,8 +74,6 @@ def test_hidden_layers_start_as_asked():
 def test_bad_settings_name_the_key():
     with pytest.raises(ConfigError, match="NAME 'Nope' is unknown; known: MaskIoUHead"):
         MaskIoUHeadConfig(name="Nope")
-    with pytest.raises(ConfigError, match="NUM_CONV must be >= 1, is 0"):
-        MaskIoUHeadConfig(num_conv=0)
 
 
 def test_loss_golden():

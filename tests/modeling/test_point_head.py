@@ -110,19 +110,6 @@ def test_no_boxes_have_no_masks():
     assert found.shape == (0, 1, 16, 16)
 
 
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"oversample_ratio": 0.5}, "OVERSAMPLE_RATIO must be >= 1, is 0.5"),
-        ({"importance_sample_ratio": 1.5}, r"IMPORTANCE_SAMPLE_RATIO must be in \[0, 1\], is 1.5"),
-        ({"train_num_points": 0}, "TRAIN_NUM_POINTS and SUBDIVISION_NUM_POINTS must be >= 1"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        PointHeadConfig(**settings)
-
-
 def test_a_head_of_an_unknown_name_is_refused():
     with pytest.raises(ConfigError, match=r"POINT_HEAD\.NAME 'X' is unknown; known: StandardPoint"):
         PointHeadConfig(name="X").build(4, 3)

@@ -179,12 +179,10 @@ def test_clipping_is_off_by_default():
     [
         ("LR_SCHEDULER_NAME", "Cosine", "must be one of WarmupMultiStepLR, WarmupCosineLR"),
         ("WARMUP_METHOD", "burnin", '"linear" or "constant", is "burnin"'),
-        ("MAX_ITER", 0, "MAX_ITER must be >= 1, is 0"),
-        ("BASE_LR", 0.0, "BASE_LR must be > 0"),
-        ("BASE_LR_END", 1.0, "BASE_LR_END must be between 0 and BASE_LR = 0.001, is 1.0"),
-        ("STEPS", (20, 10), r"STEPS must be positive and ascending, are \(20, 10\)"),
+        ("BASE_LR", 0.0, r"SOLVER.BASE_LR must be float > 0, is 0.0 \(set by command"),
+        ("BASE_LR_END", 1.0, "BASE_LR_END must be at most BASE_LR = 0.001, is 1.0"),
+        ("STEPS", (20, 10), r"STEPS must be ascending, are \(20, 10\)"),
         ("CLIP_GRADIENTS.CLIP_TYPE", "full", '"value" or "norm", is "full"'),
-        ("CLIP_GRADIENTS.CLIP_VALUE", 0.0, "CLIP_VALUE must be > 0"),
     ],
 )
 def test_refuses_values_that_cannot_work(key, value, message):

@@ -43,8 +43,12 @@ def test_the_ending_is_constant():
 @pytest.mark.parametrize(
     "key, value, said",
     [
-        ("POLY_LR_POWER", 0.0, "SOLVER: POLY_LR_POWER must be > 0, is 0.0"),
-        ("POLY_LR_CONSTANT_ENDING", 1.5, r"POLY_LR_CONSTANT_ENDING must be in \[0, 1\], is 1.5"),
+        ("POLY_LR_POWER", 0.0, "SOLVER.POLY_LR_POWER must be float > 0, is 0.0"),
+        (
+            "POLY_LR_CONSTANT_ENDING",
+            1.5,
+            r"CONSTANT_ENDING must be float in \[0, 1\], is 1.5",
+        ),
     ],
 )
 def test_unusable_values_are_named(key, value, said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from segdet.config.ranges import Finite, NonNegativeInt
 from segdet.errors import ConfigError, did_you_mean
 from segdet.modeling.backbones.backbone import Backbone, checkpoint_activations, known
 from segdet.modeling.backbones.darknet import DarkNet
@@ -60,7 +61,8 @@ class BackboneConfig:
     """MODEL.BACKBONE; defaults are detectron2's."""
 
     name: str = "build_resnet_backbone"  # a key of BACKBONES
-    freeze_at: int = 2  # 0 trains everything, 1 freezes the stem, k >= 2 the stem and up to res{k}
+    # 0 trains everything, 1 freezes the stem, k >= 2 the stem and up to res{k}.
+    freeze_at: NonNegativeInt = 2
     use_act_checkpoint: bool = False  # the backward pass computes maps inside of blocks once more
 
 
@@ -68,14 +70,14 @@ class BackboneConfig:
 class FCOSLevelsConfig:
     """MODEL.FCOS, as the backbones of its files read it."""
 
-    top_levels: int = 2  # of the pyramid above p5, each made from the one before
+    top_levels: NonNegativeInt = 2  # of the pyramid above p5, each made from the one before
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSections:
     """The MODEL keys that backbones read; a system's section subclasses it."""
 
-    pixel_mean: tuple[float, ...] = (103.53, 116.28, 123.675)  # in the order of INPUT.FORMAT
+    pixel_mean: tuple[Finite, ...] = (103.53, 116.28, 123.675)  # in the order of INPUT.FORMAT
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     resnets: ResNetConfig = field(default_factory=ResNetConfig)
     vovnet: VoVNetConfig = field(default_factory=VoVNetConfig)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.errors import ConfigError
-from segdet.layers import ShapeSpec, c2_msra_fill, get_norm
+from segdet.layers import NormName, ShapeSpec, c2_msra_fill, get_norm
 from segdet.modeling.backbones.backbone import Backbone, freeze
 
 CHANNELS = (16, 32, 64, 128, 256, 512)  # of level0 to level5; table 1 of the paper
@@ -24,7 +24,7 @@ class DLAConfig:
     """MODEL.DLA; keys and defaults are AdelaiDet's."""
 
     conv_body: str = "DLA34"
-    norm: str = "FrozenBN"
+    norm: NormName = "FrozenBN"
 
     def __post_init__(self) -> None:
         if self.conv_body != "DLA34":

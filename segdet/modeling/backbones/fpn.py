@@ -9,8 +9,9 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import PositiveInt
 from segdet.errors import ConfigError
-from segdet.layers import Conv2d, ShapeSpec, c2_xavier_fill, get_norm
+from segdet.layers import Conv2d, NormName, ShapeSpec, c2_xavier_fill, get_norm
 from segdet.modeling.backbones.backbone import Backbone, known
 
 
@@ -19,8 +20,8 @@ class FPNConfig:
     """MODEL.FPN; defaults are detectron2's."""
 
     in_features: tuple[str, ...] = ()
-    out_channels: int = 256
-    norm: str = ""
+    out_channels: PositiveInt = 256
+    norm: NormName = ""
     fuse_type: str = "sum"
 
     def __post_init__(self) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import PositiveInt, Range
 from segdet.errors import ConfigError
 from segdet.layers import (
     Conv2d,
     DeformConv,
     ModulatedDeformConv,
+    NormName,
     ShapeSpec,
     c2_msra_fill,
     get_norm,
@@ -39,18 +41,19 @@ class ResNetConfig:
 
     depth: int = 50
     out_features: tuple[str, ...] = ("res4",)  # the last one is where the network ends
-    num_groups: int = 1  # 32 for ResNeXt 32x8d
-    norm: str = "FrozenBN"
-    width_per_group: int = 64
+    num_groups: PositiveInt = 1  # 32 for ResNeXt 32x8d
+    norm: NormName = "FrozenBN"
+    width_per_group: PositiveInt = 64
     stride_in_1x1: bool = True  # True: the MSRA weights; False: torchvision, FAIR's GN and ResNeXt
-    res5_dilation: int = 1  # 2 keeps res5 at stride 16
-    res2_out_channels: int = 256  # 64 for depths 18 and 34
-    stem_out_channels: int = 64
-    stem_pool_padding: int = 1  # 0: MXNet's and Caffe's pooling, which rounds its size up instead
+    res5_dilation: PositiveInt = 1  # 2 keeps res5 at stride 16
+    res2_out_channels: PositiveInt = 256  # 64 for depths 18 and 34
+    stem_out_channels: PositiveInt = 64
+    # 0: MXNet's and Caffe's pooling, which rounds its size up instead.
+    stem_pool_padding: Annotated[int, Range(0, 1)] = 1
     deform_on_per_stage: tuple[bool, ...] = (False, False, False, False)  # res2 to res5
     deform_modulated: bool = False  # version 2, with a mask
-    deform_num_groups: int = 1  # groups of channels with offsets of their own
-    deform_interval: int = 1  # of those stages, the first of every this many blocks is deformable
+    deform_num_groups: PositiveInt = 1  # groups of channels with offsets of their own
+    deform_interval: PositiveInt = 1  # the first of so many blocks of those stages is deformable
     deform_bias: bool = False  # of modulated ones, beside their norm's, as YOLACT++ has it
 
     def __post_init__(self) -> None:
@@ -61,15 +64,11 @@ class ResNetConfig:
             raise ConfigError(
                 f"OUT_FEATURES must name some of {', '.join(FEATURES)}, is {self.out_features}"
             )
-        if self.stem_pool_padding not in (0, 1):
-            raise ConfigError(f"STEM_POOL_PADDING must be 0 or 1, is {self.stem_pool_padding}")
         if len(self.deform_on_per_stage) != 4:
             raise ConfigError(
                 "DEFORM_ON_PER_STAGE must have a value for each of res2 to res5, is "
                 f"{self.deform_on_per_stage}"
             )
-        if self.deform_interval < 1:
-            raise ConfigError(f"DEFORM_INTERVAL must be >= 1, is {self.deform_interval}")
         if self.deform_bias and not self.deform_modulated:
             raise ConfigError("DEFORM_BIAS needs DEFORM_MODULATED: version 1 has no bias")
         if self.depth in BASIC_DEPTHS:

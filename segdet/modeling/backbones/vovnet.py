@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import (
     Conv2d,
     DeformConv,
     ModulatedDeformConv,
+    NormName,
     ShapeSpec,
     c2_msra_fill,
     get_norm,
@@ -55,12 +57,13 @@ class VoVNetConfig:
 
     conv_body: str = "V-39-eSE"  # a key of BODIES
     out_features: tuple[str, ...] = ("stage2", "stage3", "stage4", "stage5")
-    norm: str = "FrozenBN"
+    norm: NormName = "FrozenBN"
     stage_with_dcn: tuple[bool, ...] = (False, False, False, False)  # stage2 to stage5
     with_modulated_dcn: bool = False  # version 2, with a mask
-    deformable_groups: int = 1  # groups of channels with offsets of their own
-    out_channels: int = 256  # these two are in official files; the pyramid's width is MODEL.FPN's
-    backbone_out_channels: int = 256
+    deformable_groups: PositiveInt = 1  # groups of channels with offsets of their own
+    # These two are in official files; the pyramid's width is MODEL.FPN's.
+    out_channels: PositiveInt = 256
+    backbone_out_channels: PositiveInt = 256
 
     def __post_init__(self) -> None:
         if self.conv_body not in BODIES:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from segdet.config.ranges import Fraction, PositiveFloat
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone
@@ -28,12 +29,12 @@ from segdet.structures import Boxes, Detections, Proposals, Targets, box_iou
 class CascadeHeadConfig:
     """MODEL.ROI_BOX_CASCADE_HEAD: one entry a stage; defaults are detectron2's."""
 
-    bbox_reg_weights: tuple[tuple[float, ...], ...] = (
+    bbox_reg_weights: tuple[tuple[PositiveFloat, ...], ...] = (
         (10.0, 10.0, 5.0, 5.0),
         (20.0, 20.0, 10.0, 10.0),
         (30.0, 30.0, 15.0, 15.0),
     )
-    ious: tuple[float, ...] = (0.5, 0.6, 0.7)
+    ious: tuple[Fraction, ...] = (0.5, 0.6, 0.7)
 
     def __post_init__(self) -> None:
         if len(self.bbox_reg_weights) != len(self.ious) or not self.ious:

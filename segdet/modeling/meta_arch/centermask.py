@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from segdet.config.ranges import NonNegativeFloat
 from segdet.errors import ConfigError
 from segdet.layers import Losses, c2_msra_fill
 from segdet.modeling.backbones import Backbone
@@ -68,7 +69,7 @@ class CenterMaskConfig(MaskRCNNConfig):
     """MODEL, as CenterMask reads it."""
 
     maskiou_on: bool = False
-    maskiou_loss_weight: float = 1.0
+    maskiou_loss_weight: NonNegativeFloat = 1.0
     roi_mask_head: CenterMaskHeadConfig = field(default_factory=CenterMaskHeadConfig)
     roi_maskiou_head: MaskIoUHeadConfig = field(default_factory=MaskIoUHeadConfig)
     roi_keypoint_head: CenterKeypointHeadConfig = field(default_factory=CenterKeypointHeadConfig)

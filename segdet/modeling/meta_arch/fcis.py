@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from segdet.config.ranges import PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone
@@ -41,7 +42,9 @@ class FCISConfig(ProposalNetworkConfig):
     fcis: FCISHeadConfig = field(default_factory=FCISHeadConfig)
     roi_heads: ROIHeadsConfig = field(default_factory=ROIHeadsConfig)
     roi_box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)  # BBOX_REG_WEIGHTS alone
-    detections_per_image: int = field(default=100, metadata={"key": "TEST.DETECTIONS_PER_IMAGE"})
+    detections_per_image: PositiveInt = field(
+        default=100, metadata={"key": "TEST.DETECTIONS_PER_IMAGE"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

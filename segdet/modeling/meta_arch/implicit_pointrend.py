@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import NonNegativeFloat
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone
@@ -31,7 +32,7 @@ class ImplicitConfig:
 
     image_feature_enabled: bool = True
     pos_enc_enabled: bool = True
-    params_l2_regularizer: float = 1e-5
+    params_l2_regularizer: NonNegativeFloat = 1e-5
 
     def __post_init__(self) -> None:
         if not (self.image_feature_enabled or self.pos_enc_enabled):

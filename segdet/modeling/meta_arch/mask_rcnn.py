@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from segdet.config.ranges import PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone
@@ -37,7 +38,9 @@ class MaskRCNNConfig(ProposalNetworkConfig):
     roi_box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
     roi_mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
     roi_keypoint_head: KeypointHeadConfig = field(default_factory=KeypointHeadConfig)
-    detections_per_image: int = field(default=100, metadata={"key": "TEST.DETECTIONS_PER_IMAGE"})
+    detections_per_image: PositiveInt = field(
+        default=100, metadata={"key": "TEST.DETECTIONS_PER_IMAGE"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

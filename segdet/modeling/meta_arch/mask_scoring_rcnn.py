@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from segdet.config.ranges import NonNegativeFloat
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone
@@ -32,7 +33,7 @@ class MaskScoringRCNNConfig(MaskRCNNConfig):
     """MODEL, as Mask Scoring R-CNN reads it."""
 
     maskiou_on: bool = False  # what tells its files from Mask R-CNN's
-    maskiou_loss_weight: float = 1.0
+    maskiou_loss_weight: NonNegativeFloat = 1.0
     roi_maskiou_head: MaskIoUHeadConfig = field(default_factory=MaskIoUHeadConfig)
 
     def build_roi_heads(self, backbone: Backbone) -> MaskScoringROIHeads:

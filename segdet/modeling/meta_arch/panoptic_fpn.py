@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from segdet.config.ranges import Fraction, NonNegativeFloat, NonNegativeInt
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone
@@ -38,9 +39,9 @@ class CombineConfig:
     """MODEL.PANOPTIC_FPN.COMBINE; defaults are detectron2's."""
 
     enabled: bool = True
-    overlap_thresh: float = 0.5
-    stuff_area_limit: int = 4096  # pixels of the result
-    instances_confidence_thresh: float = 0.5
+    overlap_thresh: Fraction = 0.5
+    stuff_area_limit: NonNegativeInt = 4096  # pixels of the result
+    instances_confidence_thresh: Fraction = 0.5
 
     def build(self) -> Callable[[Detections, Tensor], Panoptic] | None:
         """The merge with these settings; None where it is switched off."""
@@ -58,7 +59,7 @@ class CombineConfig:
 class PanopticConfig:
     """MODEL.PANOPTIC_FPN; defaults are detectron2's."""
 
-    instance_loss_weight: float = 1.0  # of the ROI heads' losses; the RPN's are as they are
+    instance_loss_weight: NonNegativeFloat = 1.0  # of the ROI heads' losses, not the RPN's
     combine: CombineConfig = field(default_factory=CombineConfig)
 
 

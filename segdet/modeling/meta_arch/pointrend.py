@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import NonNegativeInt, PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import (
     Conv2d,
@@ -47,9 +48,9 @@ class CoarseMaskHeadConfig(MaskHeadConfig):
     """MODEL.ROI_MASK_HEAD, as PointRend reads it; POOLER_TYPE counts for nothing."""
 
     in_features: tuple[str, ...] = ("p2",)
-    fc_dim: int = 1024
-    num_fc: int = 2
-    output_side_resolution: int = 7  # cells a side of the coarse mask
+    fc_dim: PositiveInt = 1024
+    num_fc: NonNegativeInt = 2
+    output_side_resolution: PositiveInt = 7  # cells a side of the coarse mask
     point_head_on: bool = False
 
     def __post_init__(self) -> None:

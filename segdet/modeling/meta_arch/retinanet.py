@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.errors import ConfigError
+from segdet.config.ranges import (
+    FocalAlpha,
+    Fraction,
+    InnerFraction,
+    IoULabel,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from segdet.layers import Conv2d, Losses, batched_nms, get_norm, normal_fill, sigmoid_focal_loss
 from segdet.modeling.anchors import AnchorGeneratorConfig, DefaultAnchorGenerator, flatten_cells
 from segdet.modeling.backbones import Backbone
@@ -25,37 +35,31 @@ BATCH_NORMS: dict[str, type[nn.BatchNorm2d | nn.SyncBatchNorm]] = {
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
 }
+NORMS = ("", "GN", *BATCH_NORMS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetinaNetHeadConfig:
     """MODEL.RETINANET; defaults are detectron2's."""
 
-    num_classes: int = 80
+    num_classes: PositiveInt = 80
     in_features: tuple[str, ...] = ("p3", "p4", "p5", "p6", "p7")
-    num_convs: int = 4  # before the last layer of either branch
-    iou_thresholds: tuple[float, ...] = (0.4, 0.5)
-    iou_labels: tuple[int, ...] = (0, -1, 1)
-    prior_prob: float = 0.01  # the score that an untrained head gives everything
-    score_thresh_test: float = 0.05
-    topk_candidates_test: int = 1000  # per level, before NMS
-    nms_thresh_test: float = 0.5
-    bbox_reg_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
-    focal_loss_gamma: float = 2.0
-    focal_loss_alpha: float = 0.25
-    smooth_l1_loss_beta: float = 0.1
+    num_convs: NonNegativeInt = 4  # before the last layer of either branch
+    iou_thresholds: tuple[Fraction, ...] = (0.4, 0.5)
+    iou_labels: tuple[IoULabel, ...] = (0, -1, 1)
+    prior_prob: InnerFraction = 0.01  # the score that an untrained head gives everything
+    score_thresh_test: Fraction = 0.05
+    topk_candidates_test: PositiveInt = 1000  # per level, before NMS
+    nms_thresh_test: Fraction = 0.5
+    bbox_reg_weights: tuple[PositiveFloat, ...] = (1.0, 1.0, 1.0, 1.0)
+    focal_loss_gamma: NonNegativeFloat = 2.0
+    focal_loss_alpha: FocalAlpha = 0.25
+    smooth_l1_loss_beta: NonNegativeFloat = 0.1
     bbox_reg_loss_type: str = "smooth_l1"
-    norm: str = ""
+    norm: Annotated[str, NORMS] = ""
 
     def __post_init__(self) -> None:
         check_box_loss(self.bbox_reg_loss_type)
-        if self.num_classes < 1:
-            raise ConfigError(f"NUM_CLASSES must be >= 1, is {self.num_classes}")
-        if not 0 < self.prior_prob < 1:
-            raise ConfigError(f"PRIOR_PROB must be between 0 and 1, is {self.prior_prob}")
-        if self.norm not in ("", "GN", *BATCH_NORMS):
-            known = ", ".join(["''", "GN", *BATCH_NORMS])
-            raise ConfigError(f"NORM must be one of {known}, is {self.norm!r}")
 
     def build(self, in_channels: int, num_anchors: int) -> RetinaNetHead:
         """The head for maps of `in_channels` channels."""
@@ -90,7 +94,9 @@ class RetinaNetConfig(SystemConfig):
 
     anchor_generator: AnchorGeneratorConfig = field(default_factory=AnchorGeneratorConfig)
     retinanet: RetinaNetHeadConfig = field(default_factory=RetinaNetHeadConfig)
-    detections_per_image: int = field(default=100, metadata={"key": "TEST.DETECTIONS_PER_IMAGE"})
+    detections_per_image: PositiveInt = field(
+        default=100, metadata={"key": "TEST.DETECTIONS_PER_IMAGE"}
+    )
 
     def build(self) -> RetinaNet:
         """The model with random weights."""

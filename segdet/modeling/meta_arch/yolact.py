@@ -19,6 +19,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdet.config.ranges import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from segdet.errors import ConfigError
 from segdet.layers import Losses, at_least_float32, batched_nms, cross_class_fast_nms, fast_nms
 from segdet.modeling.backbones import Backbone
@@ -47,31 +54,30 @@ MASKS_AT_ONCE = 16  # that are resized together: what they take in memory is bou
 class YolactHeadConfig:
     """MODEL.YOLACT; defaults are yolact_base's."""
 
-    num_classes: int = 80
-    num_prototypes: int = 32
-    anchor_scales: tuple[tuple[float, ...], ...] = ((24,), (48,), (96,), (192,), (384,))  # pixels
-    aspect_ratios: tuple[float, ...] = (1.0, 0.5, 2.0)  # width / height
+    num_classes: PositiveInt = 80
+    num_prototypes: PositiveInt = 32
+    # Pixels, a row for each level.
+    anchor_scales: tuple[tuple[PositiveFloat, ...], ...] = ((24,), (48,), (96,), (192,), (384,))
+    aspect_ratios: tuple[PositiveFloat, ...] = (1.0, 0.5, 2.0)  # width / height
     square_anchors: bool = True  # ratios change their size alone, as in the released weights
-    iou_thresholds: tuple[float, float] = (0.4, 0.5)  # background below, objects from here on
-    crowd_iou_threshold: float = 0.7  # share of a box in a crowd above which it is ignored
-    negatives_per_positive: int = 3
-    masks_to_train: int = 100  # of an image
-    discard_mask_area: int = 25  # cells of a prototype; smaller objects teach no IoU
-    cls_loss_weight: float = 1.0
-    bbox_reg_loss_weight: float = 1.5
-    mask_loss_weight: float = 6.125
-    semantic_loss_weight: float = 1.0
-    maskiou_loss_weight: float = 25.0
-    score_thresh_test: float = 0.05
-    nms_thresh_test: float = 0.5
-    topk_candidates_test: int = 200  # of a class
+    iou_thresholds: tuple[Fraction, Fraction] = (0.4, 0.5)  # background below, objects from here on
+    crowd_iou_threshold: Fraction = 0.7  # share of a box in a crowd above which it is ignored
+    negatives_per_positive: NonNegativeInt = 3
+    masks_to_train: PositiveInt = 100  # of an image
+    discard_mask_area: NonNegativeInt = 25  # cells of a prototype; smaller objects teach no IoU
+    cls_loss_weight: NonNegativeFloat = 1.0
+    bbox_reg_loss_weight: NonNegativeFloat = 1.5
+    mask_loss_weight: NonNegativeFloat = 6.125
+    semantic_loss_weight: NonNegativeFloat = 1.0
+    maskiou_loss_weight: NonNegativeFloat = 25.0
+    score_thresh_test: Fraction = 0.05
+    nms_thresh_test: Fraction = 0.5
+    topk_candidates_test: PositiveInt = 200  # of a class
     fast_nms: bool = True  # False: NMS as elsewhere, where boxes that are dropped drop no others
     cross_class_nms: bool = False  # a box has its best class alone, and Fast NMS sees all together
-    min_images_for_bn: int = 6  # of a process; with fewer, batch norm stays as it was loaded
+    min_images_for_bn: NonNegativeInt = 6  # of a process; with fewer, batch norm stays as loaded
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
-            raise ConfigError(f"NUM_CLASSES must be >= 1, is {self.num_classes}")
         if len({len(scales) for scales in self.anchor_scales}) != 1 or not self.aspect_ratios:
             raise ConfigError(
                 "ANCHOR_SCALES must have as many for each level, and ASPECT_RATIOS one at least: "
@@ -149,8 +155,10 @@ class YOLACTConfig(SystemConfig):
     mask_on: bool = False
     maskiou_on: bool = False
     yolact: YolactHeadConfig = field(default_factory=YolactHeadConfig)
-    detections_per_image: int = field(default=100, metadata={"key": "TEST.DETECTIONS_PER_IMAGE"})
-    ims_per_batch: int = field(default=16, metadata={"key": "SOLVER.IMS_PER_BATCH"})
+    detections_per_image: PositiveInt = field(
+        default=100, metadata={"key": "TEST.DETECTIONS_PER_IMAGE"}
+    )
+    ims_per_batch: PositiveInt = field(default=16, metadata={"key": "SOLVER.IMS_PER_BATCH"})
 
     def build(self) -> YOLACT:
         """The model with random weights."""

@@ -221,8 +221,6 @@ def test_every_third_block_may_be_deformable():
     ]
     in_res4 = [f"res4.{index}" for index in range(0, 23, 3)]
     assert sites == ["res3.0", "res3.3", *in_res4, "res5.0"]
-    with pytest.raises(ConfigError, match="DEFORM_INTERVAL must be >= 1, is 0"):
-        ResNetConfig(deform_interval=0)
 
 
 def test_deformable_stages_are_those_that_the_config_names():

@@ -36,8 +36,8 @@ def test_it_takes_no_other_proposal_generator(tiny_cfg):
     [
         ("MASK_ON", True, "MASK_ON is True, but FCOS finds no masks"),
         ("KEYPOINT_ON", True, "KEYPOINT_ON is True, but FCOS finds no keypoints"),
-        ("FCOS.SIZES_OF_INTEREST", [64, 32], "SIZES_OF_INTEREST must be positive and ascending"),
-        ("FCOS.POS_RADIUS", -1.0, "POS_RADIUS must be > 0, is -1"),
+        ("FCOS.SIZES_OF_INTEREST", [64, 32], "SIZES_OF_INTEREST must be ascending"),
+        ("FCOS.POS_RADIUS", 0.0, "POS_RADIUS must be > 0, is 0"),
     ],
 )
 def test_settings_that_it_cannot_follow_are_refused(tiny_cfg, key, value, message):

@@ -173,7 +173,6 @@ def test_what_it_cannot_be_is_refused(tiny_cfg):
         "needs MASK_ON": ("MODEL.MASK_ON", False),
         r"ANCHOR_SCALES must be for 5 levels": ("MODEL.YOLACT.ANCHOR_SCALES", [[8.0], [16.0]]),
         "neither FPN.NORM": ("MODEL.FPN.NORM", "BN"),
-        "NUM_CLASSES must be >= 1": ("MODEL.YOLACT.NUM_CLASSES", 0),
         "as many for each level": ("MODEL.YOLACT.ANCHOR_SCALES", [[8.0], [16.0, 20.0]]),
         "IOU_THRESHOLDS must be ascending": ("MODEL.YOLACT.IOU_THRESHOLDS", (0.5, 0.4)),
         "CROSS_CLASS_NMS needs FAST_NMS": (
