@@ -15,6 +15,7 @@ from segdet.data.common import MapStyle
 from segdet.data.parcel import Parcel
 from segdet.data.seeding import seeded
 from segdet.errors import ConfigError, SegdetError
+from segdet.utils.processes import end_with_parent
 
 
 class Draw(NamedTuple):
@@ -69,12 +70,15 @@ class _Collate:
 _LINGER = 3.0  # seconds that a worker goes on behind a SIGTERM
 
 
-def _leave_signals_to_the_run(_: int) -> None:
+def _live_with_the_run(_: int) -> None:
     """A signal to the whole group must not take the data from an iteration that is finished.
 
     SIGINT is the run's alone. Behind a SIGTERM, by which a process that fails ends its workers,
-    too, a worker goes on for a while.
+    too, a worker goes on for a while. Behind a SIGKILL of its process a worker would wait for ever
+    for somebody who takes its last batch, and keep open the connections to the other processes,
+    which would wait too.
     """
+    end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, _LINGER))
@@ -101,7 +105,7 @@ class Loader(DataLoader[Any]):
             dataset,
             collate_fn=_Collate(collate_fn or list),
             generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=_live_with_the_run,
             **kwargs,
         )
 

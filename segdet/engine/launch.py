@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -14,9 +15,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.rendezvous import rendezvous
 
-from segdet.engine.watching import end_with_parent, wait_for
+from segdet.engine.watching import wait_for
 from segdet.errors import ConfigError, ProcessError, SegdetError
 from segdet.utils import comm
+from segdet.utils.processes import end_with_parent
 
 _MOST_TEXT = 6000  # of a traceback: a pipe holds no more than eight of these, unread
 DEFAULT_TIMEOUT = datetime.timedelta(minutes=30)
@@ -129,7 +131,7 @@ def _worker(
     errors: Any,
 ) -> None:
     main_func, args, machine_rank, local_size, world_size = job
-    end_with_parent()
+    end_with_parent(signal.SIGTERM)  # which asks it to stop
     os.environ.update(LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(local_size))
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))

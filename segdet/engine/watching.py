@@ -11,19 +11,12 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any
 
-import torch.multiprocessing as mp
-
 from segdet.engine.stopping import Stopped
 from segdet.errors import ProcessError
 
 _STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 _GRACE = 10.0  # seconds in which the others of a failed process end by themselves
 _SAVING = 300.0  # seconds for those that were asked to stop
-
-
-def end_with_parent() -> None:
-    """Let this process be asked to stop when the one that started it dies; on Linux."""
-    mp._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
 
 
 def wait_for(processes: Sequence[SpawnProcess], first_rank: int, errors: Any) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import random
+import time
 from itertools import islice
 
 import numpy as np
@@ -111,6 +113,31 @@ def test_users_mistakes_arrive_unchanged_bugs_with_a_traceback(num_workers: int)
     assert str(caught.value) == "image id 2: says why"
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(Loader(Samples(MapDataset(range(4), clumsy)), num_workers=num_workers))
+
+
+def long(index: int) -> str:
+    return str(index) * 500_000  # more than a pipe holds
+
+
+def test_workers_end_when_their_process_is_killed():
+    here, there = multiprocessing.Pipe(duplex=False)  # `there` is open as long as one of them lives
+
+    def read() -> None:
+        torch.set_num_threads(1)
+        loader = iter(Loader(Samples(MapDataset(range(9), long)), batch_size=1, num_workers=1))
+        next(loader)
+        there.send("reads")
+        time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=read)
+    process.start()
+    there.close()
+    assert here.recv() == "reads"
+    process.kill()
+    process.join()
+    assert here.poll(30)
+    with pytest.raises(EOFError):
+        here.recv()
 
 
 def test_a_repeat_factor_stream_can_be_resumed():
