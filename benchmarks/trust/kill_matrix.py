@@ -80,6 +80,12 @@ SYSTEMS: dict[str, tuple[str, str]] = {
         SOLVER.LR_SCHEDULER_NAME WarmupCosineLR TEST.BEST_METRIC bbox/AP
         TEST.PRECISE_BN.ENABLED True TEST.PRECISE_BN.NUM_ITER 2""",
     ),
+    "mask_rcnn_ema": (
+        "mask_rcnn",
+        """MODEL_EMA.ENABLED True MODEL_EMA.DECAY 0.9 SOLVER.ACCUMULATE 2
+        MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0
+        TEST.PRECISE_BN.ENABLED True TEST.PRECISE_BN.NUM_ITER 2""",
+    ),
     "mask_scoring_rcnn": ("mask_scoring_rcnn", ""),
     "cascade_mask_rcnn": ("mask_rcnn", _CASCADE),
     "pointrend": ("pointrend", ""),
@@ -246,6 +252,21 @@ def run(cfg: CfgNode, folder: Path, processes: int = 1, kill: Kill | None = None
     children = [_FORK.Process(target=call, args=(rank,)) for rank in range(processes)]
     for child in children:
         child.start()
+    try:
+        _wait_for(children, kill, entered, folder)
+    finally:
+        for child in children:
+            child.kill()
+    codes = [child.exitcode for child in children]
+    if kill is not None and codes[kill.rank] == -signal.SIGKILL:
+        return Ended(PLACES[here[kill.rank].value], {})
+    if any(codes):
+        raise RuntimeError(f"{folder}: fails; see {folder.with_suffix('.0.log')}")
+    return Ended(None, dict(results.get() for _ in children))
+
+
+def _wait_for(children: list[Any], kill: Kill | None, entered: Any, folder: Path) -> None:
+    """Up to the end of all; strikes when the awaited entry has been reported."""
     end, strike = time.monotonic() + _LONGEST, None
     # A process's sentinel stays open as long as its loader workers live, so no waiting on these.
     while any(child.exitcode is None for child in children):
@@ -259,12 +280,6 @@ def run(cfg: CfgNode, folder: Path, processes: int = 1, kill: Kill | None = None
             strike = end
         else:
             time.sleep(0.002)
-    codes = [child.exitcode for child in children]
-    if kill is not None and codes[kill.rank] == -signal.SIGKILL:
-        return Ended(PLACES[here[kill.rank].value], {})
-    if any(codes):
-        raise RuntimeError(f"{folder}: fails; see {folder.with_suffix('.0.log')}")
-    return Ended(None, dict(results.get() for _ in children))
 
 
 def differing(a: Any, b: Any, at: str = "") -> list[str]:

@@ -1,12 +1,17 @@
 """Runs that are killed at random moments, and resumed, end in the bits of one that was not."""
 
+import multiprocessing
+import os
 import random
 import time
+from typing import Any
 
 import pytest
 
 from benchmarks.trust.kill_matrix import SYSTEMS, Row, measure
 from segdet.data.demo import make_demo_dataset
+from segdet.data.loader import Loader, Samples
+from tests.faults.processes import start
 from tests.faults.runs import begin, in_process, same_run
 
 
@@ -20,6 +25,27 @@ def test_killed_and_resumed(tmp_path, whole, workers):
         run.wait()
     in_process(tmp_path, "DATALOADER.NUM_WORKERS", workers)
     same_run(tmp_path, whole)
+
+
+def hold_batches(report: Any) -> None:
+    loader = iter(Loader(Samples(["x" * 100_000] * 100), num_workers=2))
+    next(loader)
+    time.sleep(0.5)  # the workers' pipe, which they share, is full by now
+    report.send([child.pid for child in multiprocessing.active_children()])
+    time.sleep(60)
+
+
+def test_workers_end_with_the_run_though_nobody_takes_their_batches():
+    listen, report = multiprocessing.Pipe(duplex=False)
+    run = start(hold_batches, report)
+    workers = listen.recv()
+    assert len(workers) == 2
+    run.kill()
+    run.join()
+    end = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
