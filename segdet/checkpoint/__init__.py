@@ -1,6 +1,6 @@
 """Weight files: saving, loading and the names of other programs' files."""
 
-from segdet.checkpoint.checkpointer import DetectionCheckpointer, PeriodicCheckpointer
+from segdet.checkpoint.checkpointer import AVERAGE, DetectionCheckpointer, PeriodicCheckpointer
 from segdet.checkpoint.loading import LoadReport
 
-__all__ = ["DetectionCheckpointer", "LoadReport", "PeriodicCheckpointer"]
+__all__ = ["AVERAGE", "DetectionCheckpointer", "LoadReport", "PeriodicCheckpointer"]

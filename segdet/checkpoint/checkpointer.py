@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from segdet.checkpoint.catalog import locate
 from segdet.checkpoint.loading import LoadReport, load_weights
 from segdet.checkpoint.manifest import defect_of, numbered_before, save_whole
-from segdet.checkpoint.reading import read_checkpoint
+from segdet.checkpoint.reading import read_checkpoint, to_tensors
 from segdet.checkpoint.settings import differing_settings, refuse_changes, settings_of
 from segdet.config.node import CfgNode
 from segdet.errors import CheckpointError, SegdetError
@@ -24,6 +24,7 @@ from segdet.utils.writing import write_text_atomically
 _log = logging.getLogger("segdet.checkpoint")
 
 LAST = "last_checkpoint"  # the text file that names the newest checkpoint of a folder
+AVERAGE = "ema_state"  # the entry of a checkpoint with the average of its weights
 _LONGEST_NAME = 4096  # bytes of it that are read
 
 
@@ -36,6 +37,7 @@ class DetectionCheckpointer:
         save_to_disk: whether this process writes; by default the main one does.
         cfg: compared, when given, with what the loaded weights tell of how they were trained; a
             difference is a warning. Saved, too: a run is resumed with the settings it had.
+        averaged: load the average of the weights (MODEL_EMA) where a checkpoint has one.
         checkpointables: further objects with `state_dict` and `load_state_dict`, by the names
             that they have in the file (`trainer=...`).
 
@@ -51,6 +53,7 @@ class DetectionCheckpointer:
         *,
         save_to_disk: bool | None = None,
         cfg: CfgNode | None = None,
+        averaged: bool = False,
         **checkpointables: Any,
     ) -> None:
         wrapped = isinstance(model, DataParallel | DistributedDataParallel)
@@ -58,6 +61,7 @@ class DetectionCheckpointer:
         self.save_dir = os.fspath(save_dir)
         self.save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
         self.cfg = cfg
+        self.averaged = averaged
         self.checkpointables = checkpointables
         self.report: LoadReport | None = None
         self.resumed_from = ""
@@ -130,8 +134,9 @@ class DetectionCheckpointer:
         strict: bool = False,
     ) -> dict[str, Any]:
         by_suffix |= checkpoint.pop("matching_heuristics")
+        weights = self._weights_of(checkpoint, file)
         self.report = load_weights(
-            self.model, checkpoint.pop("model"), file=str(file), by_suffix=by_suffix, strict=strict
+            self.model, weights, file=str(file), by_suffix=by_suffix, strict=strict
         )
         self.report.log()
         if self.cfg is not None:
@@ -141,6 +146,19 @@ class DetectionCheckpointer:
             if key in checkpoint:
                 self._load_other(key, checkpoint.pop(key), file)
         return checkpoint
+
+    def _weights_of(self, checkpoint: dict[str, Any], file: Path) -> dict[str, Tensor]:
+        weights = checkpoint.pop("model")
+        if not self.averaged:
+            return weights
+        if AVERAGE not in checkpoint:
+            _log.warning("%s has no average of its weights: they are taken themselves", file)
+            return weights
+        average = checkpoint.pop(AVERAGE)
+        if not isinstance(average, dict):
+            raise CheckpointError(f"{file}: {AVERAGE} must be a dict of tensors")
+        _log.info("%s: taking the average of its weights, %s", file, AVERAGE)
+        return to_tensors(average, file)
 
     def _load_other(self, key: str, state: Any, file: Path) -> None:
         try:

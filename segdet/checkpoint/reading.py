@@ -44,7 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     checkpoint = _unwrap(content)
-    checkpoint["model"] = _to_tensors(checkpoint["model"], path)
+    checkpoint["model"] = to_tensors(checkpoint["model"], path)
     checkpoint["matching_heuristics"] = checkpoint.get("matching_heuristics") is True
     return checkpoint
 
@@ -85,8 +85,12 @@ def _unwrap(content: dict[str, Any]) -> dict[str, Any]:
     return {"model": content}
 
 
-def _to_tensors(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The same dict (torch keeps module versions in an attribute of it), holding tensors."""
+def to_tensors(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The same dict (torch keeps module versions in an attribute of it), holding tensors.
+
+    Raises:
+        CheckpointError: it holds anything else.
+    """
     for name, value in weights.items():
         if not isinstance(name, str):
             raise CheckpointError(

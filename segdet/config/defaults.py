@@ -15,12 +15,14 @@ from segdet.errors import ConfigError
 from segdet.evaluation.testing import TestConfig
 from segdet.modeling.meta_arch import SYSTEMS
 from segdet.solver.build import SolverConfig
+from segdet.solver.ema import ModelEMAConfig
 
 SECTIONS: dict[str, type[Any]] = {
     "INPUT": InputConfig,
     "DATASETS": DatasetsConfig,
     "DATALOADER": DataLoaderConfig,
     "SOLVER": SolverConfig,
+    "MODEL_EMA": ModelEMAConfig,
     "TEST": TestConfig,
 }
 

@@ -127,7 +127,7 @@ def _as_model_has_them(address: str, cfg: CfgNode) -> dict[str, Tensor]:
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, cfg=cfg)
+    checkpointer = DetectionCheckpointer(model, cfg=cfg, averaged=cfg.MODEL_EMA.ENABLED)
     checkpointer.load(address, checkpointables=[])
     report = checkpointer.report
     assert report is not None, "load makes it"

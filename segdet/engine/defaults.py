@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from segdet import solver
-from segdet.checkpoint import DetectionCheckpointer
+from segdet.checkpoint import AVERAGE, DetectionCheckpointer
 from segdet.config import CfgNode
 from segdet.config.defaults import check_values
 from segdet.data import (
@@ -24,6 +24,7 @@ from segdet.data import (
     build_detection_train_loader,
 )
 from segdet.engine import hooks
+from segdet.engine.accumulation import unwrapped
 from segdet.engine.evaluators import EVALUATORS, check_evaluator_type
 from segdet.engine.nonfinite import NonFinitePolicy
 from segdet.engine.output_lock import output_lock
@@ -73,6 +74,9 @@ class DefaultTrainer(TrainerBase):
 
     Args:
         cfg: the complete config.
+
+    Attributes:
+        model_ema: the average of the weights, which is what is evaluated; None without MODEL_EMA.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -98,8 +102,10 @@ class DefaultTrainer(TrainerBase):
         self._trainer.accumulate = _parts(self.cfg)
         self._trainer._hooks = self._hooks  # so that it calls their after_backward
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
+        self.model_ema = solver.build_model_ema(self.cfg, model, optimizer)
+        averages: dict[str, Any] = {AVERAGE: self.model_ema} if self.model_ema else {}
         self.checkpointer = DetectionCheckpointer(
-            model, self.cfg.OUTPUT_DIR, cfg=self.cfg, trainer=weakref.proxy(self)
+            model, self.cfg.OUTPUT_DIR, cfg=self.cfg, trainer=weakref.proxy(self), **averages
         )
         self._trainer.on_nonfinite = self._build_policy(model)
         self.start_iter = 0
@@ -111,6 +117,11 @@ class DefaultTrainer(TrainerBase):
     def model(self) -> nn.Module:
         """The model, in DistributedDataParallel where there are several processes."""
         return self._trainer.model
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model with the average of the weights, if there is one; otherwise `model`."""
+        return self.model_ema.model if self.model_ema else self.model
 
     @property
     def optimizer(self) -> Optimizer:
@@ -149,6 +160,8 @@ class DefaultTrainer(TrainerBase):
             self.build_test_loader(self.cfg, name)
             if self._evaluates_by_type():
                 check_evaluator_type(name)
+        if self.model_ema:
+            self.model_ema.begin()
         with self._own_output_folder():
             super().train(self.start_iter, self.max_iter)
         if comm.is_main_process():
@@ -190,7 +203,8 @@ class DefaultTrainer(TrainerBase):
             file = trainer.checkpointer.get_checkpoint_file()
             if not file:
                 return False
-            rest = trainer.checkpointer.load(file, checkpointables=[])
+            averages = [AVERAGE] if trainer.model_ema else []
+            rest = trainer.checkpointer.load(file, checkpointables=averages)
             trainer.optimizer.load_state_dict(rest["trainer"]["_trainer"]["optimizer"])
             return True
 
@@ -208,7 +222,7 @@ class DefaultTrainer(TrainerBase):
             file = "predictions.png" if number == 0 else f"predictions_{number + 1}.png"
             loader = self.build_test_loader(self.cfg, name)
             save_predictions(
-                Path(self.cfg.OUTPUT_DIR) / file, self.checkpointer.model, loader, name
+                Path(self.cfg.OUTPUT_DIR) / file, unwrapped(self.evaluated_model), loader, name
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -241,7 +255,9 @@ class DefaultTrainer(TrainerBase):
         is_main = comm.is_main_process()
 
         def evaluate() -> Mapping[str, Any]:
-            self._last_eval_results = self.test(self.cfg, self.model)
+            if self.model_ema:
+                _log.info("Evaluating the average of the weights (MODEL_EMA), not themselves")
+            self._last_eval_results = self.test(self.cfg, self.evaluated_model)
             return self._last_eval_results
 
         section = self.cfg.SOLVER
@@ -253,7 +269,7 @@ class DefaultTrainer(TrainerBase):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             hooks.ProgressBar() if is_main and sys.stderr.isatty() else None,
-            self._precise_bn() if self.cfg.TEST.PRECISE_BN.ENABLED else None,
+            *(self._precise_bn() if self.cfg.TEST.PRECISE_BN.ENABLED else ()),
             periodic if is_main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate),
             self._best_checkpointer() if is_main and self.cfg.TEST.BEST_METRIC else None,
@@ -261,8 +277,8 @@ class DefaultTrainer(TrainerBase):
             hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
         ]
 
-    def _precise_bn(self) -> hooks.PreciseBN:
-        """At the evaluations, over batches of a loader of its own."""
+    def _precise_bn(self) -> list[hooks.PreciseBN]:
+        """At the evaluations, over batches of a loader of its own; of `evaluated_model`, too."""
         trainer = weakref.proxy(self)  # whose config may get another seed from a checkpoint
 
         def build_loader() -> Any:
@@ -270,10 +286,9 @@ class DefaultTrainer(TrainerBase):
                 cfg.DATALOADER.NUM_WORKERS = 0  # they would stand idle between evaluations
             return trainer.build_train_loader(cfg)
 
-        section = self.cfg.TEST
-        return hooks.PreciseBN(
-            section.EVAL_PERIOD, self.model, build_loader, section.PRECISE_BN.NUM_ITER
-        )
+        period, number = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
+        models = [self.model, self.model_ema.model] if self.model_ema else [self.model]
+        return [hooks.PreciseBN(period, model, build_loader, number) for model in models]
 
     def _best_checkpointer(self) -> hooks.BestCheckpointer:
         section = self.cfg.TEST

@@ -21,8 +21,9 @@ class DefaultPredictor:
     """A model with its weights that takes images as they are read from files.
 
     Args:
-        cfg: MODEL.WEIGHTS are loaded; INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, or SQUARE_SIZE, decide
-            the size that the model sees; DATASETS.TEST, if given, names the `metadata`.
+        cfg: MODEL.WEIGHTS are loaded, with MODEL_EMA their average; INPUT.MIN_SIZE_TEST and
+            MAX_SIZE_TEST, or SQUARE_SIZE, decide the size that the model sees; DATASETS.TEST, if
+            given, names the `metadata`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -30,7 +31,9 @@ class DefaultPredictor:
         self.model = build_model(self.cfg).eval()
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        DetectionCheckpointer(self.model, cfg=self.cfg).load(cfg.MODEL.WEIGHTS)
+        averaged = cfg.MODEL_EMA.ENABLED
+        checkpointer = DetectionCheckpointer(self.model, cfg=self.cfg, averaged=averaged)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
         self.aug = read_section(InputConfig, cfg, at="INPUT").resize_for_testing()
         self.input_format = cfg.INPUT.FORMAT
         if self.input_format not in ("BGR", "RGB"):

@@ -51,8 +51,9 @@ class Trainer(DefaultTrainer):
         """Those of `DefaultTrainer`; writers come last."""
         hooks = super().build_hooks()
         if self.cfg.TEST.AUG.ENABLED:
-            GeneralizedRCNNWithTTA(self.cfg, self.model)  # refuses before the training
-            hooks.insert(-1, EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+            model = self.evaluated_model
+            GeneralizedRCNNWithTTA(self.cfg, model)  # refuses before the training
+            hooks.insert(-1, EvalHook(0, lambda: self.test_with_TTA(self.cfg, model)))
         return hooks
 
 
@@ -74,7 +75,8 @@ def evaluate(cfg: CfgNode, *, resume: bool) -> None:
     model = Trainer.build_model(cfg)
     if cfg.TEST.AUG.ENABLED:
         GeneralizedRCNNWithTTA(cfg, model)  # refuses before the evaluation without it
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR, cfg=cfg)
+    averaged = cfg.MODEL_EMA.ENABLED
+    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, cfg=cfg, averaged=averaged)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = dict(Trainer.test(cfg, model))
     if cfg.TEST.AUG.ENABLED:

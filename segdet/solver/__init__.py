@@ -9,6 +9,7 @@ from segdet.solver.build import (
     get_default_optimizer_params,
     maybe_add_gradient_clipping,
 )
+from segdet.solver.ema import ModelEMA, ModelEMAConfig, build_model_ema
 from segdet.solver.lr_scheduler import (
     CosineParamScheduler,
     LRMultiplier,
@@ -21,10 +22,13 @@ __all__ = [
     "ClipGradientsConfig",
     "CosineParamScheduler",
     "LRMultiplier",
+    "ModelEMA",
+    "ModelEMAConfig",
     "MultiStepParamScheduler",
     "SolverConfig",
     "WarmupParamScheduler",
     "build_lr_scheduler",
+    "build_model_ema",
     "build_optimizer",
     "get_default_optimizer_params",
     "maybe_add_gradient_clipping",

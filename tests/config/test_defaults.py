@@ -150,6 +150,7 @@ BEYOND = {
         "CHECKPOINTS_KEPT": 0, "RESUME_CHANGED": False, "NONFINITE": "stop", "ACCUMULATE": 1,
     },
     "TEST": {"BEST_METRIC": ""},
+    "MODEL_EMA": {"ENABLED": False, "DECAY": 0.999},  # D2Go's names
     "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0, "MOBILENET": False},
     "MODEL.BACKBONE": {"USE_ACT_CHECKPOINT": False},
     "MODEL.ROI_MASKIOU_HEAD": {"NAME": "MaskIoUHead", "CONV_DIM": 256, "NUM_CONV": 4},

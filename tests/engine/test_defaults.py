@@ -97,10 +97,9 @@ class Plain(Trainer):
     build_hooks = DefaultTrainer.build_hooks
 
 
-@pytest.fixture
-def cfg(tmp_path) -> CfgNode:
+def small_config(folder: Path) -> CfgNode:
     cfg = get_cfg()
-    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    cfg.OUTPUT_DIR = str(folder)
     cfg.SEED = 3
     cfg.SOLVER.MAX_ITER = 8
     cfg.SOLVER.STEPS = (6,)
@@ -109,6 +108,11 @@ def cfg(tmp_path) -> CfgNode:
     cfg.SOLVER.CHECKPOINT_PERIOD = 3
     cfg.DATASETS.TEST = ("abc",)
     return cfg
+
+
+@pytest.fixture
+def cfg(tmp_path) -> CfgNode:
+    return small_config(tmp_path / "out")
 
 
 def metrics(cfg: CfgNode) -> list[dict]:
