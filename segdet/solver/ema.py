@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from segdet.config.ranges import Range
 from segdet.config.reader import read_section
-from segdet.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,8 @@ class ModelEMAConfig:
     """MODEL_EMA; names and defaults are D2Go's."""
 
     enabled: bool = False
-    decay: float = 0.999  # what each step leaves of the average: it reaches back 1 / (1 - decay)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"DECAY must be in [0, 1), is {self.decay}")
+    # What each step leaves of the average.
+    decay: Annotated[float, Range(0, 1, open_high=True)] = 0.999
 
     def build(self, model: nn.Module, optimizer: Optimizer) -> ModelEMA | None:
         """The average of `model`, if it is enabled."""
