@@ -38,7 +38,7 @@ RECORD = {
 def test_an_iou_is_the_best_with_an_object_of_the_class_and_crowds_are_left_out():
     boxes = [(0, 0, 4, 4), (0, 0, 4, 4), (0, 0, 2, 4), (12, 12, 16, 16), (5, 5, 9, 9)]
     found = detections(*boxes, classes=[0, 1, 0, 0, 0])
-    scores, ious = scores_and_ious(found, RECORD)
+    _, scores, ious = scores_and_ious(found, RECORD)
     assert ious.tolist() == pytest.approx([1, 0.5, 0.5, 0])
     assert torch.equal(scores, found.scores[[0, 1, 2, 4]])
     own = torch.tensor([0.1, 0.2, 0.3, 0.4, -0.5])
@@ -48,8 +48,8 @@ def test_an_iou_is_the_best_with_an_object_of_the_class_and_crowds_are_left_out(
 
 def test_images_without_objects_and_without_detections():
     empty = RECORD | {"annotations": []}
-    assert scores_and_ious(detections((0, 0, 4, 4), classes=[0]), empty)[1].tolist() == [0]
-    assert scores_and_ious(detections(classes=[]), RECORD)[1].shape == (0,)
+    assert scores_and_ious(detections((0, 0, 4, 4), classes=[0]), empty)[2].tolist() == [0]
+    assert scores_and_ious(detections(classes=[]), RECORD)[2].shape == (0,)
 
 
 def test_correlation():

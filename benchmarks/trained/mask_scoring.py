@@ -5,7 +5,8 @@
 Each folder is what training left: its config.yaml, and the weights in model_final.pth. Printed is
 the correlation (Pearson's), over all detections in the first of DATASETS.TEST, of the score that
 ranks a mask (`mask_scores`, or else `scores`) with its true IoU: the best with an object of its
-class in its image, 0 where there is none. Masks that lie in a crowd for the most part are left out.
+class in its image, 0 where there is none; and that of the class scores alone. Masks that lie in a
+crowd for the most part are left out.
 Segm AP is that of the evaluation at the end of the training.
 """
 
@@ -35,25 +36,27 @@ class Row:
 
     name: str
     correlation: float  # of mask score and true IoU
+    by_class: float  # of class score and true IoU
     mean_iou: float
     detections: int
     segm_ap: float  # percent
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: correlation of mask score and true IoU {self.correlation:.3f}, "
-            f"mean IoU {self.mean_iou:.3f}, {self.detections} detections, "
-            f"segm AP {self.segm_ap:.1f}"
+            f"{self.name}: correlation of mask score and true IoU {self.correlation:.3f} "
+            f"(of class score {self.by_class:.3f}), mean IoU {self.mean_iou:.3f}, "
+            f"{self.detections} detections, segm AP {self.segm_ap:.1f}"
         )
 
 
 def measure(run: Path, device: str) -> Row:
     """The line of the model in a folder that training left."""
     cfg, model = load_run(run, device)
-    scores, ious = (torch.cat(parts) for parts in zip(*results(model, cfg), strict=True))
+    ranks, scores, ious = (torch.cat(parts) for parts in zip(*results(model, cfg), strict=True))
     return Row(
         name=str(run),
-        correlation=correlation(scores, ious),
+        correlation=correlation(ranks, ious),
+        by_class=correlation(scores, ious),
         mean_iou=ious.mean().item(),
         detections=len(ious),
         segm_ap=final_metric(run, "segm/AP"),
@@ -61,8 +64,8 @@ def measure(run: Path, device: str) -> Row:
 
 
 @torch.no_grad()
-def results(model: Any, cfg: CfgNode) -> Iterator[tuple[Tensor, Tensor]]:
-    """Per image, the mask scores and true IoUs of its detections."""
+def results(model: Any, cfg: CfgNode) -> Iterator[tuple[Tensor, ...]]:
+    """Per image, the mask scores, class scores and true IoUs of its detections."""
     name = cfg.DATASETS.TEST[0]
     records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
     for inputs in build_detection_test_loader(cfg, name):
@@ -70,8 +73,8 @@ def results(model: Any, cfg: CfgNode) -> Iterator[tuple[Tensor, Tensor]]:
             yield scores_and_ious(output["instances"].to("cpu"), records[image["image_id"]])
 
 
-def scores_and_ious(found: Instances, record: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """(N,) and (N,): mask score and true IoU of each detection that is not in a crowd.
+def scores_and_ious(found: Instances, record: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Three of (N,): mask score, class score, true IoU of each detection that is not in a crowd.
 
     Args:
         found: in pixels of the image.
@@ -90,9 +93,9 @@ def scores_and_ious(found: Instances, record: dict[str, Any]) -> tuple[Tensor, T
     ious = shared / (areas[:, None] + objects.sum(1) - shared).clamp(min=1)
     ious[(found.pred_classes[:, None] != classes) | crowd] = 0
     in_crowd = shared[:, crowd].amax(1) > IN_A_CROWD * areas if crowd.any() else areas < 0
-    scores = found.mask_scores if found.has("mask_scores") else found.scores
+    ranks = found.mask_scores if found.has("mask_scores") else found.scores
     best = ious.amax(1) if len(annotations) else torch.zeros(len(ious))
-    return scores[~in_crowd], best[~in_crowd]
+    return ranks[~in_crowd], found.scores[~in_crowd], best[~in_crowd]
 
 
 def correlation(scores: Tensor, ious: Tensor) -> float:
