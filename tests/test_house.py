@@ -67,8 +67,14 @@ LAYERS = {
         "segdet.modeling.build",
         "segdet.modeling.meta_arch",
     ],
+    "segdet.modeling.compiling": [  # which lists the parts
+        "segdet.errors",
+        "segdet.modeling",
+        "segdet.modeling.meta_arch",
+    ],
     "segdet.modeling.build": [
         "segdet.errors",
+        "segdet.modeling.compiling",
         "segdet.data",  # the frequencies of classes, for the federated loss
         "segdet.layers",
         "segdet.config.node",
@@ -80,6 +86,7 @@ LAYERS = {
         "segdet.layers",
         "segdet.modeling",
         "segdet.modeling.build",
+        "segdet.modeling.compiling",
         "segdet.modeling.from_config",
         "segdet.modeling.meta_arch",
         "segdet.modeling.registries",
@@ -107,8 +114,6 @@ LAYERS = {
         "segdet.ops",
         "segdet.structures",
         "segdet.checkpoint",  # whose reader of pickles runs nothing: for files of proposals
-        "segdet.modeling",
-        "segdet.modeling.meta_arch",  # what a system needs of the data
         "segdet.utils",
     ],
     "segdet.utils.generic_mask": ["segdet.structures", "segdet.data"],
@@ -143,6 +148,7 @@ LAYERS = {
         "segdet.config.ranges",
         "segdet.config.reader",
         "segdet.config.yaml_files",
+        "segdet.modeling.compiling",
         "segdet.modeling.meta_arch",
         "segdet.data",
         "segdet.solver",

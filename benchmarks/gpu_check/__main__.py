@@ -1,7 +1,8 @@
 """All that only a GPU can tell, unattended: `make gpu-check PYTHON=python3` on a machine with one.
 
 Builds the ops, compares every op with the CPU, runs the ops' tests on the card, times Mask R-CNN
-and the ops against torchvision's, and trains the demo model. Uses the interpreter as it is and no
+and the ops against torchvision's, trains the demo model, and compares compiled models with the same
+as they are. Uses the interpreter as it is and no
 network; a stage whose packages are missing is left out and says so (PYTHONPATH may name a folder
 that has them). Each stage has a limit on its time, all together 9 minutes.
 `benchmarks/results/CARD.json` is written after each, so that nothing is lost.
@@ -123,7 +124,23 @@ def make_stages(device: str, quick: bool, folder: Path) -> list[Stage]:
         seconds=150,
         result=folder / "demo" / "metrics.json",
     )
-    return [build, agreement, tests, models, ops, demo]
+    words = ["reduce-overhead"] + ([] if quick else ["Mask R-CNN R50-FPN"])
+    compiled = Stage(
+        name="compiled",
+        command=[
+            "-m",
+            "benchmarks.compiled",
+            f"--device={device}",
+            f"--threads={threads}",
+            f"--json={folder / 'compiled.json'}",
+            "--filter",
+            *words,
+        ],
+        needs=[*models.needs, *(["triton"] if device == "cuda" else [])],
+        seconds=240,
+        result=folder / "compiled.json",
+    )
+    return [build, agreement, tests, models, ops, demo, compiled]
 
 
 def main(argv: list[str]) -> int:

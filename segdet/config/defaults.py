@@ -13,6 +13,7 @@ from segdet.data.build import DataLoaderConfig, DatasetsConfig
 from segdet.data.mapper import InputConfig
 from segdet.errors import ConfigError
 from segdet.evaluation.testing import TestConfig
+from segdet.modeling.compiling import CompileConfig
 from segdet.modeling.meta_arch import SYSTEMS
 from segdet.solver.build import SolverConfig
 from segdet.solver.ema import ModelEMAConfig
@@ -37,6 +38,7 @@ COMMON: dict[str, Any] = {
         "DEVICE": "cuda",
         "META_ARCHITECTURE": "GeneralizedRCNN",
         "WEIGHTS": "",
+        "COMPILE": defaults_of(CompileConfig),
     },
 }
 

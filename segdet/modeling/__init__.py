@@ -3,6 +3,7 @@
 from segdet.layers import ShapeSpec
 from segdet.modeling.backbones import FPN, Backbone, ResNet
 from segdet.modeling.build import build_backbone, build_model
+from segdet.modeling.compiling import compile_model
 from segdet.modeling.from_config import (
     CascadeROIHeads,
     GeneralizedRCNN,
@@ -79,6 +80,7 @@ __all__ = [
     "build_retinanet_resnet_fpn_backbone",
     "build_roi_heads",
     "build_sem_seg_head",
+    "compile_model",
     "detector_postprocess",
     "sem_seg_postprocess",
 ]

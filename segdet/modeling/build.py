@@ -9,11 +9,12 @@ import torch
 
 from segdet.config.node import CfgNode
 from segdet.config.reader import read_section
-from segdet.data.annotations import get_fed_loss_cls_weights
+from segdet.data.detection_utils import get_fed_loss_cls_weights
 from segdet.errors import ConfigError
 from segdet.layers import ShapeSpec
 from segdet.modeling.backbones import Backbone, BackboneSections
 from segdet.modeling.box_head import FastRCNNOutputLayers
+from segdet.modeling.compiling import CompileConfig, compile_model
 from segdet.modeling.meta_arch import SYSTEMS, system_name
 from segdet.modeling.system import System
 
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 def build_model(cfg: CfgNode) -> System:
     """The system that `cfg.MODEL` describes, with random weights, on MODEL.DEVICE.
 
+    With MODEL.COMPILE.ENABLED its dense parts are compiled, each when it is first called.
+
     Raises:
         ConfigError: an unknown name or an unusable value.
     """
@@ -30,6 +33,9 @@ def build_model(cfg: CfgNode) -> System:
     device = usable_device(cfg)
     model = read_section(SYSTEMS[name], cfg, at="MODEL").build()
     _give_class_weights(model, cfg)
+    compiling = read_section(CompileConfig, cfg, at="MODEL.COMPILE")
+    if compiling.enabled:
+        compile_model(model, mode=compiling.mode)
     return model.to(device)
 
 

@@ -123,6 +123,8 @@ class StandardPointHead(nn.Module):
 
     def forward(self, fine_grained_features: Tensor, coarse_features: Tensor) -> Tensor:
         """(R, in_channels, P) and (R, coarse_channels, P) -> logits (R, num_masks, P)."""
+        if fine_grained_features.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._logits(fine_grained_features, coarse_features)
         regions = max(POINTS_AT_ONCE // max(fine_grained_features.shape[2], 1), 1)
         parts = zip(
             fine_grained_features.split(regions), coarse_features.split(regions), strict=True

@@ -153,6 +153,7 @@ BEYOND = {
     "MODEL_EMA": {"ENABLED": False, "DECAY": 0.999},  # D2Go's names
     "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0, "MOBILENET": False},
     "MODEL.BACKBONE": {"USE_ACT_CHECKPOINT": False},
+    "MODEL.COMPILE": {"ENABLED": False, "MODE": "default"},
     "MODEL.ROI_MASKIOU_HEAD": {"NAME": "MaskIoUHead", "CONV_DIM": 256, "NUM_CONV": 4},
     "MODEL.FCIS": {
         "CONV_DIM": 1024, "GROUP_SIZE": 7, "POOLED_SIZE": 21, "OHEM": True,
