@@ -114,6 +114,8 @@ LAYERS = {
         "segdet.ops",
         "segdet.structures",
         "segdet.checkpoint",  # whose reader of pickles runs nothing: for files of proposals
+        "segdet.modeling",
+        "segdet.modeling.meta_arch",  # what a system needs of the data
         "segdet.utils",
     ],
     "segdet.utils.generic_mask": ["segdet.structures", "segdet.data"],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
@@ -20,7 +21,6 @@ from segdet.data.mapper import DatasetMapper, InputConfig
 from segdet.data.mixing import Mix, MixedDataset
 from segdet.data.proposals import load_proposals_into_dataset
 from segdet.data.records import (
-    NEEDS,
     Records,
     check_class_count,
     check_stuff_count,
@@ -33,6 +33,7 @@ from segdet.data.records import (
 )
 from segdet.data.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
 from segdet.errors import ConfigError
+from segdet.modeling.meta_arch import needs_of
 from segdet.utils import comm
 
 __all__ = [
@@ -102,20 +103,6 @@ class DataLoaderConfig:
     filter_empty_annotations: bool = True
     ims_per_batch: PositiveInt = field(default=16, metadata={"key": "SOLVER.IMS_PER_BATCH"})
     seed: int = field(default=-1, metadata={"key": "SEED"})  # negative: drawn anew for each run
-    meta_architecture: str = field(
-        default="GeneralizedRCNN", metadata={"key": "MODEL.META_ARCHITECTURE"}
-    )
-    roi_heads_classes: PositiveInt = field(
-        default=80, metadata={"key": "MODEL.ROI_HEADS.NUM_CLASSES"}
-    )
-    retinanet_classes: PositiveInt = field(
-        default=80, metadata={"key": "MODEL.RETINANET.NUM_CLASSES"}
-    )
-    fcos_classes: PositiveInt = field(default=80, metadata={"key": "MODEL.FCOS.NUM_CLASSES"})
-    yolact_classes: PositiveInt = field(default=80, metadata={"key": "MODEL.YOLACT.NUM_CLASSES"})
-    sem_seg_classes: PositiveInt = field(
-        default=54, metadata={"key": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"}
-    )
     mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
     keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
     min_keypoints_per_image: NonNegativeInt = field(
@@ -129,29 +116,22 @@ class DataLoaderConfig:
             )
 
     def load_training_records(
-        self, names: Sequence[str], proposal_files: Sequence[str] = ()
+        self,
+        names: Sequence[str],
+        proposal_files: Sequence[str] = (),
+        labels: Collection[str] = (),
     ) -> Records:
-        """The records of data sets that a model can learn from."""
+        """The records of data sets that a model can learn from that needs these labels."""
         records = get_detection_dataset_dicts(
             names,
             filter_empty=self.filter_empty_annotations,
             min_keypoints=self.min_keypoints_per_image if self.keypoint_on else 0,
             proposal_files=proposal_files,
         )
-        needs = NEEDS.get(self.meta_architecture, {})
-        check_trainable(records, names, needs)
-        if key := needs.get("annotations"):
-            check_class_count(records, names, self._value_of(key), key)
-        if key := needs.get("sem_seg"):
-            check_stuff_count(names, self._value_of(key), key)
+        check_trainable(records, names, labels)
         if not self.mask_on:
             return records
         return drop_objects_without_masks(records, names, self.filter_empty_annotations)
-
-    def _value_of(self, key: str) -> Any:
-        """Of the field that stands for a key elsewhere in the config."""
-        names = {field.metadata.get("key"): field.name for field in fields(self)}
-        return getattr(self, names[key])
 
     def build_sampler(self, records: MapStyle, seed: int) -> Sampler[int]:
         """The training sampler over records."""
@@ -186,7 +166,10 @@ def _train_arguments(
         seed = section.seed if section.seed >= 0 else comm.shared_random_seed()
     if dataset is None:
         datasets = read_section(DatasetsConfig, cfg, at="DATASETS")
-        dataset = section.load_training_records(datasets.train, datasets.files_for_training())
+        labels = needs_of(cfg.leaves()).labels
+        files = datasets.files_for_training()
+        dataset = section.load_training_records(datasets.train, files, labels)
+        _check_classes(cfg, dataset, datasets.train, labels)
     return {
         "dataset": dataset,
         "mapper": mapper or DatasetMapper(cfg, is_train=True),
@@ -197,6 +180,16 @@ def _train_arguments(
         "num_workers": section.num_workers,
         "seed": seed,
     }
+
+
+def _check_classes(
+    cfg: CfgNode, records: Records, names: Sequence[str], labels: Mapping[str, str | None]
+) -> None:
+    """Refuse records of more classes than the model has, by the keys that count them."""
+    if key := labels.get("annotations"):
+        check_class_count(records, names, attrgetter(key)(cfg), key)
+    if key := labels.get("sem_seg"):
+        check_stuff_count(names, attrgetter(key)(cfg), key)
 
 
 @configurable(from_config=_train_arguments)

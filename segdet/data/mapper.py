@@ -34,12 +34,11 @@ from segdet.data.annotations import (
 from segdet.data.image_io import FORMATS, check_image_size, file_name_of, read_image
 from segdet.data.mixing import CopyPasteConfig, Mix, MosaicConfig
 from segdet.data.proposals import transform_proposals
-from segdet.data.records import CROWD, LEARN_FROM_CROWDS, NEEDS
+from segdet.data.records import CROWD
 from segdet.data.sem_seg import has_sem_seg, read_sem_seg
 from segdet.errors import ConfigError, DataError
-
-# MODEL.META_ARCHITECTURE of AdelaiDet's systems: INPUT.CROP there holds the centre of an object.
-CROPPED_AROUND_OBJECTS = ("OneStageDetector", "FCOS", "BlendMask", "PanopticBlendMask")
+from segdet.modeling.meta_arch import needs_of
+from segdet.modeling.system import Needs
 
 
 def _require(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -59,11 +58,16 @@ class CropConfig:
     def __post_init__(self) -> None:
         _require("CROP.TYPE", self.type, T.RandomCrop.TYPES)
 
-    def augmentation(self, ignore_value: int, around_objects: bool = False) -> T.Augmentation:
+    def augmentation(self, ignore_value: int, needs: Needs) -> T.Augmentation:
         """The crop; `ignore_value` is the label that does not count."""
         if self.single_category_max_area == 1:
-            kind = T.RandomCropWithInstance if around_objects else T.RandomCrop
+            kind = T.RandomCropWithInstance if needs.centred_crops else T.RandomCrop
             return kind(self.type, self.size)
+        if needs.labels and "sem_seg" not in needs.labels:
+            raise ConfigError(
+                "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1 looks at label maps, which the system "
+                "that MODEL.META_ARCHITECTURE means does not learn from; leave it 1"
+            )
         return T.RandomCrop_CategoryAreaConstraint(
             self.type, self.size, self.single_category_max_area, ignore_value
         )
@@ -150,9 +154,6 @@ class InputConfig:
     format: str = "BGR"
     mask_format: str = "polygon"
     color_aug_ssd: bool = False
-    meta_architecture: str = field(
-        default="GeneralizedRCNN", metadata={"key": "MODEL.META_ARCHITECTURE"}
-    )
     ignore_value: int = field(default=255, metadata={"key": "MODEL.SEM_SEG_HEAD.IGNORE_VALUE"})
     mask_on: bool = field(default=False, metadata={"key": "MODEL.MASK_ON"})
     keypoint_on: bool = field(default=False, metadata={"key": "MODEL.KEYPOINT_ON"})
@@ -191,12 +192,6 @@ class InputConfig:
         if self.color_aug_ssd and self.ssd.photometric:
             raise ConfigError("COLOR_AUG_SSD and SSD.PHOTOMETRIC are two of a kind: choose one")
         _require("MASK_FORMAT", self.mask_format, ("polygon", "bitmask"))
-        has_labels = "sem_seg" in NEEDS.get(self.meta_architecture, {"sem_seg"})
-        if self.crop.enabled and self.crop.single_category_max_area < 1 and not has_labels:
-            raise ConfigError(
-                "CROP.SINGLE_CATEGORY_MAX_AREA below 1 looks at label maps, which "
-                f"MODEL.META_ARCHITECTURE {self.meta_architecture} does not learn from; leave it 1"
-            )
 
     def _check_mixes(self) -> None:
         on = {
@@ -222,11 +217,17 @@ class InputConfig:
         sections = self.mosaic, self.copy_paste
         return [section.build() for section in sections if section.prob]
 
-    def augmentations(self, is_train: bool) -> list[T.Augmentation | T.Transform]:
+    def augmentations(
+        self, is_train: bool, needs: Needs | None = None
+    ) -> list[T.Augmentation | T.Transform]:
         """For training SSD's, crop, resize, change colours and flip, as enabled; else resize alone.
 
         Official semantic configs mean crops of the resized image: systems that learn from label
         maps alone get these.
+
+        Args:
+            is_train: which of both.
+            needs: of the system that learns.
         """
         if not is_train:
             return [self.resize_for_testing()]
@@ -238,9 +239,9 @@ class InputConfig:
         if self.lsj.enabled:
             augmentations = [*self.lsj.augmentations(self.ignore_value)]
         if self.crop.enabled:
-            place = 1 if set(NEEDS.get(self.meta_architecture, {})) == {"sem_seg"} else 0
-            around_objects = self.meta_architecture in CROPPED_AROUND_OBJECTS
-            augmentations.insert(place, self.crop.augmentation(self.ignore_value, around_objects))
+            needs = needs or Needs()
+            place = 1 if set(needs.labels) == {"sem_seg"} else 0
+            augmentations.insert(place, self.crop.augmentation(self.ignore_value, needs))
         if self.random_rotation:
             angles = -self.random_rotation, self.random_rotation
             augmentations.append(T.RandomRotation(angles, expand=False))
@@ -265,7 +266,8 @@ class InputConfig:
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:
     """The augmentations that a config's INPUT asks for."""
-    return read_section(InputConfig, cfg, at="INPUT").augmentations(is_train)
+    section = read_section(InputConfig, cfg, at="INPUT")
+    return section.augmentations(is_train, needs_of(cfg.leaves()))
 
 
 class DatasetMapper:
@@ -320,12 +322,12 @@ class DatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """The constructor's arguments from a config; subclasses may change the dict."""
-        section = read_section(InputConfig, cfg, at="INPUT")
+        section, needs = read_section(InputConfig, cfg, at="INPUT"), needs_of(cfg.leaves())
         names = section.train_names if section.keypoint_on and is_train else ()
         topk = section.proposal_topk_train if is_train else section.proposal_topk_test
         return {
             "is_train": is_train,
-            "augmentations": section.augmentations(is_train),
+            "augmentations": section.augmentations(is_train, needs),
             "image_format": section.format,
             "use_instance_mask": section.mask_on,
             "use_keypoint": section.keypoint_on,
@@ -334,7 +336,7 @@ class DatasetMapper:
             "precomputed_proposal_topk": topk if section.load_proposals else None,
             "recompute_boxes": is_train and section.cuts_objects() and section.mask_on,
             "use_basis_sem": is_train and section.basis_loss_on and section.mask_on,
-            "use_crowds": section.meta_architecture in LEARN_FROM_CROWDS,
+            "use_crowds": needs.crowds,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:

@@ -20,38 +20,7 @@ logger = logging.getLogger("segdet.data")
 
 Records = list[dict[str, Any]]
 
-# MODEL.META_ARCHITECTURE -> the labels that it learns from, and the config's key that says how
-# many classes they have. Of systems that are not here, nothing is checked.
-_STUFF = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
-_R_CNN: dict[str, str | None] = {"annotations": "MODEL.ROI_HEADS.NUM_CLASSES"}
-_FCOS: dict[str, str | None] = {"annotations": "MODEL.FCOS.NUM_CLASSES"}
-NEEDS: dict[str, dict[str, str | None]] = {
-    "GeneralizedRCNN": _R_CNN,
-    "OneStageDetector": _FCOS,
-    "FCOS": _FCOS,
-    "BlendMask": _FCOS,
-    "PanopticBlendMask": {**_FCOS, "sem_seg": _STUFF},
-    "CascadeRCNN": _R_CNN,
-    "FCIS": _R_CNN,
-    "CenterMask": _R_CNN,
-    "MaskRCNN": _R_CNN,
-    "ImplicitPointRend": _R_CNN,
-    "MaskRCNNC4": _R_CNN,
-    "MaskScoringRCNN": _R_CNN,
-    "PointRend": _R_CNN,
-    "RotatedRCNN": _R_CNN,
-    "ProposalNetwork": {"annotations": None},  # to which all classes are one
-    "RetinaNet": {"annotations": "MODEL.RETINANET.NUM_CLASSES"},
-    "CascadePanopticFPN": {**_R_CNN, "sem_seg": _STUFF},
-    "PanopticCenterMask": {**_R_CNN, "sem_seg": _STUFF},
-    "PanopticFPN": {**_R_CNN, "sem_seg": _STUFF},
-    "PointRendSemSeg": {"sem_seg": _STUFF},
-    "SemanticSegmentor": {"sem_seg": _STUFF},
-    "YOLACT": {"annotations": "MODEL.YOLACT.NUM_CLASSES"},
-}
-# Those whose targets hold crowds too, with this class.
-LEARN_FROM_CROWDS = {"YOLACT"}
-CROWD = -1
+CROWD = -1  # the class of crowds, in the targets of systems that learn from them
 
 
 def get_detection_dataset_dicts(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import logging
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from segdet.checkpoint.names import find_family, strip_data_parallel, to_officia
 from segdet.checkpoint.reading import read_checkpoint
 from segdet.config import CfgNode
 from segdet.data.catalog import DatasetCatalog, MetadataCatalog
-from segdet.data.records import NEEDS
 from segdet.engine.setup import add_project_argument, load_config
 from segdet.errors import CheckpointError, ConfigError
 from segdet.modeling import build_model
+from segdet.modeling.meta_arch import needs_of
 from segdet.utils.logger import setup_logger
 from segdet.utils.writing import write_atomically, write_text_atomically
 
@@ -145,10 +145,10 @@ def _class_names(cfg: CfgNode | None, given: list[str]) -> list[str]:
     """
     if cfg is None:
         return given
-    key = NEEDS.get(cfg.MODEL.META_ARCHITECTURE, {}).get("annotations")
+    key = needs_of(cfg.leaves()).labels.get("annotations")
     if key is None:
         return given
-    count = functools.reduce(getattr, key.split("."), cfg)
+    count = attrgetter(key)(cfg)
     if given:
         if len(given) != count:
             raise ConfigError(f"{len(given)} class names for {count} classes ({key})")

@@ -9,7 +9,7 @@ import torch
 
 from segdet.config.node import CfgNode
 from segdet.config.reader import read_section
-from segdet.data.detection_utils import get_fed_loss_cls_weights
+from segdet.data.annotations import get_fed_loss_cls_weights
 from segdet.errors import ConfigError
 from segdet.layers import ShapeSpec
 from segdet.modeling.backbones import Backbone, BackboneSections

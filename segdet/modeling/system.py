@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,26 @@ from segdet.structures import ImageList, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a system learns from; the data's side brings and checks it.
+
+    Args:
+        labels: "annotations" and "sem_seg" (label maps), as far as it needs them, -> the config's
+            key that counts their classes, None where all classes are one; empty: nothing is known.
+        crowds: targets hold crowds, too, of class -1.
+        centred_crops: crops of INPUT.CROP hold the centre of an object, as AdelaiDet's do.
+    """
+
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    crowds: bool = False
+    centred_crops: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class SystemConfig(BackboneSections, ABC):
     """The MODEL keys of every system; a system's section subclasses it."""
+
+    needs: ClassVar[Needs] = Needs()
 
     pixel_std: tuple[PositiveFloat, ...] = (1.0, 1.0, 1.0)
 

@@ -23,7 +23,7 @@ from segdet.data import (
 from segdet.data import transforms as T
 from segdet.data.annotations import category_of
 from segdet.data.common import MapDataset
-from segdet.data.records import NEEDS, check_class_count, drop_objects_without_masks
+from segdet.data.records import check_class_count, drop_objects_without_masks
 from segdet.data.samplers import TrainingSampler
 from segdet.errors import ConfigError, DataError
 from segdet.modeling.meta_arch import SYSTEMS
@@ -250,7 +250,22 @@ def test_a_class_that_the_model_lacks_is_refused(cfg: CfgNode, system: str, sect
 
 
 def test_what_each_system_learns_from_is_known():
-    assert not SYSTEMS.keys() - NEEDS.keys()
+    assert all(section.needs.labels for section in SYSTEMS.values())
+
+
+def test_panoptic_blendmask_under_its_official_name_needs_label_maps(cfg: CfgNode):
+    cfg.MODEL.META_ARCHITECTURE = "BlendMask"
+    build_detection_train_loader(cfg)
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED = True
+    with pytest.raises(DataError, match=r"0\.png has no sem_seg_file_name and no segments_info"):
+        build_detection_train_loader(cfg)
+
+
+def test_the_needs_of_a_plug_in_are_checked(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SYSTEMS, "Mine", SYSTEMS["PanopticFPN"])
+    cfg.MODEL.META_ARCHITECTURE = "Mine"
+    with pytest.raises(DataError, match=r"0\.png has no sem_seg_file_name and no segments_info"):
+        build_detection_train_loader(cfg)
 
 
 def test_proposals_have_no_classes(cfg: CfgNode):

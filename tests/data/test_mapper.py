@@ -15,6 +15,7 @@ from segdet.data import transforms as T
 from segdet.data.mapper import CropConfig, InputConfig
 from segdet.data.readers.coco_json import read_coco_json
 from segdet.errors import ConfigError, DataError
+from segdet.modeling.meta_arch import SYSTEMS
 from segdet.structures import BitMasks, BoxMode, PolygonMasks
 
 from .conftest import SQUARE, CocoFolder, a_config, annotation
@@ -221,20 +222,20 @@ def test_augmentations_of_the_config():
 
 
 def test_augmentations_of_semantic_configs():
-    def names(**changes) -> list[str]:
+    def names(system: str) -> list[str]:
         crop = CropConfig(enabled=True, type="absolute", size=(8, 8), single_category_max_area=0.75)
-        section = InputConfig(crop=crop, color_aug_ssd=True, ignore_value=9, **changes)
-        found = T.AugmentationList(section.augmentations(True)).augs
+        section = InputConfig(crop=crop, color_aug_ssd=True, ignore_value=9)
+        found = T.AugmentationList(section.augmentations(True, SYSTEMS[system].needs)).augs
         mixed = next(a for a in found if isinstance(a, T.RandomCrop_CategoryAreaConstraint))
         assert (mixed.single_category_max_area, mixed.ignored_category) == (0.75, 9)
         return [type(getattr(a, "transform", a)).__name__ for a in found]
 
     crop, rest = "RandomCrop_CategoryAreaConstraint", ["ColorAugSSDTransform", "RandomFlip"]
-    assert names(meta_architecture="PanopticFPN") == [crop, "ResizeShortestEdge", *rest]
+    assert names("PanopticFPN") == [crop, "ResizeShortestEdge", *rest]
     for system in ("SemanticSegmentor", "PointRendSemSeg"):
-        assert names(meta_architecture=system) == ["ResizeShortestEdge", crop, *rest]
-    with pytest.raises(ConfigError, match=r"MAX_AREA below 1 .* GeneralizedRCNN does not learn"):
-        names()
+        assert names(system) == ["ResizeShortestEdge", crop, *rest]
+    with pytest.raises(ConfigError, match=r"MAX_AREA below 1 .* does not learn from"):
+        names("MaskRCNN")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The systems: one file each; which of them a config means is decided here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -34,7 +34,7 @@ from segdet.modeling.meta_arch.semantic_segmentor import (
     SemanticSegmentorConfig,
 )
 from segdet.modeling.meta_arch.yolact import YOLACT, YOLACTConfig
-from segdet.modeling.system import SystemConfig
+from segdet.modeling.system import Needs, SystemConfig
 
 __all__ = [
     "FCIS",
@@ -69,6 +69,7 @@ __all__ = [
     "SemanticSegmentor",
     "SemanticSegmentorConfig",
     "YOLACTConfig",
+    "needs_of",
     "system_name",
 ]
 
@@ -149,6 +150,12 @@ def system_name(keys: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: no such system, or two; or one that lacks a part that the config asks for.
     """
+    name = _meant_by(keys)
+    _refuse_unread(keys, name)
+    return name
+
+
+def _meant_by(keys: Mapping[str, Any]) -> str:
     fitting = [
         (row, system)
         for row, system in OFFICIAL_NAMES
@@ -161,12 +168,10 @@ def system_name(keys: Mapping[str, Any]) -> str:
             told = [f"{p} {v!r} means {system}" for system, row in best.items() for p, v in row]
             raise ConfigError(f"{', '.join(told)}; a model is one of them: leave out the other")
         (name,) = best
-        _refuse_unread(keys, name)
         return name
     name = keys[META]
     same = [row for row, _ in OFFICIAL_NAMES if row.get(META) == name]
     if not same and name in SYSTEMS:
-        _refuse_unread(keys, name)
         return name
     if not same:
         named = [row[META] for row, _ in OFFICIAL_NAMES if META in row]
@@ -175,6 +180,21 @@ def system_name(keys: Mapping[str, Any]) -> str:
     path = next(path for path in same[0] if path != META)  # META alone would have fitted
     known = ", ".join(dict.fromkeys(row[path] for row in same if path in row))
     raise ConfigError(f"{path} {keys.get(path)!r} is unknown; known: {known}")
+
+
+def needs_of(leaves: Iterable[tuple[str, Any, str]]) -> Needs:
+    """What the system that a config means learns from.
+
+    Args:
+        leaves: of the config, as `cfg.leaves()`.
+
+    Returns:
+        Empty ones where there is no such system: the data may be for a script's own model.
+    """
+    try:
+        return SYSTEMS[_meant_by({path: value for path, value, _ in leaves})].needs
+    except ConfigError:
+        return Needs()
 
 
 def _refuse_unread(keys: Mapping[str, Any], system: str) -> None:

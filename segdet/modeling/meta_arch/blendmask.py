@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,13 +33,17 @@ from segdet.modeling.meta_arch.panoptic_fpn import (
 )
 from segdet.modeling.proposals import ProposalGeneratorConfig
 from segdet.modeling.sem_seg_head import SemSegHead, SemSegHeadConfig
-from segdet.modeling.system import System, SystemConfig
+from segdet.modeling.system import Needs, System, SystemConfig
 from segdet.structures import Detections, ImageList, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlendMaskConfig(SystemConfig):
     """MODEL, as BlendMask reads it."""
+
+    needs: ClassVar[Needs] = Needs(
+        labels={"annotations": "MODEL.FCOS.NUM_CLASSES"}, centred_crops=True
+    )
 
     mask_on: bool = False
     proposal_generator: ProposalGeneratorConfig = field(default_factory=ProposalGeneratorConfig)
@@ -87,6 +91,14 @@ class BlendMaskConfig(SystemConfig):
 @dataclass(frozen=True, kw_only=True)
 class PanopticBlendMaskConfig(BlendMaskConfig):
     """MODEL, as panoptic BlendMask reads it."""
+
+    needs: ClassVar[Needs] = Needs(
+        labels={
+            "annotations": "MODEL.FCOS.NUM_CLASSES",
+            "sem_seg": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+        },
+        centred_crops=True,
+    )
 
     sem_seg_head: SemSegHeadConfig = field(default_factory=SemSegHeadConfig)
     panoptic_fpn: PanopticConfig = field(default_factory=PanopticConfig)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,7 +27,7 @@ from segdet.modeling.meta_arch.proposal_network import ProposalNetworkConfig
 from segdet.modeling.postprocessing import requested_size
 from segdet.modeling.roi_heads import ProposalSampler, ROIHeadsConfig
 from segdet.modeling.rpn import RPN
-from segdet.modeling.system import System
+from segdet.modeling.system import Needs, System
 from segdet.structures import Detections, ImageList, Proposals, Targets, clip_boxes
 
 EVERY = 1 << 30  # proposals of an image: as many as there are
@@ -36,6 +36,8 @@ EVERY = 1 << 30  # proposals of an image: as many as there are
 @dataclass(frozen=True, kw_only=True)
 class FCISConfig(ProposalNetworkConfig):
     """MODEL, as FCIS reads it."""
+
+    needs: ClassVar[Needs] = Needs(labels={"annotations": "MODEL.ROI_HEADS.NUM_CLASSES"})
 
     mask_on: bool = False  # which the data's side asks for masks by
     rpn: FCISRPNConfig = field(default_factory=FCISRPNConfig)

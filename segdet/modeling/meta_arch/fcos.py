@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.fcos import FCOS, FCOSConfig
 from segdet.modeling.proposals import ProposalGeneratorConfig
-from segdet.modeling.system import System, SystemConfig
+from segdet.modeling.system import Needs, System, SystemConfig
 from segdet.structures import Detections, ImageList, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneStageDetectorConfig(SystemConfig):
     """MODEL, as AdelaiDet's OneStageDetector reads it."""
+
+    needs: ClassVar[Needs] = Needs(
+        labels={"annotations": "MODEL.FCOS.NUM_CLASSES"}, centred_crops=True
+    )
 
     proposal_generator: ProposalGeneratorConfig = field(default_factory=ProposalGeneratorConfig)
     fcos: FCOSConfig = field(default_factory=FCOSConfig)

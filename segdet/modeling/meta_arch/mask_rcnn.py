@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from segdet.config.ranges import PositiveInt
 from segdet.errors import ConfigError
@@ -23,13 +24,15 @@ from segdet.modeling.mask_head import MaskHeadConfig
 from segdet.modeling.meta_arch.proposal_network import PRECOMPUTED, ProposalNetworkConfig
 from segdet.modeling.proposals import PrecomputedProposals, ProposalGenerator
 from segdet.modeling.roi_heads import ROIHeads, ROIHeadsConfig, StandardROIHeads
-from segdet.modeling.system import System
+from segdet.modeling.system import Needs, System
 from segdet.structures import Detections, ImageList, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRCNNConfig(ProposalNetworkConfig):
     """MODEL, as Mask R-CNN reads it."""
+
+    needs: ClassVar[Needs] = Needs(labels={"annotations": "MODEL.ROI_HEADS.NUM_CLASSES"})
 
     mask_on: bool = False
     keypoint_on: bool = False

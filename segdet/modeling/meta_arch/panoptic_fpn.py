@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from segdet.modeling.postprocessing import (
 from segdet.modeling.proposals import ProposalGenerator
 from segdet.modeling.roi_heads import ROIHeads
 from segdet.modeling.sem_seg_head import SemSegHead, SemSegHeadConfig
-from segdet.modeling.system import System
+from segdet.modeling.system import Needs, System
 from segdet.structures import Detections, ImageList, Instances, Targets
 
 Panoptic = tuple[Tensor, list[dict[str, Any]]]  # as `combine_semantic_and_instance_outputs` gives
@@ -70,6 +70,13 @@ class PanopticFPNConfig(MaskRCNNConfig):
     A system with other proposals or heads becomes panoptic by a section that inherits from its
     own section first, then from this one.
     """
+
+    needs: ClassVar[Needs] = Needs(
+        labels={
+            "annotations": "MODEL.ROI_HEADS.NUM_CLASSES",
+            "sem_seg": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+        }
+    )
 
     sem_seg_head: SemSegHeadConfig = field(default_factory=SemSegHeadConfig)
     panoptic_fpn: PanopticConfig = field(default_factory=PanopticConfig)

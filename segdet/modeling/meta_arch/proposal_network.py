@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from segdet.errors import ConfigError
 from segdet.layers import Losses
@@ -19,13 +20,15 @@ from segdet.modeling.proposals import (
     ProposalGeneratorConfig,
 )
 from segdet.modeling.rpn import RPN, RPNConfig
-from segdet.modeling.system import System, SystemConfig
+from segdet.modeling.system import Needs, System, SystemConfig
 from segdet.structures import ImageList, Proposals, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalNetworkConfig(SystemConfig):
     """MODEL, as a proposal network reads it."""
+
+    needs: ClassVar[Needs] = Needs(labels={"annotations": None})
 
     proposal_generator: ProposalGeneratorConfig = field(default_factory=ProposalGeneratorConfig)
     anchor_generator: AnchorGeneratorConfig = field(default_factory=AnchorGeneratorConfig)

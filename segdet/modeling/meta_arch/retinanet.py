@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_coder import Box2BoxTransform, BoxRegressionLoss, check_box_loss
 from segdet.modeling.matching import Matcher
-from segdet.modeling.system import System, SystemConfig
+from segdet.modeling.system import Needs, System, SystemConfig
 from segdet.structures import Boxes, Detections, ImageList, Targets, box_iou
 
 # MODEL.RETINANET.NORM -> what each level has one of; its statistics are wrong for the others.
@@ -91,6 +91,8 @@ class RetinaNetHeadConfig:
 @dataclass(frozen=True, kw_only=True)
 class RetinaNetConfig(SystemConfig):
     """MODEL, as RetinaNet reads it."""
+
+    needs: ClassVar[Needs] = Needs(labels={"annotations": "MODEL.RETINANET.NUM_CLASSES"})
 
     anchor_generator: AnchorGeneratorConfig = field(default_factory=AnchorGeneratorConfig)
     retinanet: RetinaNetHeadConfig = field(default_factory=RetinaNetHeadConfig)

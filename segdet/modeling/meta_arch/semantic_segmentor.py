@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,13 +12,15 @@ from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone
 from segdet.modeling.postprocessing import requested_size, sem_seg_postprocess
 from segdet.modeling.sem_seg_head import SemSegHead, SemSegHeadConfig
-from segdet.modeling.system import System, SystemConfig
+from segdet.modeling.system import Needs, System, SystemConfig
 from segdet.structures import ImageList
 
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticSegmentorConfig(SystemConfig):
     """MODEL, as a semantic segmentor reads it."""
+
+    needs: ClassVar[Needs] = Needs(labels={"sem_seg": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"})
 
     sem_seg_head: SemSegHeadConfig = field(default_factory=SemSegHeadConfig)
 

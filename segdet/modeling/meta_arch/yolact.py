@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -33,7 +33,7 @@ from segdet.modeling.backbones.backbone import known, select_maps
 from segdet.modeling.postprocessing import requested_size
 from segdet.modeling.prior_boxes import decode, prior_boxes
 from segdet.modeling.prototype_masks import combine_prototypes, size_of
-from segdet.modeling.system import System, SystemConfig
+from segdet.modeling.system import Needs, System, SystemConfig
 from segdet.modeling.yolact_layers import (
     BilinearFPN,
     FastMaskIoUNet,
@@ -151,6 +151,8 @@ class YolactHeadConfig:
 @dataclass(frozen=True, kw_only=True)
 class YOLACTConfig(SystemConfig):
     """MODEL, as YOLACT reads it; YOLACT++ with MASKIOU_ON and RESNETS' deformable stages."""
+
+    needs: ClassVar[Needs] = Needs(labels={"annotations": "MODEL.YOLACT.NUM_CLASSES"}, crowds=True)
 
     mask_on: bool = False
     maskiou_on: bool = False
