@@ -82,7 +82,7 @@ SYSTEMS: dict[str, tuple[str, str]] = {
     ),
     "mask_rcnn_ema": (
         "mask_rcnn",
-        """MODEL_EMA.ENABLED True MODEL_EMA.DECAY 0.9 SOLVER.ACCUMULATE 2
+        """MODEL_EMA.ENABLED True MODEL_EMA.DECAY 0.9
         MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0
         TEST.PRECISE_BN.ENABLED True TEST.PRECISE_BN.NUM_ITER 2""",
     ),

@@ -255,7 +255,7 @@ class DefaultTrainer(TrainerBase):
         is_main = comm.is_main_process()
 
         def evaluate() -> Mapping[str, Any]:
-            if self.model_ema:
+            if self.model_ema and self.cfg.DATASETS.TEST:
                 _log.info("Evaluating the average of the weights (MODEL_EMA), not themselves")
             self._last_eval_results = self.test(self.cfg, self.evaluated_model)
             return self._last_eval_results

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segdet.layers import Losses, at_least_float32
 from segdet.modeling.fcos_targets import Positives, centerness
-from segdet.utils import comm
+from segdet.modeling.positives import enter_mean
 
 # MODEL.FCOS.LOC_LOSS_TYPE -> the loss (P,) of boxes with this IoU and generalised IoU (P,)
 BOX_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -116,8 +116,7 @@ class FCOSLoss(nn.Module):
             every = sum(x[:, 0].numel() for x in logits)
             return every, {"loss_fcos_cls": every}
         if update:
-            mean = comm.mean_over_processes(self.moving_positives.new_tensor(float(number)))
-            self.moving_positives.mul_(0.9).add_(0.1 * mean.clamp(min=1))
+            enter_mean(self.moving_positives, number)
         return self.moving_positives.clone(), {}
 
 

@@ -27,6 +27,7 @@ from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_coder import Box2BoxTransform, BoxRegressionLoss, check_box_loss
 from segdet.modeling.matching import Matcher
+from segdet.modeling.positives import enter_mean
 from segdet.modeling.system import Needs, System, SystemConfig
 from segdet.structures import Boxes, Detections, ImageList, Targets, box_iou
 
@@ -338,7 +339,7 @@ class RetinaNetLoss(nn.Module):
         positive = valid & (labels < self.num_classes)
         num_positive = int(positive.sum())
         if update_normalizer:
-            self.normalizer.mul_(0.9).add_(0.1 * max(num_positive, 1))
+            enter_mean(self.normalizer, num_positive)
         one_hot = F.one_hot(labels[valid], self.num_classes + 1)[:, :-1]
         cls_loss = sigmoid_focal_loss(
             logits[valid], one_hot, alpha=self.alpha, gamma=self.gamma, reduction="sum"
