@@ -35,6 +35,7 @@ from segdet.engine.setup import (
     default_argument_parser,
     default_setup,
     default_writers,
+    share_buffers,
 )
 from segdet.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 from segdet.errors import ConfigError, SegdetError
@@ -257,6 +258,7 @@ class DefaultTrainer(TrainerBase):
         def evaluate() -> Mapping[str, Any]:
             if self.model_ema and self.cfg.DATASETS.TEST:
                 _log.info("Evaluating the average of the weights (MODEL_EMA), not themselves")
+            share_buffers(self.evaluated_model)  # statistics of norms, unless they are synchronised
             self._last_eval_results = self.test(self.cfg, self.evaluated_model)
             return self._last_eval_results
 

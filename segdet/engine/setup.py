@@ -179,11 +179,17 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
         kwargs.setdefault("device_ids", [comm.get_local_rank()])
     if not {"broadcast_buffers", "forward_sync_buffers"} & set(kwargs):
         kwargs[_SYNC_BUFFERS] = False
-    for buffer in model.buffers():  # older torch leaves them as they are
-        first = buffer.detach().contiguous()
-        dist.broadcast(first, 0)
-        buffer.copy_(first)
+    share_buffers(model)  # older torch leaves them as they are
     ddp = DistributedDataParallel(model, **kwargs)
     if fp16_compression:
         ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)
     return ddp
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers of rank 0, which are those that checkpoints have."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            first = buffer.detach().contiguous()
+            dist.broadcast(first, 0)
+            buffer.copy_(first)
