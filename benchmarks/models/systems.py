@@ -27,6 +27,8 @@ from segdet.config import get_cfg
 from segdet.model_zoo import get_config_file
 from segdet.modeling import build_model
 from segdet.modeling.meta_arch.yolact import YOLACT
+from segdet.modeling.system import System
+from segdet.solver.sgd import SGD
 from segdet.structures import BitMasks, Boxes, Instances
 
 CLASSES, STUFF = 80, 54
@@ -235,10 +237,11 @@ def predicted(model: nn.Module, *inputs: Any) -> Callable[[], Any]:
 def training_step(model: nn.Module, *inputs: Any) -> Callable[[], float]:
     """Forward, backward and an update too small to change what the next step does.
 
-    SGD with momentum, as `SolverConfig` builds it.
+    SGD with momentum, ours as `SolverConfig` builds it.
     """
     trained = [one for one in model.parameters() if one.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=1e-9, momentum=0.9, weight_decay=1e-4, fused=True)
+    kind = SGD if isinstance(model, System) else torch.optim.SGD
+    optimizer = kind(trained, lr=1e-9, momentum=0.9, weight_decay=1e-4, fused=True)
 
     def step() -> float:
         model.train()

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -29,6 +28,7 @@ from segdet.solver.lr_scheduler import (
     Schedule,
     WarmupParamScheduler,
 )
+from segdet.solver.sgd import SGD
 
 _NORMS = (
     nn.BatchNorm1d,
@@ -137,7 +137,7 @@ class SolverConfig:
         # One kernel for all that happens to a value. It takes a gradient scaler's scale off by
         # itself, after clipping.
         fused = not (self.amp.enabled or self.clip_gradients.enabled)
-        optimizer = torch.optim.SGD(
+        optimizer = SGD(
             groups,
             lr=self.base_lr,
             momentum=self.momentum,
