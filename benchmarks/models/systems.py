@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from segdet.config import get_cfg
+from segdet.engine.heap import return_free_memory
 from segdet.model_zoo import get_config_file
 from segdet.modeling import build_model
 from segdet.modeling.meta_arch.yolact import YOLACT
@@ -237,16 +238,20 @@ def predicted(model: nn.Module, *inputs: Any) -> Callable[[], Any]:
 def training_step(model: nn.Module, *inputs: Any) -> Callable[[], float]:
     """Forward, backward and an update too small to change what the next step does.
 
-    SGD with momentum, ours as `SolverConfig` builds it.
+    SGD with momentum. That of ours is `SolverConfig`'s, and free memory is given back as our
+    trainers do it.
     """
     trained = [one for one in model.parameters() if one.requires_grad]
-    kind = SGD if isinstance(model, System) else torch.optim.SGD
+    is_ours = isinstance(model, System)
+    kind = SGD if is_ours else torch.optim.SGD
     optimizer = kind(trained, lr=1e-9, momentum=0.9, weight_decay=1e-4, fused=True)
 
     def step() -> float:
         model.train()
         optimizer.zero_grad()
         loss = torch.stack(list(model(*inputs).values())).sum()
+        if is_ours and loss.device.type == "cpu":
+            return_free_memory()
         loss.backward()
         optimizer.step()
         return loss.item()

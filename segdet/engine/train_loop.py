@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from segdet.engine import nonfinite
 from segdet.engine.accumulation import compute_in_parts, unwrapped
+from segdet.engine.heap import return_free_memory
 from segdet.engine.nonfinite import BadStep, Snapshot
 from segdet.engine.stopping import Stopped, StopSignals
 from segdet.errors import DataError
@@ -311,6 +312,8 @@ class SimpleTrainer(TrainerBase):
     def _backward(self, total: Tensor, number: int) -> None:
         if not self.zero_grad_before_forward and number == 0:
             self.optimizer.zero_grad()
+        if total.device.type == "cpu":  # behind the forward pass little is free, but much is kept
+            return_free_memory()
         self.grad_scaler.scale(total).backward()
 
     def _bad_step(

@@ -32,11 +32,15 @@ def is_fixed(x: Tensor, *weights: Tensor | None) -> bool:
         return False
     return not (
         x.device.type not in ("cpu", "cuda")
-        or torch.compiler.is_compiling()
-        or is_tracing()
+        or is_traced()
         or torch.is_autocast_enabled(x.device.type)
         or any(w.is_inference() for w in known)  # whose changes torch does not count
     )
+
+
+def is_traced() -> bool:
+    """Whether calls are recorded, compiled or exported, to be repeated on other inputs."""
+    return torch.compiler.is_compiling() or is_tracing()
 
 
 class Prepared(Generic[T]):

@@ -66,7 +66,7 @@ def conv3x3_relu(in_channels: int, out_channels: int, norm: str = "", stride: in
         padding=1,
         bias=not norm,
         norm=get_norm(norm, out_channels),
-        activation=nn.ReLU(),
+        activation=nn.ReLU(inplace=True),
     )
     c2_msra_fill(conv)
     return conv
@@ -86,7 +86,7 @@ class LinearReLU(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(R, in_features), or (R, C, H, W) that count as such, to (R, out_features)."""
         if not is_fixed(input, self.weight, self.bias):
-            return F.relu(super().forward(input.flatten(1)))
+            return F.relu_(super().forward(input.flatten(1)))
         size = input.shape[1:]
 
         def prepare() -> Callable[[Tensor], Tensor]:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from segdet.config.ranges import NonNegativeInt, PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import Conv2d, Losses, NormName, c2_msra_fill, conv3x3_relu, normal_fill
-from segdet.layers.prepared import FixedConv, Prepared, is_fixed, prepare_conv
+from segdet.layers.prepared import FixedConv, Prepared, is_fixed, is_traced, prepare_conv
+from segdet.layers.recompute import recompute
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Proposals, Targets
 
 REGIONS = 8  # whose masks are finished at a time, in the cache
+GPU_REGIONS = 128  # where that is a GPU's, which wants few large kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,34 +113,63 @@ class MaskRCNNConvUpsampleHead(nn.Module):
             x = conv(x)
         if classes is None:
             return self.predictor(F.relu(self.deconv(x)))
+        if is_traced():  # the number of parts would become that of any call
+            return masks_of_class(self.predictor(F.relu(self.deconv(x))), classes)[:, None]
         parameters = (*self.deconv.parameters(), *self.predictor.parameters())
-        if is_fixed(x, *parameters):
-            parts = zip(x.split(REGIONS), classes.split(REGIONS), strict=True)
-            return torch.cat([self._masks_of_class(*part) for part in parts])
-        return masks_of_class(self.predictor(F.relu(self.deconv(x))), classes)[:, None]
+        finish = self._masks if is_fixed(x, *parameters) else self._learning_masks
+        size = REGIONS if x.device.type == "cpu" else GPU_REGIONS
+        parts = zip(x.split(size), classes.split(size), strict=True)
+        return torch.cat([finish(*part) for part in parts])
 
-    def _masks_of_class(self, x: Tensor, classes: Tensor) -> Tensor:
-        """(r, C, S, S) to (r, 1, 2 S, 2 S), without the masks of other classes.
-
-        A cell of `x` becomes 2x2 cells, so the deconvolution is a 1x1 convolution to four times
-        its channels.
-        """
+    def _masks(self, x: Tensor, classes: Tensor) -> Tensor:
+        """(r, C, S, S) to (r, 1, 2 S, 2 S)."""
 
         def prepare() -> FixedConv:
-            weight = self.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * conv_dim, C)
-            bias = cast(Tensor, self.deconv.bias).repeat(4)
-            return prepare_conv(weight[:, :, None, None], bias)
+            return prepare_conv(*_as_convolution(self.deconv.weight, self.deconv.bias))
 
         deconv = self._prepared(prepare, self.deconv.weight, self.deconv.bias)
-        side = x.shape[-1]
-        cells = deconv(x, relu=True).permute(0, 2, 3, 1)
-        cells = cells.reshape(len(x), 4 * side**2, self.deconv.out_channels)
-        if self.predictor.out_channels == 1:
-            classes = torch.zeros_like(classes)
-        weight = self.predictor.weight[classes].flatten(2)  # (r, conv_dim, 1)
-        bias = cast(Tensor, self.predictor.bias)[classes][:, None, None]
-        logits = torch.baddbmm(bias, cells, weight).view(len(x), side, side, 2, 2)
-        return logits.transpose(2, 3).reshape(len(x), 1, 2 * side, 2 * side)
+        return _choose(deconv(x, relu=True), classes, *self.predictor.parameters())
+
+    def _learning_masks(self, x: Tensor, classes: Tensor) -> Tensor:
+        """The same, keeping `x` alone for the gradient."""
+
+        def finish(x: Tensor, weight: Tensor, bias: Tensor, *predictor: Tensor) -> Tensor:
+            cells = F.relu_(F.conv2d(x, *_as_convolution(weight, bias)))
+            return _choose(cells, classes, *predictor)
+
+        deconv = (self.deconv.weight, cast(Tensor, self.deconv.bias))
+        return recompute(finish, x, *deconv, *self.predictor.parameters())
+
+
+def _as_convolution(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The 2x deconvolution (C, D, 2, 2), (D,) as a 1x1 convolution to 4 D channels.
+
+    They are those of the 2x2 cells that a cell becomes.
+    """
+    weight = weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * D, C)
+    return weight[:, :, None, None], cast(Tensor, bias).repeat(4)
+
+
+def _choose(cells: Tensor, classes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The masks of `classes`, without those of others.
+
+    Args:
+        cells: (R, 4 D, S, S), as such a convolution gives them.
+        classes: (R,) int64.
+        weight: (num_masks, D, 1, 1).
+        bias: (num_masks,).
+
+    Returns:
+        (R, 1, 2 S, 2 S).
+    """
+    side = cells.shape[-1]
+    if len(bias) == 1:
+        classes = torch.zeros_like(classes)
+    cells = cells.permute(0, 2, 3, 1).reshape(len(cells), 4 * side**2, weight.shape[1])
+    own = weight[classes].flatten(2)  # (R, D, 1)
+    logits = torch.baddbmm(bias[classes][:, None, None], cells, own)
+    logits = logits.view(len(cells), side, side, 2, 2).transpose(2, 3)
+    return logits.reshape(len(cells), 1, 2 * side, 2 * side)
 
 
 class SpatialAttention(nn.Module):
@@ -204,6 +235,19 @@ def mask_loss(logits: Tensor, gt_masks: Tensor, gt_classes: Tensor) -> Losses:
     loss = F.binary_cross_entropy_with_logits(own, gt_masks.to(own.dtype))
     metrics = mask_metrics(own.detach(), gt_masks)
     return Losses({"loss_mask": loss}, metrics, {"loss_mask": len(logits)})
+
+
+def own_masks(head: nn.Module, pooled: Tensor, classes: Tensor) -> Tensor:
+    """(R, 1, M, M) mask logits of one class for each region.
+
+    Args:
+        head: a mask head.
+        pooled: (R, C, S, S), its input.
+        classes: (R,) int64.
+    """
+    if type(head).forward is MaskRCNNConvUpsampleHead.forward:
+        return head(pooled, classes)
+    return masks_of_class(head(pooled), classes)[:, None]  # a plug-in's takes no classes
 
 
 def masks_of_class(logits: Tensor, classes: Tensor) -> Tensor:

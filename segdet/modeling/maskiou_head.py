@@ -21,9 +21,9 @@ from segdet.modeling.mask_head import (
     MaskRCNNConvUpsampleHead,
     mask_loss,
     mask_targets,
-    masks_of_class,
+    own_masks,
 )
-from segdet.modeling.roi_heads import attach_masks
+from segdet.modeling.roi_heads import attach_masks_of
 from segdet.structures import BitMasks, Detections, PolygonMasks, Proposals, Targets
 from segdet.structures.polygons import Box, Polygon, polygon_area, rasterized_area
 
@@ -262,9 +262,9 @@ def scored_mask_losses(
         weight: of `loss_maskiou`.
         polygon_shares: as in `shares_inside`.
     """
-    logits = mask_head(pooled)  # (R, K, M, M)
     classes = torch.cat([p.gt_classes for p in fg])
-    own = masks_of_class(logits, classes)  # (R, M, M)
+    logits = own_masks(mask_head, pooled, classes)
+    own = logits[:, 0]  # (R, M, M)
     gt_masks = mask_targets(fg, targets, logits.shape[-1])
     ious = maskiou_head(pooled, own.sigmoid())  # (R, K)
     target_ious = maskiou_targets(own, gt_masks, shares_inside(fg, targets, polygon_shares))
@@ -278,7 +278,7 @@ def attach_scored_masks(
     detections: list[Detections],
 ) -> list[Detections]:
     """Sets `pred_masks` (N, 1, M, M) probabilities and `mask_scores` (N,), from pooled features."""
-    attach_masks(mask_head(pooled), detections)
+    attach_masks_of(mask_head, pooled, detections)
     masks = torch.cat([d.pred_masks[:, 0] for d in detections])  # (sum N, M, M)
     return attach_mask_scores(maskiou_head(pooled, masks), detections)
 

@@ -23,6 +23,7 @@ from segdet.modeling.mask_head import (
     mask_loss,
     mask_targets,
     masks_of_class,
+    own_masks,
 )
 from segdet.modeling.matching import Matcher
 from segdet.modeling.roi_pooler import ROIPooler
@@ -261,9 +262,8 @@ class StandardROIHeads(ROIHeads):
     ) -> Losses:
         if self.mask_pooler is None or self.mask_head is None:
             return Losses()
-        logits = self.mask_head(self.mask_pooler(maps, [p.proposal_boxes.tensor for p in fg]))
-        gt_masks = mask_targets(fg, targets, logits.shape[-1])
-        return mask_loss(logits, gt_masks, torch.cat([p.gt_classes for p in fg]))
+        pooled = self.mask_pooler(maps, [p.proposal_boxes.tensor for p in fg])
+        return mask_losses(self.mask_head, pooled, fg, targets)
 
     def _keypoint_losses(
         self, maps: Sequence[Tensor], fg: Sequence[Proposals], targets: Sequence[Targets]
@@ -323,13 +323,28 @@ def keypoint_losses(
     return Losses(losses, {"keypoint_head/num_fg_samples": mean})
 
 
+def mask_losses(
+    head: nn.Module, pooled: Tensor, fg: Sequence[Proposals], targets: Sequence[Targets]
+) -> Losses:
+    """`loss_mask` of the foreground regions.
+
+    Args:
+        head: a mask head.
+        pooled: (R, C, S, S), its input; rows in the order of `fg`.
+        fg: foreground only, with `gt_index` and `gt_classes`.
+        targets: with `gt_masks`.
+    """
+    classes = torch.cat([p.gt_classes for p in fg])
+    logits = own_masks(head, pooled, classes)
+    return mask_loss(logits, mask_targets(fg, targets, logits.shape[-1]), classes)
+
+
 def attach_masks_of(
     head: nn.Module, pooled: Tensor, detections: list[Detections]
 ) -> list[Detections]:
     """Sets `pred_masks` to what a mask head finds in pooled features (sum N, C, S, S)."""
-    if type(head).forward is not MaskRCNNConvUpsampleHead.forward:  # it takes no classes
-        return attach_masks(head(pooled), detections)
-    return attach_masks(head(pooled, torch.cat([d.pred_classes for d in detections])), detections)
+    classes = torch.cat([d.pred_classes for d in detections])
+    return attach_masks(own_masks(head, pooled, classes), detections)
 
 
 def attach_masks(logits: Tensor, detections: list[Detections]) -> list[Detections]:

@@ -88,6 +88,35 @@ def test_own_channel_is_chosen():
     assert masks_of_class(logits, torch.tensor([2, 0])).flatten().tolist() == [2, 3]
 
 
+@pytest.mark.parametrize("regions", [0, 11])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_masks_of_one_class_are_those_among_all(regions, agnostic):
+    torch.manual_seed(0)
+    config = MaskHeadConfig(num_conv=1, conv_dim=8, cls_agnostic_mask=agnostic)
+    head = config.build(in_channels=4, num_classes=3).double()
+    x = torch.randn(regions, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    classes = torch.randint(3, (regions,))
+    weights = torch.randn(regions, 6, 6, dtype=torch.float64)
+    learning = [x, *head.parameters()]
+    of_all = masks_of_class(head(x), classes)
+    own = head(x, classes)[:, 0]
+    torch.testing.assert_close(own, of_all)
+    expected, gradients = (
+        torch.autograd.grad((masks * weights).sum(), learning) for masks in (of_all, own)
+    )
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_masks_of_one_class_keep_no_map_for_the_gradient():
+    head = MaskHeadConfig(num_conv=1, conv_dim=8).build(in_channels=4, num_classes=3)
+    x, classes = torch.randn(5, 4, 4, 4), torch.tensor([0, 2, 1, 1, 0])
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        own = head(x, classes)
+    assert own.requires_grad
+    assert max(shape.numel() for shape in kept) == 5 * 8 * 4 * 4  # of the convolution before
+
+
 def test_sizes_must_agree():
     with pytest.raises(ValueError, match="mask sizes differ"):
         mask_loss(torch.zeros(1, 1, 28, 28), torch.zeros(1, 14, 14), torch.zeros(1).long())

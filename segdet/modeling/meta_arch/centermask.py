@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from segdet.config.ranges import NonNegativeFloat
@@ -22,12 +21,7 @@ from segdet.modeling.backbones import Backbone
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.fcos import FCOS
 from segdet.modeling.keypoint_head import KeypointHeadConfig, KRCNNConvDeconvUpsampleHead
-from segdet.modeling.mask_head import (
-    MaskHeadConfig,
-    MaskRCNNConvUpsampleHead,
-    mask_loss,
-    mask_targets,
-)
+from segdet.modeling.mask_head import MaskHeadConfig, MaskRCNNConvUpsampleHead
 from segdet.modeling.maskiou_head import (
     MaskIoUHead,
     MaskIoUHeadConfig,
@@ -43,6 +37,7 @@ from segdet.modeling.roi_heads import (
     attach_keypoints,
     attach_masks_of,
     keypoint_losses,
+    mask_losses,
     select_foreground,
 )
 from segdet.modeling.roi_pooler import ROIPooler
@@ -193,9 +188,7 @@ class CenterROIHeads(ROIHeads):
             [p.image_size for p in fg],
         )
         if self.maskiou_head is None:
-            logits = self.mask_head(pooled)
-            gt_masks = mask_targets(fg, targets, logits.shape[-1])
-            return mask_loss(logits, gt_masks, torch.cat([p.gt_classes for p in fg]))
+            return mask_losses(self.mask_head, pooled, fg, targets)
         return scored_mask_losses(
             self.mask_head,
             self.maskiou_head,

@@ -17,9 +17,15 @@ from segdet.layers import Losses
 from segdet.modeling.backbones import Backbone, BasicBlock, BottleneckBlock
 from segdet.modeling.backbones.backbone import pyramid
 from segdet.modeling.box_head import FastRCNNOutputLayers
-from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead, mask_loss, mask_targets
+from segdet.modeling.mask_head import MaskRCNNConvUpsampleHead
 from segdet.modeling.meta_arch.mask_rcnn import MaskRCNNConfig
-from segdet.modeling.roi_heads import ProposalSampler, ROIHeads, attach_masks_of, select_foreground
+from segdet.modeling.roi_heads import (
+    ProposalSampler,
+    ROIHeads,
+    attach_masks_of,
+    mask_losses,
+    select_foreground,
+)
 from segdet.modeling.roi_pooler import ROIPooler
 from segdet.structures import Detections, Proposals, Targets
 
@@ -99,9 +105,8 @@ class Res5ROIHeads(ROIHeads):
             return losses
         fg = select_foreground(sampled, self.sampler.num_classes)
         classes = torch.cat([p.gt_classes for p in sampled])
-        mask_logits = self.mask_head(x[(classes >= 0) & (classes < self.sampler.num_classes)])
-        gt_masks = mask_targets(fg, targets, mask_logits.shape[-1])
-        return losses | mask_loss(mask_logits, gt_masks, torch.cat([p.gt_classes for p in fg]))
+        own = x[(classes >= 0) & (classes < self.sampler.num_classes)]
+        return losses | mask_losses(self.mask_head, own, fg, targets)
 
     def predict(
         self, features: dict[str, Tensor], proposals: Sequence[Proposals]

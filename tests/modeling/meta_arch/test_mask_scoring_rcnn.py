@@ -90,7 +90,7 @@ def test_targets_see_the_whole_object(cfg, monkeypatch):
 
     module = "segdet.modeling.maskiou_head"
     monkeypatch.setattr(f"{module}.maskiou_loss", spy)
-    monkeypatch.setattr(f"{module}.masks_of_class", lambda x, c: torch.ones(len(x), 28, 28))
+    monkeypatch.setattr(f"{module}.own_masks", lambda _, x, c: torch.ones(len(x), 1, 28, 28))
     heads = build_model(cfg).roi_heads
     polygon = [[0.0, 0, 40, 0, 40, 20, 0, 20]]
     p = Proposals((64, 80), proposal_boxes=Boxes(torch.tensor([[0.0, 0, 20, 20], [0, 0, 40, 20]])))
