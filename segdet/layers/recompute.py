@@ -36,7 +36,9 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         inputs = [
             x.detach().requires_grad_(wanted)
             for x, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
