@@ -98,9 +98,7 @@ def convert(
     family = find_family(weights, ())
     trained_with = family.settings(weights) if family else {}
     by_suffix |= checkpoint["matching_heuristics"]
-    author = checkpoint.get("__author__")
-    if family is not None and family.title.startswith("torchvision"):
-        author = "torchvision"
+    author = (family and family.author) or checkpoint.get("__author__")
     if cfg is not None:
         weights = _as_model_has_them(address, cfg)
         by_suffix = False

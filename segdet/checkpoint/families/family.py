@@ -25,6 +25,7 @@ class Family:
         official_value: the tensor for an official name.
         settings: config key -> the value that these weights were trained with, as far as the file
             tells; they change results but no shapes.
+        author: what a converted file keeps as `__author__`; None keeps what the file says.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Family:
     official_name: Callable[[str], str | None]
     official_value: Callable[[str, Tensor], Tensor] = lambda name, value: value
     settings: Callable[[Mapping[str, Tensor]], dict[str, Any]] = _nothing
+    author: str | None = None
 
 
 def background_last(name: str, value: Tensor) -> Tensor:

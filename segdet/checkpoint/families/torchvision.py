@@ -46,10 +46,12 @@ TORCHVISION_RESNET = Family(
     lambda names: "layer1.0.conv1.weight" in names,
     torchvision_resnet_name,
     settings=_resnet_settings,
+    author="torchvision",
 )
 TORCHVISION_MOBILENET_V2 = Family(
     "torchvision MobileNetV2",
     lambda names: "features.1.conv.0.0.weight" in names,
     torchvision_mobilenet_v2_name,
     settings=lambda weights: dict(TORCHVISION_IMAGES),
+    author="torchvision",
 )
