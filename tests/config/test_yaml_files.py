@@ -31,10 +31,10 @@ def doubled(times: int, form: str) -> str:
 def test_bombs_and_values_that_are_none(tmp_path, text, message):
     file = tmp_path / "a.yaml"
     file.write_text(text)
-    start = time.monotonic()
+    start = time.process_time()  # of this process: others may keep the machine busy
     with pytest.raises(ConfigError, match=message):
         yaml_layers(str(file))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_bases_that_double(tmp_path):
