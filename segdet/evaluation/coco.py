@@ -34,7 +34,7 @@ from segdet.evaluation.evaluator import DatasetEvaluator
 from segdet.evaluation.rle import encode_masks
 from segdet.structures import Boxes, BoxMode, Instances, RotatedBoxes
 from segdet.utils import comm
-from segdet.utils.writing import write_text_atomically
+from segdet.utils.writing import write_atomically, write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -315,7 +315,8 @@ def _write(file: Path, found: list[_Found], predictions: Predictions, truth: Gro
     """detectron2's two files; the .pth has classes as the model counts them."""
     file.parent.mkdir(parents=True, exist_ok=True)
     by_image = [{"image_id": one.image_id, "instances": _rows(one)} for one in found]
-    torch.save(by_image, file.with_name("instances_predictions.pth"))
+    as_pth = file.with_name("instances_predictions.pth")
+    write_atomically(as_pth, lambda stream: torch.save(by_image, stream))
     rows = [row for one in by_image for row in one["instances"]]
     for row, category in zip(rows, predictions.category.tolist(), strict=True):
         row["category_id"] = truth.category_ids[category]

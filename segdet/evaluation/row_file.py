@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from segdet.utils import comm
+from segdet.utils.writing import write_atomically
 
 _AT_ONCE = 500  # rows that a process sends to the main one in a piece
 
@@ -41,13 +42,16 @@ class RowFile:
                 pass
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            file.write(head)
+
+        def write(file: BinaryIO) -> None:
+            file.write(head.encode())
             separator = "\n"
             for row in (row for chunk in chunks for row in chunk):
-                file.write(separator + row)
+                file.write((separator + row).encode())
                 separator = ",\n"
-            file.write("\n" + tail)
+            file.write(f"\n{tail}".encode())
+
+        write_atomically(path, write)
 
     def _rows(self) -> Iterator[str]:
         self._file.seek(0)

@@ -27,6 +27,7 @@ from segdet.evaluation.label_maps import (
 from segdet.evaluation.rle import encode_masks
 from segdet.evaluation.row_file import RowFile
 from segdet.utils import comm
+from segdet.utils.writing import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,8 @@ class SemSegEvaluator(DatasetEvaluator):
         edges = tables[1] if self._has_edges else None
         results = {"sem_seg": semantic_scores(tables[0], self._classes, edges)}
         if self._output_dir is not None:
-            torch.save(results, self._output_dir / "sem_seg_evaluation.pth")
+            file = self._output_dir / "sem_seg_evaluation.pth"
+            write_atomically(file, lambda stream: torch.save(results, stream))
         shown = {key: value for key, value in results["sem_seg"].items() if "-" not in key}
         by_class = {name: results["sem_seg"][f"IoU-{name}"] for name in self._classes}
         logger.info("Evaluation results for sem_seg:\n%s", table(shown))

@@ -11,6 +11,7 @@ from segdet.report.gather import report_of
 from segdet.report.page import page
 from segdet.report.run import read_run
 from segdet.utils.logger import setup_logger
+from segdet.utils.writing import write_text_atomically
 
 
 def main(argv: list[str]) -> None:
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     output = Path(args.output or runs[0].folder / "report.html")
     text = page(report_of(runs, pictures=args.pictures))
     try:
-        output.write_text(text, "utf-8")
+        write_text_atomically(output, text)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
     print(f"{output}: {len(text.encode()) / 1e6:.1f} MB")

@@ -19,6 +19,7 @@ from segdet.evaluation.coco_records import (
     read_ground_truth,
 )
 from segdet.evaluation.coco_results import read_predictions
+from segdet.utils.writing import write_text_atomically
 
 RESULTS = "coco_instances_results.json"
 
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
         file = args.output / "analysis.json"
-        file.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        write_text_atomically(file, json.dumps(written, indent=1) + "\n")
         print(f"\nwritten: {file}")
 
 
