@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 _LARGEST = sys.float_info.max
 
@@ -59,3 +59,13 @@ PositiveFraction = Annotated[float, Range(0, 1, open_low=True)]
 InnerFraction = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 FocalAlpha = Annotated[float, Range(-1, 1)]  # weight of positives; below 0 all weigh 1
 IoULabel = Annotated[int, Range(-1, 1)]  # of boxes between two IoUs: object, none, or ignored (-1)
+
+
+def no_effect(default: Any, why: str) -> Any:
+    """The field of a key that other programs' files may have; the reader warns of other values.
+
+    Args:
+        default: the key's.
+        why: what stands in its place here, or what it does there.
+    """
+    return field(default=default, metadata={"no_effect": why})

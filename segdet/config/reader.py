@@ -8,6 +8,7 @@ field's type says what the key may hold (`segdet.config.ranges`).
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import types
 import typing
@@ -16,6 +17,8 @@ from typing import Annotated, Any, TypeVar
 
 from segdet.config.node import DEFAULT, CfgNode
 from segdet.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 Section = TypeVar("Section")
 
@@ -58,7 +61,11 @@ def read_section(section: type[Section], cfg: CfgNode, at: str = "") -> Section:
         if dataclasses.is_dataclass(hint):
             values[field.name] = read_section(typing.cast(type[Any], hint), cfg, path)
         else:
-            values[field.name] = _read_value(cfg, path, hint)
+            values[field.name] = value = _read_value(cfg, path, hint)
+            why = field.metadata.get("no_effect")
+            if why and value != field.default:
+                source = cfg.source_of(path)
+                _log.warning("%s %r has no effect: %s (set by %s)", path, value, why, source)
     try:
         made = section(**values)
     except ConfigError as error:

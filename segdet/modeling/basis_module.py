@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
+from segdet.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, no_effect
 from segdet.errors import ConfigError, DataError
 from segdet.layers import (
     Conv2d,
@@ -39,7 +39,7 @@ class BasisModuleConfig:
     num_classes: PositiveInt = 80  # of that head, without the background
     loss_weight: NonNegativeFloat = 0.3
     common_stride: PositiveInt = 8  # of the finest map; the bases have half of it
-    ann_set: str = "coco"  # no effect: there it says which files of label maps to read
+    ann_set: str = no_effect("coco", "label maps are drawn of the objects, not read")
 
     def __post_init__(self) -> None:
         if self.name != "ProtoNet":

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from segdet.config.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    no_effect,
+)
 from segdet.errors import ConfigError
 from segdet.layers import at_least_float32
 from segdet.modeling.roi_pooler import ROIPooler
@@ -27,7 +33,7 @@ class BlenderConfig:
     pooler_sampling_ratio: NonNegativeInt = 1
     pooler_scales: tuple[PositiveFloat, ...] = (0.25,)  # of the bases
     instance_loss_weight: NonNegativeFloat = 1.0
-    visualize: bool = False  # no effect: there it draws the bases
+    visualize: bool = no_effect(False, "there it draws the bases")
 
     def __post_init__(self) -> None:
         if self.top_interp not in INTERPOLATIONS:

@@ -22,6 +22,7 @@ from segdet.config.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    no_effect,
 )
 from segdet.errors import ConfigError
 from segdet.layers import Losses, at_least_float32, batched_nms
@@ -70,8 +71,8 @@ class FCOSConfig(FCOSLevelsConfig):
     center_sample: bool = True
     pos_radius: NonNegativeFloat = 1.5  # of centre sampling, in strides
     loc_loss_type: Annotated[str, BOX_LOSSES] = "giou"
-    yield_proposal: bool = False  # no effect: who needs proposals gets them
-    yield_box_features: bool = False  # no effect, likewise
+    yield_proposal: bool = no_effect(False, "who needs proposals gets them")
+    yield_box_features: bool = no_effect(False, "who needs features gets them")
 
     def __post_init__(self) -> None:
         bounds = self.sizes_of_interest

@@ -16,6 +16,8 @@ from segdet.errors import ConfigError
 from segdet.modeling.meta_arch import SYSTEMS
 
 ANY_WHOLE_NUMBER = {
+    "MODEL.VOVNET.BACKBONE_OUT_CHANNELS",  # no effect
+    "MODEL.VOVNET.OUT_CHANNELS",  # no effect
     "MODEL.RESNETS.DEPTH",  # its section lists them
     "MODEL.RPN.BOUNDARY_THRESH",
     "MODEL.RPN.CONV_DIMS",  # -1 has a meaning of its own
@@ -85,6 +87,18 @@ def test_values_within_are_read():
 def test_others_are_refused(key: str, value: Any, message: str):
     with pytest.raises(ConfigError, match=message):
         read(**{key: value})
+
+
+def test_a_key_without_effect_warns_where_it_is_changed(caplog: pytest.LogCaptureFixture):
+    cfg = get_cfg()
+    read_section(SYSTEMS["BlendMask"], cfg, at="MODEL")
+    assert not caplog.messages
+    cfg.merge_from_list(["MODEL.BLENDMASK.VISUALIZE", True])
+    read_section(SYSTEMS["BlendMask"], cfg, at="MODEL")
+    assert caplog.messages == [
+        "MODEL.BLENDMASK.VISUALIZE True has no effect: there it draws the bases "
+        "(set by command line)"
+    ]
 
 
 def test_open_ends_are_left_out():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdet.config.ranges import PositiveInt
+from segdet.config.ranges import PositiveInt, no_effect
 from segdet.errors import ConfigError
 from segdet.layers import (
     Conv2d,
@@ -61,9 +61,8 @@ class VoVNetConfig:
     stage_with_dcn: tuple[bool, ...] = (False, False, False, False)  # stage2 to stage5
     with_modulated_dcn: bool = False  # version 2, with a mask
     deformable_groups: PositiveInt = 1  # groups of channels with offsets of their own
-    # These two are in official files; the pyramid's width is MODEL.FPN's.
-    out_channels: PositiveInt = 256
-    backbone_out_channels: PositiveInt = 256
+    out_channels: int = no_effect(256, "the pyramid's width is MODEL.FPN.OUT_CHANNELS")
+    backbone_out_channels: int = no_effect(256, "the pyramid's width is MODEL.FPN.OUT_CHANNELS")
 
     def __post_init__(self) -> None:
         if self.conv_body not in BODIES:
