@@ -198,11 +198,11 @@ def assert_same(ours: list[dict], expected: list[dict]) -> None:
         found, wanted = found_fields(one), found_fields(other)
         assert len(wanted["scores"]) == len(found["scores"]) > 0
         # Detections of equal scores may have changed places.
-        places = [
+        here, there = (
             torch.cat((x["pred_boxes"], 1000 * x["pred_classes"][:, None]), 1)
             for x in (found, wanted)
-        ]
-        rows = torch.cdist(*places).argmin(1)
+        )
+        rows = torch.cdist(here, there).argmin(1)
         assert len(rows.unique()) == len(rows)
         wanted = {name: values[rows] for name, values in wanted.items()}
         torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
