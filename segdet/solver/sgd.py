@@ -10,9 +10,8 @@ import torch
 class SGD(torch.optim.SGD):
     """torch's, for runs that compile no optimizer.
 
-    To keep the compiler out of them, torch's own methods import it on their first call: 150 MiB
-    and two seconds of a process that never uses it (torch 2.15). Here they are as they were before
-    that wrapper.
+    To keep the compiler out of them, torch's own methods import it on their first call: 150 MiB of
+    a process that never uses it (torch 2.15). Here they are as they were before that wrapper.
     """
 
     add_param_group = unwrap(torch.optim.SGD.add_param_group)
