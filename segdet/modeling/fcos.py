@@ -47,8 +47,8 @@ class FCOSConfig(FCOSLevelsConfig):
     in_features: tuple[str, ...] = ("p3", "p4", "p5", "p6", "p7")
     fpn_strides: tuple[PositiveInt, ...] = (8, 16, 32, 64, 128)  # must be those of the maps
     prior_prob: InnerFraction = 0.01  # the score that an untrained head gives everything
-    inference_th_train: Fraction = 0.05  # _TRAIN: of the proposals that it makes while training
-    inference_th_test: Fraction = 0.05
+    inference_th_train: NonNegativeFloat = 0.05  # _TRAIN: of proposals made while training
+    inference_th_test: NonNegativeFloat = 0.05
     nms_th: Fraction = 0.6
     pre_nms_topk_train: PositiveInt = 1000  # pairs of location and class, per level
     pre_nms_topk_test: PositiveInt = 1000

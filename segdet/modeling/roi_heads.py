@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from segdet.config.ranges import Fraction, IoULabel, PositiveInt
+from segdet.config.ranges import Fraction, IoULabel, NonNegativeFloat, PositiveInt
 from segdet.layers import Losses
 from segdet.modeling.box_head import FastRCNNConvFCHead, FastRCNNOutputLayers
 from segdet.modeling.box_kind import UPRIGHT, BoxKind
@@ -45,7 +45,7 @@ class ROIHeadsConfig:
     iou_labels: tuple[IoULabel, ...] = (0, 1)
     batch_size_per_image: PositiveInt = 512
     positive_fraction: Fraction = 0.25
-    score_thresh_test: Fraction = 0.05
+    score_thresh_test: NonNegativeFloat = 0.05
     nms_thresh_test: Fraction = 0.5
     proposal_append_gt: bool = True
 

@@ -49,7 +49,7 @@ class RetinaNetHeadConfig:
     iou_thresholds: tuple[Fraction, ...] = (0.4, 0.5)
     iou_labels: tuple[IoULabel, ...] = (0, -1, 1)
     prior_prob: InnerFraction = 0.01  # the score that an untrained head gives everything
-    score_thresh_test: Fraction = 0.05
+    score_thresh_test: NonNegativeFloat = 0.05
     topk_candidates_test: PositiveInt = 1000  # per level, before NMS
     nms_thresh_test: Fraction = 0.5
     bbox_reg_weights: tuple[PositiveFloat, ...] = (1.0, 1.0, 1.0, 1.0)

@@ -70,7 +70,7 @@ class YolactHeadConfig:
     mask_loss_weight: NonNegativeFloat = 6.125
     semantic_loss_weight: NonNegativeFloat = 1.0
     maskiou_loss_weight: NonNegativeFloat = 25.0
-    score_thresh_test: Fraction = 0.05
+    score_thresh_test: NonNegativeFloat = 0.05
     nms_thresh_test: Fraction = 0.5
     topk_candidates_test: PositiveInt = 200  # of a class
     fast_nms: bool = True  # False: NMS as elsewhere, where boxes that are dropped drop no others
