@@ -81,6 +81,7 @@ LAYERS = {
         "segdet.config.reader",
         "segdet.modeling",
         "segdet.modeling.meta_arch",
+        "segdet.utils",  # mixed precision
     ],
     "segdet.modeling.__init__": [
         "segdet.layers",
@@ -140,6 +141,7 @@ LAYERS = {
         "segdet.config.node",
         "segdet.config.ranges",
         "segdet.config.reader",
+        "segdet.utils",  # mixed precision
     ],
     "segdet.checkpoint": ["segdet.errors", "segdet.config.node", "segdet.utils"],
     "segdet.config": [  # get_cfg, which gathers the sections

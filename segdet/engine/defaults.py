@@ -18,6 +18,7 @@ from segdet import solver
 from segdet.checkpoint import AVERAGE, DetectionCheckpointer
 from segdet.config import CfgNode
 from segdet.config.defaults import check_values
+from segdet.config.reader import read_section
 from segdet.data import (
     MetadataCatalog,
     build_detection_test_loader,
@@ -50,6 +51,7 @@ from segdet.utils import comm
 from segdet.utils.env import seed_all_rng
 from segdet.utils.events import EventWriter
 from segdet.utils.logger import setup_logger
+from segdet.utils.mixed_precision import AMPConfig
 from segdet.utils.writing import make_output_folder, remove_leftovers
 
 __all__ = [
@@ -92,14 +94,7 @@ class DefaultTrainer(TrainerBase):
 
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
-        trainer = AMPTrainer if self.cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer(
-            create_ddp_model(model),
-            None,
-            optimizer,
-            zero_grad_before_forward=True,  # the gradients' memory is then free for activations
-            seed=self.cfg.SEED,
-        )
+        self._trainer = self._build_steps(create_ddp_model(model), optimizer)
         self._trainer.accumulate = _parts(self.cfg)
         self._trainer._hooks = self._hooks  # so that it calls their after_backward
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
@@ -113,6 +108,15 @@ class DefaultTrainer(TrainerBase):
         self.max_iter = self.cfg.SOLVER.MAX_ITER
         self._last_eval_results: Mapping[str, Any] | None = None
         self.register_hooks(self.build_hooks())
+
+    def _build_steps(self, model: nn.Module, optimizer: Optimizer) -> SimpleTrainer:
+        amp = read_section(AMPConfig, self.cfg, at="SOLVER.AMP")
+        # The gradients' memory is then free for activations.
+        settings: dict[str, Any] = {"zero_grad_before_forward": True, "seed": self.cfg.SEED}
+        if not amp.enabled:
+            return SimpleTrainer(model, None, optimizer, **settings)
+        precision = amp.dtype(next(model.parameters()).device.type)
+        return AMPTrainer(model, None, optimizer, precision=precision, **settings)
 
     @property
     def model(self) -> nn.Module:

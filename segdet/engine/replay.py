@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segdet.checkpoint.reading import read_checkpoint
 from segdet.config import CfgNode, get_cfg
+from segdet.config.reader import read_section
 from segdet.data import build_detection_train_loader
 from segdet.engine.accumulation import compute_in_parts
 from segdet.engine.nonfinite import names_of
@@ -22,6 +23,7 @@ from segdet.engine.train_loop import as_losses, seed_generators
 from segdet.errors import CheckpointError, DataError
 from segdet.layers import Losses
 from segdet.modeling import build_model
+from segdet.utils.mixed_precision import AMPConfig
 
 
 @dataclass(kw_only=True)
@@ -115,11 +117,11 @@ def replay(dump: Mapping[str, Any], cfg: CfgNode, path: Path) -> Replay:
     _take_over(dump["model"], model, path)
     batch = _batch_of(dump, cfg)
     device = next(model.parameters()).device.type  # the CPU where the config's device is not there
-    half = torch.float16 if device == "cuda" else torch.bfloat16
+    amp = read_section(AMPConfig, cfg, at="SOLVER.AMP")
 
     def forward(model: nn.Module, part: Any, number: int) -> Losses:
         seed_generators(dump["seed"], dump["iteration"], dump["rank"], number)
-        with torch.autocast(device, half) if cfg.SOLVER.AMP.ENABLED else nullcontext():
+        with amp.autocast(device):
             return as_losses(model(part))
 
     with _watched(model) as layers:
@@ -176,18 +178,23 @@ def _batch_of(dump: Mapping[str, Any], cfg: CfgNode) -> list[dict]:
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[list[str]]:
-    """Collects the innermost modules whose output is not finite, in the order of their calls."""
+    """Collects the innermost modules whose output is not finite, in the order of their calls.
+
+    A module that calls none of its own, but computes with their weights, is such a one, too.
+    """
     found: list[str] = []
 
     def look(name: str, module: nn.Module, output: Any) -> None:
         named = f"{name} ({type(module).__name__})"
-        if named not in found and not all(one.isfinite().all() for one in _tensors(output)):
+        if any(one.startswith((named, f"{name}.")) for one in found):
+            return
+        if not all(one.isfinite().all() for one in _tensors(output)):
             found.append(named)
 
     handles = [
         module.register_forward_hook(lambda m, _, output, name=name: look(name, m, output))
         for name, module in model.named_modules()
-        if not list(module.children())
+        if name
     ]
     try:
         yield found

@@ -25,6 +25,7 @@ from segdet.errors import DataError
 from segdet.layers.losses import Losses
 from segdet.utils import comm
 from segdet.utils.events import EventStorage, get_event_storage
+from segdet.utils.mixed_precision import AMPConfig
 
 _log = logging.getLogger(__name__)
 
@@ -377,7 +378,7 @@ class AMPTrainer(SimpleTrainer):
         gather_metric_period: see SimpleTrainer.
         zero_grad_before_forward: see SimpleTrainer.
         seed: see SimpleTrainer.
-        precision: of autocast; by default float16 on CUDA and bfloat16 on the CPU.
+        precision: of autocast; by default that of SOLVER.AMP.
         grad_scaler: by default torch's own where precision is float16.
         log_grad_scaler: store its scale, as `grad_scaler`.
     """
@@ -405,8 +406,7 @@ class AMPTrainer(SimpleTrainer):
         )
         self.log_grad_scaler = log_grad_scaler
         self._device = next(model.parameters()).device.type
-        default = torch.float16 if self._device == "cuda" else torch.bfloat16
-        self.precision = precision or default
+        self.precision = precision or AMPConfig().dtype(self._device)
         self.grad_scaler = grad_scaler or torch.amp.GradScaler(
             self._device, enabled=self.precision is torch.float16
         )

@@ -13,6 +13,7 @@ from segdet.config.node import CfgNode
 from segdet.config.ranges import Finite, PositiveFloat, PositiveInt
 from segdet.data.test_time_augmentation import TestAugConfig
 from segdet.errors import ConfigError
+from segdet.utils.mixed_precision import AMPConfig
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class TestConfig:
     detections_per_image: PositiveInt = 100
     aug: TestAugConfig = field(default_factory=TestAugConfig)
     precise_bn: PreciseBNConfig = field(default_factory=PreciseBNConfig)
+    amp: AMPConfig = field(default_factory=AMPConfig)
 
     def __post_init__(self) -> None:
         for row in self.expected_results:

@@ -17,6 +17,7 @@ from segdet.modeling.box_head import FastRCNNOutputLayers
 from segdet.modeling.compiling import CompileConfig, compile_model
 from segdet.modeling.meta_arch import SYSTEMS, system_name
 from segdet.modeling.system import System
+from segdet.utils.mixed_precision import AMPConfig
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +25,8 @@ _log = logging.getLogger(__name__)
 def build_model(cfg: CfgNode) -> System:
     """The system that `cfg.MODEL` describes, with random weights, on MODEL.DEVICE.
 
-    With MODEL.COMPILE.ENABLED its dense parts are compiled, each when it is first called.
+    It predicts in the precision of TEST.AMP. With MODEL.COMPILE.ENABLED its dense parts are
+    compiled, each when it is first called.
 
     Raises:
         ConfigError: an unknown name or an unusable value.
@@ -33,6 +35,7 @@ def build_model(cfg: CfgNode) -> System:
     device = usable_device(cfg)
     model = read_section(SYSTEMS[name], cfg, at="MODEL").build()
     _give_class_weights(model, cfg)
+    model.amp = read_section(AMPConfig, cfg, at="TEST.AMP")
     compiling = read_section(CompileConfig, cfg, at="MODEL.COMPILE")
     if compiling.enabled:
         compile_model(model, mode=compiling.mode)

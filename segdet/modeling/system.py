@@ -17,6 +17,7 @@ from segdet.modeling.backbones import Backbone, BackboneSections
 from segdet.modeling.postprocessing import detector_postprocess, requested_size
 from segdet.modeling.sem_seg_head import SemSegHead
 from segdet.structures import ImageList, Targets
+from segdet.utils.mixed_precision import AMPConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class System(nn.Module, ABC):
     """
 
     result = "instances"  # the key of what `predict` finds, in the results
+    amp = AMPConfig()  # TEST.AMP, if `build_model` has built it
 
     def __init__(
         self, backbone: Backbone, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
@@ -106,7 +108,12 @@ class System(nn.Module, ABC):
         images = self.preprocess_image(batched_inputs)
         if self.training:
             return self.losses(images, self.read_targets(batched_inputs))
-        return self.postprocess(self.predict(images), batched_inputs)
+        return self.postprocess(self.find(images), batched_inputs)
+
+    def find(self, images: ImageList) -> Sequence[Any]:
+        """What `predict` finds, in the precision of TEST.AMP."""
+        with self.amp.autocast(self.device.type):
+            return self.predict(images)
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalised images, padded right and bottom with zeros to one size."""

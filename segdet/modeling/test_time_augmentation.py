@@ -112,7 +112,7 @@ class GeneralizedRCNNWithTTA(nn.Module):
 
     def _find(self, views: Sequence[dict[str, Any]]) -> list[Detections]:
         """Per view, detections in its own pixels."""
-        return list(self.model.predict(self.model.preprocess_image(list(views))))
+        return list(self.model.find(self.model.preprocess_image(list(views))))
 
     @staticmethod
     def _moved_back(found: Detections, moves: T.TransformList) -> Detections:

@@ -1,7 +1,6 @@
 """Optimizers and learning-rate schedules."""
 
 from segdet.solver.build import (
-    AMPConfig,
     ClipGradientsConfig,
     SolverConfig,
     build_lr_scheduler,
@@ -18,7 +17,6 @@ from segdet.solver.lr_scheduler import (
 )
 
 __all__ = [
-    "AMPConfig",
     "ClipGradientsConfig",
     "CosineParamScheduler",
     "LRMultiplier",

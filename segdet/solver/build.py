@@ -29,6 +29,7 @@ from segdet.solver.lr_scheduler import (
     WarmupParamScheduler,
 )
 from segdet.solver.sgd import SGD
+from segdet.utils.mixed_precision import AMPConfig
 
 _NORMS = (
     nn.BatchNorm1d,
@@ -64,13 +65,6 @@ class ClipGradientsConfig:
         else:
             for parameter in parameters:
                 nn.utils.clip_grad_norm_(parameter, self.clip_value, norm_type=self.norm_type)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AMPConfig:
-    """SOLVER.AMP; defaults are detectron2's."""
-
-    enabled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

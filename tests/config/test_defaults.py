@@ -149,7 +149,9 @@ BEYOND = {
     "SOLVER": {
         "CHECKPOINTS_KEPT": 0, "RESUME_CHANGED": False, "NONFINITE": "stop", "ACCUMULATE": 1,
     },
+    "SOLVER.AMP": {"PRECISION": ""},  # D2Go's name
     "TEST": {"BEST_METRIC": ""},
+    "TEST.AMP": {"ENABLED": False, "PRECISION": ""},
     "MODEL_EMA": {"ENABLED": False, "DECAY": 0.999},  # D2Go's names
     "MODEL": {"MASKIOU_ON": False, "MASKIOU_LOSS_WEIGHT": 1.0, "MOBILENET": False},
     "MODEL.BACKBONE": {"USE_ACT_CHECKPOINT": False},

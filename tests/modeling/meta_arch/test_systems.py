@@ -132,6 +132,25 @@ def test_results_are_sorted_clipped_and_of_the_asked_size(model, image):
             assert found.pred_masks.dtype == torch.bool
 
 
+@torch.no_grad()
+def test_half_precision_sees_nearly_the_same(system, tiny_cfg, image):
+    cfg = tiny_cfg(system)
+
+    def maps() -> dict[str, torch.Tensor]:
+        seen: dict[str, torch.Tensor] = {}
+        torch.manual_seed(0)
+        model = build_model(cfg).eval()
+        model.backbone.register_forward_hook(lambda _, __, maps: seen.update(maps))
+        assert model.result in model([image()])[0]
+        return seen
+
+    whole = maps()
+    cfg.TEST.AMP.ENABLED = True
+    half = maps()
+    assert all(half[level].dtype == torch.bfloat16 for level in whole)
+    assert all((half[i] - whole[i]).abs().max() < 0.1 * whole[i].abs().max() for i in whole)
+
+
 @pytest.mark.parametrize("system", WITH_BOXES, indirect=True)
 @torch.no_grad()
 def test_no_detections(system, tiny_cfg, image):
