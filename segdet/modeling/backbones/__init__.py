@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from segdet.config.ranges import Finite, NonNegativeInt
+from segdet.config.ranges import Finite, NonNegativeInt, Range
 from segdet.errors import ConfigError, did_you_mean
 from segdet.modeling.backbones.backbone import Backbone, checkpoint_activations, known
 from segdet.modeling.backbones.darknet import DarkNet
@@ -61,8 +62,8 @@ class BackboneConfig:
     """MODEL.BACKBONE; defaults are detectron2's."""
 
     name: str = "build_resnet_backbone"  # a key of BACKBONES
-    # 0 trains everything, 1 freezes the stem, k >= 2 the stem and up to res{k}.
-    freeze_at: NonNegativeInt = 2
+    # 0 or less trains everything, 1 freezes the stem, k >= 2 the stem and up to res{k}.
+    freeze_at: Annotated[int, Range()] = 2
     use_act_checkpoint: bool = False  # the backward pass computes maps inside of blocks once more
 
 
