@@ -255,7 +255,7 @@ class GeneralizedRCNN(MaskRCNN):
         """
         images = self.preprocess_image(batched_inputs)
         if detected_instances is None:
-            found = self.find(images)
+            found: Any = self.find(images)
         else:
             features = self.backbone(images.tensor)
             found = self.roi_heads.predict_masks(features, detected_instances)
