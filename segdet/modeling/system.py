@@ -117,11 +117,9 @@ class System(nn.Module, ABC):
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalised images, padded right and bottom with zeros to one size."""
-        images = [
-            (x["image"].to(self.device, self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-            for x in batched_inputs
-        ]
-        return self._pad(images)
+        # Copied as bytes: torch converts before it copies where it is asked for both at once.
+        pixels = [x["image"].to(self.device).to(self.pixel_mean.dtype) for x in batched_inputs]
+        return self._pad([(image - self.pixel_mean) / self.pixel_std for image in pixels])
 
     def _pad(self, maps: list[Tensor], value: float = 0.0) -> ImageList:
         """(..., H, W) each, at the right and the bottom, to one size that the backbone takes."""
