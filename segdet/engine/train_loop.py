@@ -378,7 +378,7 @@ class AMPTrainer(SimpleTrainer):
         gather_metric_period: see SimpleTrainer.
         zero_grad_before_forward: see SimpleTrainer.
         seed: see SimpleTrainer.
-        precision: of autocast; by default that of SOLVER.AMP.
+        precision: of autocast; by default float16 on CUDA and bfloat16 on the CPU.
         grad_scaler: by default torch's own where precision is float16.
         log_grad_scaler: store its scale, as `grad_scaler`.
     """

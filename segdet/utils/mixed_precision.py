@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class AMPConfig:
-    """SOLVER.AMP of training, TEST.AMP of prediction; names and defaults are D2Go's."""
+    """SOLVER.AMP of training, TEST.AMP of prediction; PRECISION is D2Go's name."""
 
     enabled: bool = False
     # "": float16 on GPUs, bfloat16 on CPUs.

@@ -335,6 +335,11 @@ def test_evaluator_by_metadata(cfg):
     assert isinstance(evaluator, CityscapesInstanceEvaluator)
 
 
+def test_amp_has_the_precision_asked_for(cfg):
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.PRECISION = True, "float16"
+    assert Plain(cfg)._trainer.precision is torch.float16
+
+
 @pytest.mark.parametrize("period, drawn", [(0, 0), (3, 1)])
 def test_vis_period_draws_training_images(cfg, period, drawn):
     cfg.VIS_PERIOD = period
