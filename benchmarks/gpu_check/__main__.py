@@ -1,8 +1,8 @@
 """All that only a GPU can tell, unattended: `make gpu-check PYTHON=python3` on a machine with one.
 
 Builds the ops, compares every op with the CPU, runs the ops' tests on the card, times Mask R-CNN
-and the ops against torchvision's, trains the demo model, and compares compiled models with the same
-as they are. Uses the interpreter as it is and no
+and the ops against torchvision's, trains the demo model, compares compiled models with the
+same as they are, and runs the other tests that are for a card. Uses the interpreter as it is and no
 network; a stage whose packages are missing is left out and says so (PYTHONPATH may name a folder
 that has them). Each stage has a limit on its time, all together 9 minutes.
 `benchmarks/results/CARD.json` is written after each, so that nothing is lost.
@@ -81,24 +81,22 @@ def make_stages(device: str, quick: bool, folder: Path) -> list[Stage]:
         result=compared,
     )
     marker = "cuda and not slow" if device == "cuda" else "not cuda and not slow"
-    xml = f"--junitxml={folder / 'tests.xml'}"
-    tests = Stage(
-        name="tests",
-        command=[
-            "-m",
-            "pytest",
-            "-q",
-            "tests/ops",
-            "-m",
-            marker,
-            "-k",
-            "nms" if quick else "",
-            xml,
-        ],
-        needs=["pytest"],
-        seconds=150,
-        result=folder / "tests.xml",
-    )
+
+    def tested(name: str, *paths: str, needs: list[str], seconds: int) -> Stage:
+        xml = folder / f"{name}.xml"
+        chosen = ["-m", marker, "-k", "nms" if quick else ""]
+        return Stage(
+            name=name,
+            command=["-m", "pytest", "-q", *paths, *chosen, f"--junitxml={xml}"],
+            needs=["pytest", *needs],
+            seconds=seconds,
+            result=xml,
+        )
+
+    tests = tested("tests", "tests/ops", needs=[], seconds=150)
+    paths = ["tests/structures", "tests/layers", "tests/data/test_parcel.py"]
+    packages = ["hypothesis", "pycocotools", "shapely", "yaml", "PIL"]
+    other_tests = tested("other_tests", *paths, needs=packages, seconds=60)
     models = Stage(
         name="models",
         command=measured("models", few="inference"),
@@ -140,7 +138,7 @@ def make_stages(device: str, quick: bool, folder: Path) -> list[Stage]:
         seconds=240,
         result=folder / "compiled.json",
     )
-    return [build, agreement, tests, models, ops, demo, compiled]
+    return [build, agreement, tests, models, ops, demo, compiled, other_tests]
 
 
 def main(argv: list[str]) -> int:

@@ -87,8 +87,12 @@ def _live_with_the_run(_: int) -> None:
 class Loader(DataLoader[Any]):
     """torch's loader over `Samples`; a user's mistake in a worker is raised here as it was.
 
+    Where there is a GPU, workers' batches come in page-locked memory, which it is copied from while
+    the program goes on.
+
     Args:
         dataset: of samples.
+        num_workers: worker processes; 0 computes samples in this one.
         collate_fn: list of samples -> batch; None keeps the list.
         kwargs: torch's.
     """
@@ -97,13 +101,16 @@ class Loader(DataLoader[Any]):
         self,
         dataset: Samples,
         *,
+        num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         **kwargs: Any,
     ) -> None:
         # An own generator: torch would draw the workers' seed from the global one.
         super().__init__(
             dataset,
+            num_workers=num_workers,
             collate_fn=_Collate(collate_fn or list),
+            pin_memory=num_workers > 0 and torch.cuda.is_available(),
             generator=torch.Generator(),
             worker_init_fn=_live_with_the_run,
             **kwargs,

@@ -24,12 +24,12 @@ from segdet.layers import (
 from segdet.modeling.box_coder import Box2BoxTransform, BoxRegressionLoss, check_box_loss
 from segdet.modeling.box_kind import UPRIGHT, BoxKind
 from segdet.modeling.federated import FederatedClasses
-from segdet.modeling.roi_pooler import ROIPooler
+from segdet.modeling.roi_pooler import PoolerConfig
 from segdet.structures import Detections, Proposals
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxHeadConfig:
+class BoxHeadConfig(PoolerConfig):
     """MODEL.ROI_BOX_HEAD; defaults are detectron2's."""
 
     name: str = ""
@@ -37,9 +37,6 @@ class BoxHeadConfig:
     bbox_reg_loss_weight: NonNegativeFloat = 1.0
     bbox_reg_weights: tuple[PositiveFloat, ...] = (10.0, 10.0, 5.0, 5.0)
     smooth_l1_beta: NonNegativeFloat = 0.0
-    pooler_resolution: PositiveInt = 14
-    pooler_sampling_ratio: NonNegativeInt = 0
-    pooler_type: str = "ROIAlignV2"
     num_fc: NonNegativeInt = 0
     fc_dim: PositiveInt = 1024
     num_conv: NonNegativeInt = 0
@@ -56,15 +53,6 @@ class BoxHeadConfig:
         if self.use_fed_loss and not self.use_sigmoid_ce:
             raise ConfigError("USE_FED_LOSS leaves out single classes: set USE_SIGMOID_CE to True")
         check_box_loss(self.bbox_reg_loss_type)
-
-    def build_pooler(self, strides: Sequence[int]) -> ROIPooler:
-        """The pooler for levels of these strides."""
-        return ROIPooler(
-            self.pooler_resolution,
-            strides=strides,
-            sampling_ratio=self.pooler_sampling_ratio,
-            pooler_type=self.pooler_type,
-        )
 
     @property
     def build(self) -> Callable[[int], FastRCNNConvFCHead]:

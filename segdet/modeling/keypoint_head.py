@@ -13,37 +13,24 @@ from torch import Tensor, nn
 from segdet.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import Losses, c2_msra_fill, conv3x3_relu
-from segdet.modeling.roi_pooler import ROIPooler
+from segdet.modeling.roi_pooler import PoolerConfig
 from segdet.structures import Proposals, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeypointHeadConfig:
-    """MODEL.ROI_KEYPOINT_HEAD; defaults are detectron2's."""
+class KeypointHeadConfig(PoolerConfig):
+    """MODEL.ROI_KEYPOINT_HEAD; defaults are detectron2's. Heat maps have 4 times the cells."""
 
     name: str = "KRCNNConvDeconvUpsampleHead"
-    pooler_resolution: PositiveInt = 14  # cells per side; the heat maps have 4 times as many
-    pooler_sampling_ratio: NonNegativeInt = 0
     conv_dims: tuple[PositiveInt, ...] = (512,) * 8
     num_keypoints: PositiveInt = 17  # 17 is COCO's person
     min_keypoints_per_image: NonNegativeInt = 1  # images with fewer are not trained on
     normalize_loss_by_visible_keypoints: bool = True
     loss_weight: NonNegativeFloat = 1.0
-    pooler_type: str = "ROIAlignV2"
 
     def __post_init__(self) -> None:
         if self.name not in KEYPOINT_HEADS:
             raise ConfigError(f"NAME {self.name!r} is unknown; known: {', '.join(KEYPOINT_HEADS)}")
-
-    def build_pooler(self, strides: Sequence[int], assign_criterion: str = "area") -> ROIPooler:
-        """The pooler for levels of these strides, among which `assign_criterion` chooses."""
-        return ROIPooler(
-            self.pooler_resolution,
-            strides=strides,
-            sampling_ratio=self.pooler_sampling_ratio,
-            pooler_type=self.pooler_type,
-            assign_criterion=assign_criterion,
-        )
 
     @property
     def build(self) -> Callable[[int, float], KRCNNConvDeconvUpsampleHead]:

@@ -16,7 +16,7 @@ from segdet.errors import ConfigError
 from segdet.layers import Conv2d, Losses, NormName, c2_msra_fill, conv3x3_relu, normal_fill
 from segdet.layers.prepared import FixedConv, Prepared, is_fixed, is_traced, prepare_conv
 from segdet.layers.recompute import recompute
-from segdet.modeling.roi_pooler import ROIPooler
+from segdet.modeling.roi_pooler import PoolerConfig
 from segdet.structures import Proposals, Targets
 
 REGIONS = 8  # whose masks are finished at a time, in the cache
@@ -24,31 +24,18 @@ GPU_REGIONS = 128  # where that is a GPU's, which wants few large kernels
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskHeadConfig:
-    """MODEL.ROI_MASK_HEAD; defaults are detectron2's."""
+class MaskHeadConfig(PoolerConfig):
+    """MODEL.ROI_MASK_HEAD; defaults are detectron2's. The masks have twice the pooled cells."""
 
     name: str = "MaskRCNNConvUpsampleHead"
-    pooler_resolution: PositiveInt = 14  # cells per side, before the 2x deconvolution
-    pooler_sampling_ratio: NonNegativeInt = 0
     num_conv: NonNegativeInt = 0
     conv_dim: PositiveInt = 256
     norm: NormName = ""
     cls_agnostic_mask: bool = False
-    pooler_type: str = "ROIAlignV2"
 
     def __post_init__(self) -> None:
         if self.name not in MASK_HEADS:
             raise ConfigError(f"NAME {self.name!r} is unknown; known: {', '.join(MASK_HEADS)}")
-
-    def build_pooler(self, strides: Sequence[int], assign_criterion: str = "area") -> ROIPooler:
-        """The pooler for levels of these strides, among which `assign_criterion` chooses."""
-        return ROIPooler(
-            self.pooler_resolution,
-            strides=strides,
-            sampling_ratio=self.pooler_sampling_ratio,
-            pooler_type=self.pooler_type,
-            assign_criterion=assign_criterion,
-        )
 
     @property
     def build(self) -> Callable[[int, int], MaskRCNNConvUpsampleHead]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from segdet.config.ranges import NonNegativeInt, PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import ROIAlign, ROIAlignRotated
 
@@ -17,6 +19,25 @@ POOLERS: dict[str, Callable[[int, float, int], nn.Module]] = {
     "ROIAlign": lambda *settings: ROIAlign(*settings, aligned=False),
     "ROIAlignRotated": ROIAlignRotated,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolerConfig:
+    """What a head's section says of its pooler; defaults are detectron2's."""
+
+    pooler_resolution: PositiveInt = 14  # cells per side
+    pooler_sampling_ratio: NonNegativeInt = 0
+    pooler_type: str = "ROIAlignV2"
+
+    def build_pooler(self, strides: Sequence[int], assign_criterion: str = "area") -> ROIPooler:
+        """The pooler for levels of these strides, among which `assign_criterion` chooses."""
+        return ROIPooler(
+            self.pooler_resolution,
+            strides=strides,
+            sampling_ratio=self.pooler_sampling_ratio,
+            pooler_type=self.pooler_type,
+            assign_criterion=assign_criterion,
+        )
 
 
 class ROIPooler(nn.Module):

@@ -117,9 +117,12 @@ class System(nn.Module, ABC):
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalised images, padded right and bottom with zeros to one size."""
-        # Copied as bytes: torch converts before it copies where it is asked for both at once.
-        pixels = [x["image"].to(self.device).to(self.pixel_mean.dtype) for x in batched_inputs]
+        pixels = [self._moved(x["image"], self.pixel_mean.dtype) for x in batched_inputs]
         return self._pad([(image - self.pixel_mean) / self.pixel_std for image in pixels])
+
+    def _moved(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """On the model's device. Asked for both at once, torch converts before it copies."""
+        return tensor.to(self.device, non_blocking=True).to(dtype)
 
     def _pad(self, maps: list[Tensor], value: float = 0.0) -> ImageList:
         """(..., H, W) each, at the right and the bottom, to one size that the backbone takes."""
@@ -153,7 +156,7 @@ class System(nn.Module, ABC):
             except (ValueError, DataError) as error:
                 name = x.get("file_name", x.get("image_id", i))
                 raise type(error)(f"image {name}: {error}") from None
-        maps = [x["sem_seg"].to(self.device, torch.int64) for x in batched_inputs]
+        maps = [self._moved(x["sem_seg"], torch.int64) for x in batched_inputs]
         return self._pad(maps, head.ignore_value).tensor
 
     def postprocess(self, found: Sequence[Any], batched_inputs: list[dict]) -> list[dict[str, Any]]:

@@ -128,11 +128,11 @@ def bombs() -> dict[str, bytes]:
 @pytest.mark.parametrize("bomb", list(bombs()))
 def test_bombs_are_refused_at_once(tmp_path, bomb):
     write(tmp_path / "a.pkl", bombs()[bomb])
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match=r"a\.pkl") as error:
         read_checkpoint(tmp_path / "a.pkl")
     assert not isinstance(error.value.__cause__, MemoryError)  # it was not even tried
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_doubled_tuples_are_read_in_no_time(tmp_path):
@@ -164,9 +164,9 @@ def test_many_empty_storages_are_read_in_no_time(tmp_path):
         for i in range(20_000)
     )
     write(tmp_path / "legacy.pth", b"".join(one + b"Q0" for one in empty) + tensor(4, 1, 0))
-    start = time.monotonic()
+    start = time.process_time()
     assert read_checkpoint(tmp_path / "legacy.pth")["model"]["a"].tolist() == [0, 1, 2, 3]
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("container", CONTAINERS[1:])

@@ -64,10 +64,10 @@ def test_tables_cover_every_nasty_picture(nasty: Path):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(nasty: Path, name: str):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match=f"{name}.*{REFUSED[name]}"):
         read_image(nasty / "images" / name, "BGR")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("name", sorted(DAMAGED))

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 import torch
 
+from segdet.data.loader import Loader, Samples
 from segdet.data.parcel import Parcel
 from segdet.structures import PolygonMasks, Targets
 
@@ -39,9 +41,29 @@ def test_large_tensors_share_one_block_and_can_be_written_to():
     small += 1
     assert (first == 7).all() and (second == 1).all() and (small == 2).all()
     assert second.data_ptr() % 64 == 0
-    assert first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr()
     assert 0 < abs(second.data_ptr() - first.data_ptr()) < 2 * image.numel()
 
 
 def test_a_batch_without_large_tensors():
     assert Parcel({"a": 1, "b": torch.tensor(3)}).unpack()["b"].item() == 3
+
+
+def test_its_block_is_pinned_in_one_piece(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.clone()) or pinned[0])
+    image = torch.randint(0, 256, (3, 200, 300), dtype=torch.uint8)
+    parcel = Parcel([image, image.float()])
+    first, second = parcel.pin_memory().unpack()
+    assert torch.equal(first, image) and torch.equal(second, image.float())
+    (block,) = pinned
+    # With the block's own storage torch knows when a copy from it is done.
+    assert {x.untyped_storage().data_ptr() for x in (first, second)} == {block.data_ptr()}
+
+
+@pytest.mark.cuda
+def test_workers_batches_are_page_locked():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    image = torch.randint(0, 256, (3, 200, 300), dtype=torch.uint8)
+    for (moved,) in Loader(Samples([image] * 4), num_workers=2):
+        assert moved.is_pinned() and torch.equal(moved.to("cuda", non_blocking=True).cpu(), image)

@@ -6,6 +6,10 @@ import torch
 
 from segdet.engine.heap import return_free_memory
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc is told"
+)
+
 
 def resident() -> int:
     """Bytes of this process."""
@@ -13,11 +17,19 @@ def resident() -> int:
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) << 10
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc is told")
 def test_what_lies_between_blocks_in_use_goes_back():
     blocks = [torch.ones(1 << 16, dtype=torch.uint8) for _ in range(1024)]
     blocks = blocks[::2]  # 32 MiB in gaps of 64 KiB
     held = resident()
-    return_free_memory()
+    return_free_memory(much=32 << 20)
     assert resident() < held - (20 << 20)
+    assert all(map(torch.all, blocks))
+
+
+def test_a_process_with_little_in_use_keeps_what_it_freed():
+    blocks = [torch.ones(1 << 16, dtype=torch.uint8) for _ in range(1024)]
+    blocks = blocks[::2]
+    held = resident()
+    return_free_memory(much=1 << 40)
+    assert resident() > held - (1 << 20)
     assert all(map(torch.all, blocks))

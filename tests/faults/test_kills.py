@@ -42,7 +42,7 @@ def test_workers_end_with_the_run_though_nobody_takes_their_batches():
     assert len(workers) == 2
     run.kill()
     run.join()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while any(os.path.exists(f"/proc/{pid}") for pid in workers):
         assert time.monotonic() < end
         time.sleep(0.05)

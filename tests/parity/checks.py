@@ -1,5 +1,6 @@
 """What a golden case of the folder `systems` compares."""
 
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -28,3 +29,9 @@ class Check(NamedTuple):
 def relative(bar: float, expected: np.ndarray | float) -> float:
     """The bar for numbers that may be off by this part of the largest of them."""
     return bar * float(np.abs(expected).max())
+
+
+def sampled(recipe: ModuleType, x: Tensor, expected: np.ndarray) -> Tensor:
+    """The elements of `x` that the original's sample `expected` was taken from."""
+    flat = x.detach().flatten()
+    return flat[torch.from_numpy(recipe.sample_index(flat.numel(), len(expected)))]

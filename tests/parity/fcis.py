@@ -22,7 +22,7 @@ from segdet.modeling.mask_voting import MaskVoting, ScoredRegions, scaled
 from segdet.modeling.matching import Matcher
 from segdet.modeling.roi_heads import ProposalSampler
 from segdet.structures import Boxes, Proposals, Targets, clip_boxes
-from tests.parity.checks import Check, relative
+from tests.parity.checks import Check, relative, sampled
 
 PREFIX = "head."
 EVERY = 1 << 30
@@ -47,7 +47,7 @@ class FCISParts:
         feature = self.feature()
         with torch.no_grad():
             self.maps = self.head(feature)
-        self.feature_sample = self.sample(feature, arrays["input"]["res5_sample"])
+        self.feature_sample = sampled(self.recipe, feature, arrays["input"]["res5_sample"])
 
     def draw(self, name: str) -> Tensor:
         shape, seed = self.params["input"][name], self.meta["weight_seed"]
@@ -81,10 +81,6 @@ class FCISParts:
     def bar(self, name: str, exact: float = 1e-6) -> float:
         return exact if self.is_exact else self.tol[name]
 
-    def sample(self, x: Tensor, expected: np.ndarray) -> Tensor:
-        flat = x.detach().flatten()
-        return flat[torch.from_numpy(self.recipe.sample_index(flat.numel(), len(expected)))]
-
     def background_first(self, x: Tensor, dim: int = 0) -> Tensor:
         """In the case's order, where `dim` runs over the classes, or over all maps of each."""
         by_class = x.unflatten(dim, (self.num_classes + 1, -1))
@@ -104,7 +100,9 @@ class FCISParts:
         """Score maps, both passes over them, and detections of given regions."""
         expected = self.arrays["input"]
         yield Check("res5", self.feature_sample, expected["res5_sample"], 1e-6)
-        seg = self.sample(self.background_first(self.maps.seg, 1), expected["cls_seg_sample"])
+        seg = sampled(
+            self.recipe, self.background_first(self.maps.seg, 1), expected["cls_seg_sample"]
+        )
         bar = relative(1e-6, expected["cls_seg_sample"]) if self.is_exact else 5e-5
         yield Check("score maps", seg, expected["cls_seg_sample"], bar)
         boxes = self.boxes(self.arrays["forward"]["rois"])
@@ -271,8 +269,8 @@ class FCISParts:
             seg = self.background_first(maps.seg.grad, 1)
             box = F.pad(maps.box.grad, (0, 0, 0, 0, maps.box.shape[1], 0))  # background's
             given = {
-                "d_cls_seg_sample": self.sample(seg, expected["d_cls_seg_sample"]),
-                "d_bbox_sample": self.sample(box, expected["d_bbox_sample"]),
+                "d_cls_seg_sample": sampled(self.recipe, seg, expected["d_cls_seg_sample"]),
+                "d_bbox_sample": sampled(self.recipe, box, expected["d_bbox_sample"]),
                 "d_cls_seg_bias": self.background_first(head.fcis_cls_seg.bias.grad),
                 "d_bbox_bias": F.pad(head.fcis_bbox.bias.grad, (maps.box.shape[1], 0)),
             }

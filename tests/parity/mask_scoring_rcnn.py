@@ -21,7 +21,7 @@ from segdet.modeling.maskiou_head import (
     shares_inside,
 )
 from segdet.structures import Boxes, Detections, PolygonMasks, Proposals, Targets
-from tests.parity.checks import Check, relative
+from tests.parity.checks import Check, relative, sampled
 
 PREFIX = "roi_heads.maskiou_head."
 
@@ -72,10 +72,6 @@ class MaskScoringRCNNHead:
     def bar(self, name: str, exact: float) -> float:
         return exact if self.is_exact else self.tol[name]
 
-    def sample(self, x: Tensor, expected: np.ndarray) -> Tensor:
-        flat = x.detach().flatten()
-        return flat[torch.from_numpy(self.recipe.sample_index(flat.numel(), len(expected)))]
-
     def scene(self) -> tuple[list[Proposals], list[Targets]]:
         """The foreground regions of each image, and its objects."""
         arrays, params = self.arrays["scene"], self.params["scene"]
@@ -111,7 +107,7 @@ class MaskScoringRCNNHead:
             ious = self.head(self.features, masks)
         for hook in hooks:
             hook.remove()
-        pooled = self.sample(seen["input"][:, -1:], expected["pooled_mask_sample"])
+        pooled = sampled(self.recipe, seen["input"][:, -1:], expected["pooled_mask_sample"])
         yield Check("pooled mask", pooled, expected["pooled_mask_sample"], 1e-6)
         every = seen["fc2"].shape[1] // expected["fc2"].shape[1]
         fc2 = seen["fc2"].relu()[:, ::every]
@@ -182,10 +178,14 @@ class MaskScoringRCNNHead:
             grad = self.head.get_parameter(self.ours[name].removeprefix(PREFIX)).grad
             yield Check(name, grad.double().norm(), np.array(norm), bar * norm)
         given = {
-            "roi_feature_sample": self.sample(features.grad, expected["roi_feature_sample"]),
+            "roi_feature_sample": sampled(
+                self.recipe, features.grad, expected["roi_feature_sample"]
+            ),
             "grad_label_logits": own.grad,
             "maskiou_bias": torch.nn.functional.pad(self.head.maskiou.bias.grad, (1, 0)),
-            "fcn1_sample": self.sample(self.head.maskiou_fcn1.weight.grad, expected["fcn1_sample"]),
+            "fcn1_sample": sampled(
+                self.recipe, self.head.maskiou_fcn1.weight.grad, expected["fcn1_sample"]
+            ),
         }
         bar = max(bar, 1e-6)  # samples are stored in float32
         for name, ours in given.items():

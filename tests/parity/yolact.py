@@ -15,7 +15,7 @@ from segdet.modeling import build_model
 from segdet.modeling.meta_arch.yolact import YOLACT, Maps
 from segdet.modeling.yolact_loss import read_image_targets
 from segdet.structures import BitMasks, Boxes, Detections, ImageList, Targets
-from tests.parity.checks import Check, relative
+from tests.parity.checks import Check, relative, sampled
 
 DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 PIXELS = {  # backbones -> mean and deviation of images in RGB order
@@ -120,10 +120,6 @@ class Yolact:
         model.load_state_dict(state, strict=True)
         return model.to(self.dtype)
 
-    def sample(self, x: Tensor, expected: np.ndarray) -> Tensor:
-        flat = x.detach().flatten()
-        return flat[torch.from_numpy(self.recipe.sample_index(flat.numel(), len(expected)))]
-
     def module(self, name: str) -> nn.Module:
         """What gives the original's intermediate `name`; of a deformable layer, what follows it."""
         stage = name.removeprefix("backbone.layers.")
@@ -148,7 +144,7 @@ class Yolact:
     def outputs(self) -> Iterator[Check]:
         """Pixels, intermediates, predictions of sampled prior boxes, and detections."""
         expected = self.arrays["input"]["normalised_sample"]
-        pixels = self.sample(self.images.tensor, expected)
+        pixels = sampled(self.recipe, self.images.tensor, expected)
         yield Check("pixels", pixels, expected, STORED if self.is_exact else 1e-4)
         names = [case.removeprefix("mid:") for case in self.cases if case.startswith("mid:")]
         seen: dict[str, Tensor] = {}
@@ -163,7 +159,7 @@ class Yolact:
             case, expected = self.cases[f"mid:{name}"], self.arrays[f"mid:{name}"]["sample"]
             assert list(seen[name].shape) == case["params"]["shape"], name
             bar = STORED if self.is_exact else case["tol"]["over_std_f32"]
-            ours = self.sample(seen[name], expected)
+            ours = sampled(self.recipe, seen[name], expected)
             yield Check(name, ours, expected, bar * case["params"]["std"])
         yield from self.raw(maps)
         for name in ("fast", "cross_class"):
@@ -188,7 +184,7 @@ class Yolact:
             "loc": head.deltas[0, index],
             "conf": head.logits[0, index].softmax(-1),
             "mask": head.coefficients[0, index],
-            "proto": self.sample(prototypes, expected["proto_sample"]),
+            "proto": sampled(self.recipe, prototypes, expected["proto_sample"]),
         }
         for name, value in ours.items():
             theirs = expected["proto_sample" if name == "proto" else name]
@@ -283,7 +279,7 @@ class Yolact:
             grad = self.model.get_parameter(official_name(name)).grad
             yield Check(name, grad.double().norm(), np.array(norm), bar * norm)
             expected = self.arrays[f"grad:{name}"]["sample"]
-            ours = self.sample(grad, expected)
+            ours = sampled(self.recipe, grad, expected)
             yield Check(f"{name} sample", ours, expected, relative(of_one, expected))
         for case in self.arrays:
             if case.startswith("buffer:"):

@@ -167,7 +167,7 @@ class BlendMask(System):
             except (ValueError, DataError) as error:
                 name = x.get("file_name", x.get("image_id", i))
                 raise type(error)(f"image {name}: {error}") from None
-            maps.append(labels.to(self.device, torch.int64))
+            maps.append(self._moved(labels, torch.int64))
         return BlendMaskTargets(instances, self._pad(maps).tensor)
 
     def losses(self, images: ImageList, targets: BlendMaskTargets) -> Losses:
