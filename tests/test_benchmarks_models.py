@@ -64,18 +64,20 @@ def row(name, **fields):
 
 @pytest.fixture
 def file(tmp_path):
-    first = next(iter(systems.SYSTEMS))
+    first, *_, last = systems.SYSTEMS
     work = {"system": first, "work": "inference", "width": 640, "height": 480, "batch": 1}
     work |= {"objects": 7, "threads": 2, "images_per_s": 0.8}
     peer = {"peer": "torchvision <9>", "peer_s": 2.5, "ratio": 2.0}
     scaling = [
         row(f"scaling {n}", **work | {"batch": n}, scaling="batch", peer_s=None) for n in (1, 2)
     ]
+    memory = {"ours_mib": 900.4, "ours_imports_mib": 5, "peer_mib": 1000, "peer_imports_mib": 6}
     told = [
+        row("another", **work | {"system": last}) | peer,
         row("speed", **work) | peer,
         *scaling,
         row("stage", system=first, work="inference", stage="box & mask"),
-        row("memory of X", ours_mib=900.4, ours_imports_mib=5, peer_mib=1000, peer_imports_mib=6),
+        row("memory of X", system=first, work="training step", **memory),
     ]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(told))
@@ -89,6 +91,7 @@ def test_the_page_tells_all_rows_and_its_pictures_can_be_read(file, tmp_path, mo
     page.main()
     text = written.read_text()
     assert "| speed | 1.250 | 2.500 (torchvision <9>) | 2.00 | 0.80 |" in text
+    assert text.index("| speed |") < text.index("| another |")
     assert "| X | 900 (5) | 1000 (6) |" in text and "1: 1.25 s, 2: 1.25 s" in text
     pictures = sorted(written.parent.glob("benchmarks/*.svg"))
     assert [p.stem for p in pictures] == [

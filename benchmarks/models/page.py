@@ -131,12 +131,16 @@ class Page:
     """What the rows of a file say, as pictures and tables.
 
     Args:
-        rows: of the file.
+        rows: of the file; they come by system, work and size of the images.
         pictures: folder of the pictures, below that of the page.
     """
 
     def __init__(self, rows: list[dict[str, Any]], pictures: Path) -> None:
-        self.rows = rows
+        systems = list(SYSTEMS)
+        # However a file was updated; rows of one place stay in their order.
+        self.rows = sorted(
+            rows, key=lambda r: (systems.index(r["system"]), r["work"], r.get("height", 0))
+        )
         self.pictures = pictures
 
     def write(self, file: Path, source: str) -> None:
