@@ -139,7 +139,11 @@ class Page:
         systems = list(SYSTEMS)
         # However a file was updated; rows of one place stay in their order.
         self.rows = sorted(
-            rows, key=lambda r: (systems.index(r["system"]), r["work"], r.get("height", 0))
+            rows,
+            key=lambda r: (
+                *(systems.index(r["system"]), r["work"]),
+                *(r.get("height", 0), r.get("batch", 1)),
+            ),
         )
         self.pictures = pictures
 
