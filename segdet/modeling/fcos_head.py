@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdet.layers import Conv2d, ModulatedDeformConv, get_norm, normal_fill
+from segdet.layers.patches import patches_at
 
 # Norms with running statistics, which differ from level to level: every level has one of its own.
 BATCH_NORMS = ("BN", "SyncBN", "FrozenBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -179,14 +180,10 @@ class TopLayer(nn.Conv2d):
             image: (P,) int64 index in the batch.
             cell: (P,) int64, row * W + column.
         """
-        height, width = x.shape[-2:]
-        around = torch.arange(-1, 2, device=x.device)
-        row = (cell // width)[:, None, None] + around[:, None]  # (P, 3, 1)
-        column = (cell % width)[:, None, None] + around  # (P, 1, 3)
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)  # (P, 3, 3)
-        row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
-        patches = x[image[:, None, None], :, row, column]  # (P, 3, 3, C)
-        patches = torch.where(inside[..., None], patches, 0)
+        width = x.shape[-1]
+        cells = torch.stack((image, cell // width, cell % width), 1)
+        patches, on_map = patches_at(x, cells, reach=1)
+        patches = patches * on_map
         return F.linear(patches.flatten(1), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
 
 

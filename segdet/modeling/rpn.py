@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segdet.config.ranges import Fraction, IoULabel, NonNegativeFloat, PositiveFloat, PositiveInt
 from segdet.errors import ConfigError
 from segdet.layers import Conv2d, Losses, normal_fill
+from segdet.layers.patches import patches_at
 from segdet.modeling.anchors import DefaultAnchorGenerator, flatten_cells
 from segdet.modeling.box_coder import Box2BoxTransform, BoxRegressionLoss, check_box_loss
 from segdet.modeling.box_kind import UPRIGHT, BoxKind
@@ -180,7 +181,7 @@ class StandardRPNHead(nn.Module):
         hidden, inside, order = [], [], []
         for level, x in enumerate(features):
             rows = torch.nonzero(cells[:, 0] == level).squeeze(1)
-            patches, on_map = _patches(x, cells[rows, 1:], reach=len(convs))
+            patches, on_map = patches_at(x, cells[rows, 1:], reach=len(convs))
             hidden.append(patches)
             inside.append(on_map)
             order.append(rows)
@@ -198,27 +199,6 @@ class StandardRPNHead(nn.Module):
 def _as_linear(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """The convolution at one cell, of all that it sees there: (..., C * k * k) to (..., C)."""
     return F.linear(x, conv.weight.flatten(1), conv.bias)
-
-
-def _patches(x: Tensor, cells: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """Squares of 2 * reach + 1 cells around some of a map's, and which of them lie on the map.
-
-    Args:
-        x: (B, C, H, W).
-        cells: (S, 3) int64: image, row, column.
-        reach: cells from the middle to the border of a square.
-
-    Returns:
-        (S, side, side, C) with arbitrary values beyond the map; (S, side, side, 1) of 0 and 1.
-    """
-    image, row, column = cells[:, :, None].unbind(1)  # (S, 1) each
-    around = torch.arange(-reach, reach + 1, device=x.device)
-    rows, columns = row + around, column + around  # (S, side)
-    height, width = x.shape[2:]
-    on_rows, on_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-    on_map = (on_rows[:, :, None] & on_columns[:, None])[..., None].to(x.dtype)
-    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    return x.permute(0, 2, 3, 1)[image[:, None], rows[:, :, None], columns[:, None]], on_map
 
 
 def _standard_head(
