@@ -1,6 +1,6 @@
 """Data sets, transforms and loaders, under detectron2's names."""
 
-from segdet.data import transforms
+from segdet.data import detection_utils, transforms
 from segdet.data.build import (
     build_batch_data_loader,
     build_detection_test_loader,
@@ -30,6 +30,7 @@ __all__ = [
     "build_batch_data_loader",
     "build_detection_test_loader",
     "build_detection_train_loader",
+    "detection_utils",
     "get_detection_dataset_dicts",
     "load_proposals_into_dataset",
     "print_instances_class_histogram",

@@ -197,6 +197,7 @@ class BlendMask(System):
         side = self.blender.mask_side
         masks = [t.gt_masks.crop_and_resize(b, side) for t, b in zip(targets, boxes, strict=True)]
         gt_masks = torch.cat(masks).to(bases.device)[objects.gt_index]  # (P, R, R)
+        # Objects repeat: the gradient of x[index] adds them up in an order that threads race for.
         pooled = self.blender.pool(bases, boxes).index_select(0, objects.gt_index)  # (P, K, R, R)
         logits = self.blender(pooled, objects.features)
         total = objects.centerness.sum()
